@@ -1,0 +1,170 @@
+"""A published bundle, opened: the manifest, and files whose hashes were checked before anything parsed them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors.numpy import load as load_safetensors
+
+from model_store.errors import IncompatibleError, IntegrityError
+from model_store.manifest import ARRAYS_FILE, SCHEMA_VERSION, FileEntry, Manifest
+from model_store.onnx_guard import refuse_external_data
+
+MANIFEST_FILE = "manifest.json"
+MAX_MANIFEST_BYTES = 16 * 2**20
+
+
+def file_entry(data: bytes) -> FileEntry:
+    """The manifest entry (size, sha256) of a file's bytes."""
+    return FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+class Bundle:
+    """One immutable version of a model.
+
+    Attributes:
+        path: the folder `NAME/VERSION`.
+        manifest: its validated manifest.
+        digest: sha256 (hex) of `manifest.json`. As the manifest holds the hash of every other file, two bundles
+            of one digest are the same to the byte.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads and validates the manifest; no other file is touched.
+
+        Raises:
+            IntegrityError: the manifest is missing, too large or no valid manifest.
+            IncompatibleError: it was written by another schema version.
+        """
+        self.path = path
+        raw = self._read_manifest()
+        self.digest = hashlib.sha256(raw).hexdigest()
+        self.manifest = _parse_manifest(raw, path)
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def version(self) -> int:
+        return self.manifest.version
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.name}@{self.version}, {self.digest[:12]})"
+
+    def read(self, file: str) -> bytes:
+        """The bytes of a file that the manifest lists, after its size and hash were checked.
+
+        ONNX files are also searched for external data, which is refused.
+
+        Raises:
+            IntegrityError: not listed, missing, changed since publishing, or with external data.
+        """
+        entry = self.manifest.files.get(file)
+        if entry is None:
+            raise IntegrityError(f"{self} lists no file {file!r} in its manifest; publish it again.")
+        path = self.path / file
+        try:
+            if path.is_symlink():
+                raise IntegrityError(f"{path} is a link, which is refused; publish the bundle again.")
+            # The size is compared before reading, so that a swapped huge file costs nothing.
+            size = path.stat().st_size
+            data = path.read_bytes() if size == entry.size else None
+        except OSError as e:
+            raise IntegrityError(f"{path} cannot be read ({e.strerror}); publish the bundle again.") from e
+        if data is None:
+            raise IntegrityError(
+                f"{path} has another size than when it was published; publish the bundle again.",
+                expected=f"{entry.size} bytes",
+                got=f"{size} bytes",
+            )
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != entry.sha256:
+            raise IntegrityError(
+                f"{path} changed since it was published; publish the bundle again.",
+                expected=f"sha256 {entry.sha256}",
+                got=f"sha256 {digest}",
+            )
+        if file.endswith(".onnx"):
+            refuse_external_data(data, file)
+        return data
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays of `arrays.safetensors`, checked against the manifest's shapes.
+
+        Raises:
+            IntegrityError: as `read`, or the arrays do not fit the manifest.
+        """
+        try:
+            arrays = load_safetensors(self.read(ARRAYS_FILE))
+        except IntegrityError:
+            raise
+        except Exception as e:
+            raise IntegrityError(f"{self}: {ARRAYS_FILE} is not readable; publish the bundle again.") from e
+        latent = self.manifest.latent
+        expected = (latent.anchors, latent.trajectories, latent.steps + 1, latent.dimension)
+        nodes = arrays.get("nodes")
+        if nodes is None or nodes.shape != expected or nodes.dtype != np.float32:
+            raise IntegrityError(
+                f"{self}: the latent nodes do not fit the manifest; publish the bundle again."
+            )
+        return arrays
+
+    def verify(self) -> None:
+        """Checks every file of the bundle, and that nothing lies beside them.
+
+        Raises:
+            IntegrityError: at the first file that is missing, changed, unsafe or not listed.
+        """
+        for file in self.manifest.files:
+            self.read(file)
+        self.arrays()
+        listed = {MANIFEST_FILE, *self.manifest.files}
+        found = {p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if not p.is_dir()}
+        if found - listed:
+            raise IntegrityError(
+                f"{self} holds files that its manifest does not list: {sorted(found - listed)}."
+            )
+
+    def _read_manifest(self) -> bytes:
+        path = self.path / MANIFEST_FILE
+        try:
+            if path.stat().st_size > MAX_MANIFEST_BYTES:
+                raise IntegrityError(f"{path} is larger than any manifest; publish the bundle again.")
+            return path.read_bytes()
+        except OSError as e:
+            raise IntegrityError(f"{path} cannot be read ({e.strerror}); publish the bundle again.") from e
+
+
+def _parse_manifest(raw: bytes, path: Path) -> Manifest:
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        raise IntegrityError(f"{path / MANIFEST_FILE} is not JSON; publish the bundle again.") from e
+    # The version is looked at before the schema: another version's fields are not ours to judge.
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise IncompatibleError(
+            f"{path} was written with bundle schema {version!r}; this fiberwalk reads schema {SCHEMA_VERSION}. "
+            "Build it again with this version, or serve it with the version that built it.",
+            expected=str(SCHEMA_VERSION),
+            got=repr(version),
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise IntegrityError(
+            f"{path / MANIFEST_FILE} is no valid manifest: {where}: {first['msg']}; publish the bundle again."
+        ) from e
+    for file in manifest.files:
+        if file != Path(file).name or file in {"", ".", ".."} or "\\" in file:
+            raise IntegrityError(f"{path}: the manifest lists {file!r}, which is not a plain file name.")
+    return manifest

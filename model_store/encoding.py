@@ -1,0 +1,79 @@
+"""From a user's columns to the network's input, the same on both sides.
+
+The builder encodes the training table with it, the server every request, so the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.errors import InputError
+from model_store.manifest import CategoricalColumn, NumericColumn, TableInput, TensorInput
+
+Float32 = NDArray[np.float32]
+
+
+class TableEncoder:
+    """Encodes rows of named columns as a (B, width) float32 matrix: z-scores, and one 0/1 column a category."""
+
+    def __init__(self, spec: TableInput) -> None:
+        self.spec = spec
+        self.names = [c.name for c in spec.columns]
+        self.all_numeric = all(isinstance(c, NumericColumn) for c in spec.columns)
+        self._mean = np.array([c.mean if isinstance(c, NumericColumn) else 0.0 for c in spec.columns])
+        self._scale = np.array([c.scale if isinstance(c, NumericColumn) else 1.0 for c in spec.columns])
+        self._codes = [
+            {v: i for i, v in enumerate(c.categories)} if isinstance(c, CategoricalColumn) else None
+            for c in spec.columns
+        ]
+        self.width = sum(1 if codes is None else len(codes) for codes in self._codes)
+
+    def encode_matrix(self, rows: NDArray[np.float64]) -> Float32:
+        """Encodes (B, C) numbers of a table whose columns are all numeric."""
+        return ((rows - self._mean) / self._scale).astype(np.float32)
+
+    def encode_columns(self, columns: Sequence[NDArray[Any]]) -> Float32:
+        """Encodes one array of B values a column, in the model's column order.
+
+        Raises:
+            InputError: a category that the model has not been built with.
+        """
+        rows = len(columns[0])
+        out = np.zeros((rows, self.width), dtype=np.float32)
+        at = 0
+        for j, (column, codes) in enumerate(zip(columns, self._codes, strict=True)):
+            if codes is None:
+                out[:, at] = (np.asarray(column, dtype=np.float64) - self._mean[j]) / self._scale[j]
+                at += 1
+                continue
+            for i, value in enumerate(column):
+                code = codes.get(value)
+                if code is None:
+                    known = ", ".join(list(codes)[:12]) + (", ..." if len(codes) > 12 else "")
+                    raise InputError(
+                        f"Column {self.names[j]!r} has no category {value!r}; use one of those the model knows.",
+                        code="unknown_category",
+                        field=f"inputs[{i}].{self.names[j]}",
+                        expected=f"one of: {known}",
+                        got=repr(value)[:80],
+                    )
+                out[i, at + code] = 1.0
+            at += len(codes)
+        return out
+
+
+class TensorEncoder:
+    """Encodes (B, *shape) numbers as `(value - mean) / scale` in float32."""
+
+    def __init__(self, spec: TensorInput) -> None:
+        self.spec = spec
+        self.shape = tuple(spec.shape)
+
+    def encode(self, values: NDArray[Any]) -> Float32:
+        """Encodes an array of shape (B, *shape) or (B, prod(shape)), row-major."""
+        x = np.asarray(values, dtype=np.float64).reshape(-1, *self.shape)
+        return ((x - self.spec.mean) / self.spec.scale).astype(np.float32)

@@ -1,0 +1,273 @@
+"""What a bundle is: the pydantic schema of `manifest.json`.
+
+A bundle holds everything a server needs to answer with error bars, and nothing that can run code when it is
+read: JSON, ONNX and safetensors. Lengths: S posterior samples, B rows, A anchors, N trajectories an anchor,
+T drift steps, k latent dimensions, P random weights, O network outputs.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION: Final = 1
+
+DECODER_FILE: Final = "decoder.onnx"
+"""Inputs `latents` (S, k) float32 and `anchors` (S,) int64; outputs `weights` (S, P) and `coefficients`
+(S, A*(1+rank)), the coordinates of the weights in the decoder's linear last layer (initializer `head`,
+(A*(1+rank), P), so that `weights = coefficients @ head`)."""
+
+BASE_FILE: Final = "base.onnx"
+"""Inputs: the network's input `inputs` (B, ...) float32, or the trunk's outputs where there is a trunk, and
+every random parameter by its `ParameterSpec.input` as (S, *shape); output `outputs` (S, B, O)."""
+
+TRUNK_FILE: Final = "trunk.onnx"
+"""Input `inputs` (B, ...); outputs the tensors named in `NetworkSpec.trunk_outputs`, free of S."""
+
+ARRAYS_FILE: Final = "arrays.safetensors"
+"""`nodes` (A, N, T+1, k) float32: latents of every trajectory from its anchor (position 0) to its end (1);
+`interval_scores` (n,) float64 sorted, for regression."""
+
+CARD_FILE: Final = "card.md"
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+
+class NumericColumn(_Schema):
+    """A number, encoded as `(value - mean) / scale`."""
+
+    kind: Literal["numeric"] = "numeric"
+    name: str
+    unit: str | None = None
+    mean: float = 0.0
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+class CategoricalColumn(_Schema):
+    """One of `categories`, encoded as one 0/1 column each, in this order."""
+
+    kind: Literal["categorical"] = "categorical"
+    name: str
+    unit: str | None = None
+    categories: list[str]
+
+
+Column = Annotated[NumericColumn | CategoricalColumn, Field(discriminator="kind")]
+
+
+class TableInput(_Schema):
+    """Rows of named columns."""
+
+    kind: Literal["table"] = "table"
+    columns: Annotated[list[Column], Field(min_length=1)]
+
+
+class TensorInput(_Schema):
+    """Arrays of one shape (images, sequences), encoded as `(value - mean) / scale`."""
+
+    kind: Literal["tensor"] = "tensor"
+    shape: Annotated[list[int], Field(min_length=1)]
+    mean: float = 0.0
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    unit: str | None = None
+
+
+InputSpec = Annotated[TableInput | TensorInput, Field(discriminator="kind")]
+
+
+class RegressionTarget(_Schema):
+    """A real target; the network predicts `(y - mean) / scale`."""
+
+    task: Literal["regression"] = "regression"
+    name: str
+    unit: str | None = None
+    mean: float
+    scale: Annotated[float, Field(gt=0)]
+
+
+class ClassificationTarget(_Schema):
+    """A class; the network predicts one logit for each of `classes`."""
+
+    task: Literal["classification"] = "classification"
+    name: str
+    classes: Annotated[list[int | str], Field(min_length=2)]
+
+
+Target = Annotated[RegressionTarget | ClassificationTarget, Field(discriminator="task")]
+
+
+class ParameterSpec(_Schema):
+    """One random parameter: `weights[:, offset : offset + prod(shape)]` reshaped to (S, *shape)."""
+
+    name: str
+    input: str
+    shape: list[int]
+    offset: int
+
+
+class NetworkSpec(_Schema):
+    """The base architecture as a function of its random weights.
+
+    `form` says how `base.onnx` treats the sample axis: `batched` computes all samples in each operator,
+    `scan` loops over them inside the graph. Either way one run takes all S samples and the whole batch.
+    """
+
+    form: Literal["batched", "scan"]
+    outputs: Annotated[int, Field(ge=1)]
+    weights: Annotated[int, Field(ge=1)]
+    fixed_weights: Annotated[int, Field(ge=0)] = 0
+    parameters: Annotated[list[ParameterSpec], Field(min_length=1)]
+    trunk_outputs: list[str] = []
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _layout_is_dense(self) -> NetworkSpec:
+        end = 0
+        for p in self.parameters:
+            if p.offset != end:
+                raise ValueError(f"parameter {p.name} starts at {p.offset}, expected {end}")
+            size = 1
+            for n in p.shape:
+                size *= n
+            end += size
+        if end != self.weights:
+            raise ValueError(f"the parameters hold {end} weights, expected {self.weights}")
+        return self
+
+
+class LatentPlan(_Schema):
+    """How posterior samples are drawn: uniformly in position over [start, stop] of every trajectory.
+
+    Position u of a trajectory lies between its nodes floor(u*T) and ceil(u*T), interpolated linearly.
+    """
+
+    name: str
+    samples: Annotated[int, Field(ge=1)]
+    start: Annotated[float, Field(ge=0, le=1)] = 0.0
+    stop: Annotated[float, Field(ge=0, le=1)] = 1.0
+    drift_scale: Annotated[float, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LatentPlan:
+        if self.start > self.stop:
+            raise ValueError("start must not exceed stop")
+        return self
+
+
+class LatentSpace(_Schema):
+    """The latent space of the decoder and the plans that draw from it (at least `predict` and `ood`)."""
+
+    anchors: Annotated[int, Field(ge=1)]
+    trajectories: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1)]
+    dimension: Annotated[int, Field(ge=1)]
+    rank: Annotated[int, Field(ge=1)]
+    plans: dict[str, LatentPlan]
+
+    @model_validator(mode="after")
+    def _has_plans(self) -> LatentSpace:
+        missing = {"predict", "ood"} - set(self.plans)
+        if missing:
+            raise ValueError(f"latent plans missing: {sorted(missing)}")
+        return self
+
+
+class RegressionCalibration(_Schema):
+    """Chosen on out-of-fold predictions. `noise_std` is in the target's own units."""
+
+    task: Literal["regression"] = "regression"
+    noise_std: Annotated[float, Field(gt=0)]
+    points: Annotated[int, Field(ge=1)]
+
+
+class ClassificationCalibration(_Schema):
+    """Chosen on out-of-fold predictions. Every sample's logits are divided by `temperature`."""
+
+    task: Literal["classification"] = "classification"
+    temperature: Annotated[float, Field(gt=0)]
+    points: Annotated[int, Field(ge=1)]
+
+
+Calibration = Annotated[RegressionCalibration | ClassificationCalibration, Field(discriminator="task")]
+
+
+class OodDetector(_Schema):
+    """Flags a row whose `score` exceeds `threshold`.
+
+    The score is epistemic, taken within each anchor's samples of the `plan` and averaged over the anchors:
+    `epistemic_to_noise` is log(epistemic variance / aleatoric variance), `mutual_information` is in nats.
+    """
+
+    score: Literal["epistemic_to_noise", "mutual_information"]
+    plan: str = "ood"
+    threshold: float
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
+    points: Annotated[int, Field(ge=1)]
+
+
+class Metrics(_Schema):
+    """Figures of one predictor on one part of the data, e.g. `{"nll": 2.4, "rmse": 2.9}`."""
+
+    predictor: Literal["posterior", "fiber", "map"]
+    split: Literal["test", "out_of_fold"]
+    rows: Annotated[int, Field(ge=0)]
+    values: dict[str, float]
+
+
+class BuildInfo(_Schema):
+    """Where the bundle came from."""
+
+    created: datetime
+    config: dict[str, Any]
+    libraries: dict[str, str]
+    data_fingerprint: str
+    data_rows: int
+    seed: int
+    device: str
+    seconds: dict[str, float] = {}
+    warnings: list[str] = []
+
+
+class FileEntry(_Schema):
+    """Size in bytes and sha256 (hex) of one file of the bundle."""
+
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(_Schema):
+    """`manifest.json`: the whole description of one immutable version of a model."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    version: Annotated[int, Field(ge=1)]
+    inputs: InputSpec
+    target: Target
+    network: NetworkSpec
+    latent: LatentSpace
+    calibration: Calibration
+    ood: OodDetector
+    metrics: list[Metrics] = []
+    build: BuildInfo
+    files: dict[str, FileEntry] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        if self.target.task != self.calibration.task:
+            raise ValueError("target and calibration disagree on the task")
+        if self.ood.plan not in self.latent.plans:
+            raise ValueError(f"the OOD detector's plan {self.ood.plan!r} is not in the bundle")
+        if isinstance(self.target, ClassificationTarget) and self.network.outputs != len(self.target.classes):
+            raise ValueError("the network needs one output a class")
+        return self
+
+    @property
+    def task(self) -> Literal["regression", "classification"]:
+        """`regression` or `classification`."""
+        return self.target.task

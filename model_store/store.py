@@ -1,0 +1,260 @@
+"""Where bundles live: a folder of `NAME/VERSION/`, published atomically, immutable, with movable aliases.
+
+Layout: `NAME/1/`, `NAME/2/` ... hold bundles and `NAME/aliases.json` says which version an alias means. Bundles in
+the making live in `.staging/` on the same file system, and enter by one rename: a reader sees all or nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from model_store.bundle import MANIFEST_FILE, Bundle, file_entry
+from model_store.errors import IntegrityError, InvalidNameError, StoreError, UnknownModelError
+from model_store.manifest import Manifest
+
+CHAMPION = "champion"
+"""The alias that a bare NAME means, where it is set; otherwise NAME means the newest version."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+_ALIASES_FILE = "aliases.json"
+_STAGING = ".staging"
+
+
+class ModelStore:
+    """A folder of bundles. Creating the object touches nothing on disk."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    # ---- reading
+
+    def names(self) -> list[str]:
+        """The names of all models with at least one version, sorted."""
+        if not self.root.is_dir():
+            return []
+        found = (p.name for p in self.root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name))
+        return sorted(n for n in found if self.versions(n))
+
+    def versions(self, name: str) -> list[int]:
+        """The versions of a model, oldest first; empty if there is no such model."""
+        folder = self.root / _checked_name(name)
+        if not folder.is_dir():
+            return []
+        return sorted(
+            int(p.name)
+            for p in folder.iterdir()
+            if re.fullmatch(r"[1-9][0-9]{0,8}", p.name) and (p / MANIFEST_FILE).is_file()
+        )
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """The aliases of a model and the versions they mean."""
+        try:
+            raw = json.loads((self.root / _checked_name(name) / _ALIASES_FILE).read_text())
+            return {str(k): int(v) for k, v in raw.items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError, TypeError) as e:
+            raise StoreError(
+                f"{name}/{_ALIASES_FILE} is damaged; set the aliases again after removing it."
+            ) from e
+
+    def resolve(self, reference: str) -> tuple[str, int]:
+        """The (name, version) that `NAME`, `NAME@VERSION` or `NAME@ALIAS` means.
+
+        Raises:
+            InvalidNameError: the reference is not of that form.
+            UnknownModelError: there is no such model, version or alias; the message lists what there is.
+        """
+        name, _, wanted = reference.partition("@")
+        versions = self.versions(name)
+        if not versions:
+            known = ", ".join(self.names()) or "none yet"
+            raise UnknownModelError(
+                f"There is no model {name!r}.", field="model", expected=f"one of: {known}", got=reference[:80]
+            )
+        aliases = self.aliases(name)
+        if wanted.isdecimal():
+            version = int(wanted)
+        elif wanted:
+            version = aliases.get(wanted, 0)
+        elif "@" in reference:
+            version = 0
+        else:
+            version = aliases.get(CHAMPION, versions[-1])
+        if version not in versions:
+            known = ", ".join([*(str(v) for v in versions[-8:]), *sorted(aliases)])
+            raise UnknownModelError(
+                f"Model {name!r} has no version or alias {wanted!r}.",
+                field="model",
+                expected=f"{name}@ one of: {known}",
+                got=reference[:80],
+            )
+        return name, version
+
+    def open(self, reference: str) -> Bundle:
+        """Opens a bundle by `NAME`, `NAME@VERSION` or `NAME@ALIAS`.
+
+        Raises:
+            UnknownModelError, InvalidNameError: see `resolve`.
+            IntegrityError, IncompatibleError: see `Bundle`.
+        """
+        name, version = self.resolve(reference)
+        bundle = Bundle(self.root / name / str(version))
+        if (bundle.name, bundle.version) != (name, version):
+            raise IntegrityError(f"{bundle.path} holds {bundle.name}@{bundle.version}; publish it again.")
+        return bundle
+
+    # ---- writing
+
+    def publish(self, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+        """Publishes a bundle as the next version of `manifest.name`.
+
+        Args:
+            manifest: its `version` and `files` are filled in here.
+            files: file name -> content; plain names, no folders.
+
+        Returns:
+            The bundle, read back from the store and verified.
+
+        Raises:
+            InvalidNameError: the model's name is not usable as a folder.
+            IntegrityError: what was written does not verify; nothing was published.
+        """
+        folder = self.root / _checked_name(manifest.name)
+        staging = self.root / _STAGING
+        staging.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=staging))
+        try:
+            for name, data in files.items():
+                _write(work / name, data)
+            with self._locked(folder):
+                existing = self.versions(manifest.name)
+                version = max([*existing, *self._retired(folder)], default=0) + 1
+                final = manifest.model_copy(
+                    update={"version": version, "files": {n: file_entry(d) for n, d in sorted(files.items())}}
+                )
+                _write(work / MANIFEST_FILE, final.model_dump_json(indent=1).encode())
+                Bundle(work).verify()
+                work.chmod(0o755)
+                _sync_folder(work)
+                target = folder / str(version)
+                work.rename(target)
+                _sync_folder(folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return Bundle(target)
+
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Makes `NAME@ALIAS` mean `version` from now on.
+
+        Raises:
+            InvalidNameError: an alias starts with a letter, so that it cannot be taken for a version.
+            UnknownModelError: no such model or version.
+        """
+        if not _ALIAS.fullmatch(alias):
+            raise InvalidNameError(
+                f"{alias!r} cannot be an alias; use a letter, then letters, digits, '_' and '-'.",
+                field="alias",
+                expected="a letter, then up to 63 letters, digits, '_' or '-'",
+                got=alias[:80],
+            )
+        self.resolve(f"{name}@{version}")
+        folder = self.root / name
+        with self._locked(folder):
+            self._write_aliases(folder, self.aliases(name) | {alias: version})
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Removes an alias. Raises UnknownModelError where it is not set."""
+        folder = self.root / _checked_name(name)
+        if alias not in self.aliases(name):
+            raise UnknownModelError(f"Model {name!r} has no alias {alias!r}.", field="alias", got=alias[:80])
+        with self._locked(folder):
+            self._write_aliases(folder, {k: v for k, v in self.aliases(name).items() if k != alias})
+
+    def delete(self, reference: str) -> tuple[str, int]:
+        """Deletes one version, named as `NAME@VERSION` or `NAME@ALIAS`; its number is never given again.
+
+        Raises:
+            StoreError: the reference names no version, or an alias still means it.
+        """
+        if "@" not in reference:
+            raise StoreError(
+                f"Say which version of {reference!r} to delete.",
+                field="model",
+                expected="NAME@VERSION",
+                got=reference,
+            )
+        name, version = self.resolve(reference)
+        folder = self.root / name
+        with self._locked(folder):
+            held = sorted(a for a, v in self.aliases(name).items() if v == version)
+            if held:
+                raise StoreError(
+                    f"{name}@{version} is what {', '.join(held)} means; move the alias to another version first.",
+                    field="model",
+                )
+            # Renamed first, so that no reader ever sees half a bundle.
+            grave = self.root / _STAGING
+            grave.mkdir(exist_ok=True)
+            bin_ = Path(tempfile.mkdtemp(dir=grave))
+            (folder / f".retired-{version}").touch()
+            (folder / str(version)).rename(bin_ / "bundle")
+            shutil.rmtree(bin_, ignore_errors=True)
+        return name, version
+
+    # ---- inside
+
+    @staticmethod
+    def _retired(folder: Path) -> list[int]:
+        return [int(p.name.rpartition("-")[2]) for p in folder.glob(".retired-*")]
+
+    @staticmethod
+    def _write_aliases(folder: Path, aliases: Mapping[str, int]) -> None:
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".aliases-", delete=False) as f:
+            json.dump(dict(sorted(aliases.items())), f)
+            f.flush()
+            os.fsync(f.fileno())
+        Path(f.name).chmod(0o644)
+        Path(f.name).replace(folder / _ALIASES_FILE)
+
+    @contextmanager
+    def _locked(self, folder: Path) -> Iterator[None]:
+        with (folder / ".lock").open("w") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            yield
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InvalidNameError(
+            f"{name[:80]!r} cannot be a model's name; use letters, digits, '_', '-' and '.', a letter or digit first.",
+            field="model",
+            expected="1 to 64 letters, digits, '_', '-' or '.'",
+            got=name[:80],
+        )
+    return name
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
