@@ -102,7 +102,7 @@ class Bundle:
             IntegrityError: as `read`, or the arrays do not fit the manifest.
         """
         try:
-            arrays = load_safetensors(self.read(ARRAYS_FILE))
+            arrays: dict[str, NDArray[Any]] = load_safetensors(self.read(ARRAYS_FILE))
         except IntegrityError:
             raise
         except Exception as e:
@@ -111,9 +111,7 @@ class Bundle:
         expected = (latent.anchors, latent.trajectories, latent.steps + 1, latent.dimension)
         nodes = arrays.get("nodes")
         if nodes is None or nodes.shape != expected or nodes.dtype != np.float32:
-            raise IntegrityError(
-                f"{self}: the latent nodes do not fit the manifest; publish the bundle again."
-            )
+            raise IntegrityError(f"{self}: the latent nodes do not fit the manifest; publish the bundle again.")
         return arrays
 
     def verify(self) -> None:
@@ -128,9 +126,7 @@ class Bundle:
         listed = {MANIFEST_FILE, *self.manifest.files}
         found = {p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if not p.is_dir()}
         if found - listed:
-            raise IntegrityError(
-                f"{self} holds files that its manifest does not list: {sorted(found - listed)}."
-            )
+            raise IntegrityError(f"{self} holds files that its manifest does not list: {sorted(found - listed)}.")
 
     def _read_manifest(self) -> bytes:
         path = self.path / MANIFEST_FILE

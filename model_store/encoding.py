@@ -34,7 +34,8 @@ class TableEncoder:
 
     def encode_matrix(self, rows: NDArray[np.float64]) -> Float32:
         """Encodes (B, C) numbers of a table whose columns are all numeric."""
-        return ((rows - self._mean) / self._scale).astype(np.float32)
+        encoded: Float32 = ((rows - self._mean) / self._scale).astype(np.float32)
+        return encoded
 
     def encode_columns(self, columns: Sequence[NDArray[Any]]) -> Float32:
         """Encodes one array of B values a column, in the model's column order.

@@ -63,9 +63,7 @@ class ModelStore:
         except FileNotFoundError:
             return {}
         except (ValueError, AttributeError, TypeError) as e:
-            raise StoreError(
-                f"{name}/{_ALIASES_FILE} is damaged; set the aliases again after removing it."
-            ) from e
+            raise StoreError(f"{name}/{_ALIASES_FILE} is damaged; set the aliases again after removing it.") from e
 
     def resolve(self, reference: str) -> tuple[str, int]:
         """The (name, version) that `NAME`, `NAME@VERSION` or `NAME@ALIAS` means.

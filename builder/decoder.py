@@ -1,0 +1,70 @@
+"""The decoder: from latents to weight vectors, with a last layer that is linear in few columns an anchor.
+
+For anchor a, `theta = mean_a + basis_a @ coordinates(z)`: a small network turns a latent into `rank` coordinates, and
+the head `[mean_a; basis_a]` turns these into P weights. Serving lives from that: whatever is linear in the weights can
+be computed once per column instead of once per sample.
+
+Lengths: S samples, M points, A anchors, k latent dimensions, P weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightDecoder(nn.Module):
+    """Decoders of all anchors as one module.
+
+    Args:
+        anchors: A.
+        dimension: k.
+        hidden: width of the hidden layers.
+        rank: columns of an anchor's basis.
+        weights: P.
+        layers: number of hidden layers.
+    """
+
+    head: Tensor
+
+    def __init__(self, anchors: int, dimension: int, hidden: int, rank: int, weights: int, layers: int = 2) -> None:
+        super().__init__()
+        self.anchors, self.dimension, self.rank = anchors, dimension, rank
+        sizes = [dimension, *[hidden] * layers, rank]
+        self.matrices = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+            self.matrices.append(nn.Parameter(torch.randn(anchors, fan_in, fan_out) / math.sqrt(fan_in)))
+            self.biases.append(nn.Parameter(torch.zeros(anchors, 1, fan_out)))
+        self.register_buffer("head", torch.zeros(anchors * (1 + rank), weights))
+
+    def set_head(self, means: Tensor, bases: Tensor) -> None:
+        """Sets the linear last layer from means (A, P) and bases (A, rank, P)."""
+        self.head = torch.cat([means[:, None], bases], dim=1).reshape(self.anchors * (1 + self.rank), -1)
+
+    def coordinates(self, latents: Tensor) -> Tensor:
+        """Coordinates (A, M, rank) of latents (A, M, k), row a decoded by anchor a."""
+        h = latents
+        last = len(self.matrices) - 1
+        for i, (w, b) in enumerate(zip(self.matrices, self.biases, strict=True)):
+            h = torch.baddbmm(b, h, w)
+            if i < last:
+                h = torch.tanh(h)
+        return h
+
+    def forward(self, latents: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """Args:
+            latents: (S, k).
+            anchors: (S,) int64, which anchor each belongs to.
+
+        Returns:
+            coefficients (S, A*(1+rank)) of the head, and weights (S, P) = coefficients @ head.
+        """
+        every = self.coordinates(latents.unsqueeze(0).expand(self.anchors, -1, -1))
+        chosen = nn.functional.one_hot(anchors, self.anchors).to(latents.dtype).T.unsqueeze(-1)
+        ones = torch.ones_like(every[..., :1])
+        masked = torch.cat([ones, every], dim=-1) * chosen
+        coefficients = masked.transpose(0, 1).reshape(latents.shape[0], self.anchors * (1 + self.rank))
+        return coefficients, coefficients @ self.head

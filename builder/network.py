@@ -1,0 +1,204 @@
+"""The network as a function of a flat weight vector.
+
+Any `nn.Module` becomes a pure function `f(theta, x)` through `torch.func`, so that many weight vectors run as one
+batch. Which parameters are random is a choice (`posterior`); the rest stay fixed at their present values. Modules are
+seen in evaluation mode: dropout is off, and batch normalisation uses the statistics it holds.
+
+Lengths: P random weights, N weight vectors, B rows, O outputs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from model_store.errors import ConfigError
+from model_store.manifest import ParameterSpec
+
+NetworkFactory = Callable[[], nn.Module]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU}
+
+
+class FunctionalNetwork:
+    """A module as a function of the weights that are random.
+
+    Attributes:
+        module: the module, in evaluation mode.
+        parameters: the random parameters in the order of the flat vector.
+        weights: P.
+        fixed: the other parameters and the buffers, detached.
+    """
+
+    def __init__(self, module: nn.Module, posterior: str = ".*") -> None:
+        """Args:
+            module: the network; its present values become the fixed part.
+            posterior: regular expression; parameters whose whole name, or a part from its beginning, matches
+                are random (`re.match`).
+
+        Raises:
+            ConfigError: the expression is invalid or matches no parameter.
+        """
+        try:
+            pattern = re.compile(posterior)
+        except re.error as e:
+            raise ConfigError(f"--posterior is no regular expression: {e}.", field="posterior", got=posterior) from e
+        self.module = module.eval()
+        named = dict(module.named_parameters())
+        self.parameters: list[ParameterSpec] = []
+        offset = 0
+        for name, parameter in named.items():
+            if pattern.match(name):
+                shape = list(parameter.shape)
+                spec = ParameterSpec(name=name, input=f"weights.{name}", shape=shape, offset=offset)
+                self.parameters.append(spec)
+                offset += math.prod(shape)
+        if not self.parameters:
+            raise ConfigError(
+                "--posterior matches no parameter of the network.",
+                field="posterior",
+                expected="a regular expression over: " + ", ".join(list(named)[:12]),
+                got=posterior,
+            )
+        self.weights = offset
+        random = {p.name for p in self.parameters}
+        self.fixed: dict[str, Tensor] = {n: p.detach() for n, p in named.items() if n not in random}
+        self.fixed_weights = sum(t.numel() for t in self.fixed.values())
+        self.fixed |= {n: b.detach() for n, b in module.named_buffers()}
+
+    def to(self, device: torch.device | str) -> FunctionalNetwork:
+        """Moves the module and its fixed part to a device; returns itself."""
+        self.module.to(device)
+        self.fixed = {n: t.to(device) for n, t in self.fixed.items()}
+        return self
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """Splits weights (..., P) into named parameters (..., *shape)."""
+        lead = theta.shape[:-1]
+        return {
+            p.name: theta[..., p.offset : p.offset + math.prod(p.shape)].reshape(*lead, *p.shape)
+            for p in self.parameters
+        }
+
+    def flatten(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The flat weight vector (P,) of named parameters; names that are not random are ignored."""
+        return torch.cat([parameters[p.name].detach().reshape(-1) for p in self.parameters])
+
+    def current(self) -> Tensor:
+        """The flat weight vector (P,) of the module's own values."""
+        return self.flatten(dict(self.module.named_parameters()))
+
+    def apply(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Outputs (B, O) for named random parameters and inputs x (B, ...)."""
+        out = functional_call(self.module, {**self.fixed, **parameters}, (x,))
+        if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != x.shape[0]:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ConfigError(
+                "The network must return one row of outputs for each input row.",
+                field="network",
+                expected=f"a tensor of shape ({x.shape[0]}, outputs)",
+                got=str(got),
+            )
+        return out
+
+    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Outputs (B, O) for one weight vector theta (P,) and inputs x (B, ...)."""
+        return self.apply(self.unflatten(theta), x)
+
+    def batched(self, thetas: Tensor, x: Tensor) -> Tensor:
+        """Outputs (N, B, O) for weight vectors (N, P) on the same inputs x (B, ...).
+
+        What does not depend on the random weights is computed once, not N times.
+        """
+        return vmap(self, in_dims=(0, None))(thetas, x)
+
+    def batched_each(self, thetas: Tensor, xs: Tensor) -> Tensor:
+        """Outputs (N, B, O) for weight vectors (N, P), each on inputs of its own xs (N, B, ...)."""
+        return vmap(self, in_dims=(0, 0))(thetas, xs)
+
+
+class MLP(nn.Sequential):
+    """Fully connected network, (B, inputs) -> (B, outputs)."""
+
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, activation: str = "relu") -> None:
+        if activation not in _ACTIVATIONS:
+            raise ConfigError(
+                f"There is no activation {activation!r}.",
+                field="network.activation",
+                expected="one of: " + ", ".join(_ACTIVATIONS),
+                got=activation,
+            )
+        layers: list[nn.Module] = []
+        width = inputs
+        for size in hidden:
+            layers += [nn.Linear(width, size), _ACTIVATIONS[activation]()]
+            width = size
+        layers.append(nn.Linear(width, outputs))
+        super().__init__(*layers)
+
+
+def import_factory(reference: str) -> NetworkFactory:
+    """Imports `module:factory`, a callable without arguments that returns an `nn.Module`.
+
+    The current folder is searched first, as `python -m` does.
+
+    Raises:
+        ConfigError: it cannot be imported, or what it returns is no module.
+    """
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(
+            "--network needs the form module:factory.", field="network", expected="module:factory", got=reference
+        )
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as e:
+        raise ConfigError(f"--network {reference} cannot be imported: {e}.", field="network", got=reference) from e
+    finally:
+        sys.path.remove(here)
+
+    def checked() -> nn.Module:
+        module = factory()
+        if not isinstance(module, nn.Module):
+            raise ConfigError(
+                f"--network {reference} must return a torch.nn.Module.", field="network", got=type(module).__name__
+            )
+        return module
+
+    return checked
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Loads a safetensors state dict into a module, in place.
+
+    Raises:
+        ConfigError: the file is unreadable, or its names or shapes are not the module's.
+    """
+    try:
+        module.load_state_dict(load_file(path))
+    except OSError as e:
+        raise ConfigError(f"--weights {path} cannot be read: {e.strerror or e}.", field="weights") from e
+    except Exception as e:
+        raise ConfigError(f"--weights {path} does not fit the network: {e}", field="weights") from e
+
+
+def refuse_untrained_batch_norm(module: nn.Module) -> None:
+    """Raises ConfigError where a network that is still to be trained holds batch normalisation."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            raise ConfigError(
+                f"{name} is batch normalisation, which cannot be trained for many weight vectors at once. "
+                "Use nn.GroupNorm, or train the network yourself and pass --weights (its statistics then stay fixed).",
+                field="network",
+            )
