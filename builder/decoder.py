@@ -9,6 +9,7 @@ Lengths: S samples, M points, A anchors, k latent dimensions, P weights.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -35,7 +36,7 @@ class WeightDecoder(nn.Module):
         sizes = [dimension, *[hidden] * layers, rank]
         self.matrices = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             self.matrices.append(nn.Parameter(torch.randn(anchors, fan_in, fan_out) / math.sqrt(fan_in)))
             self.biases.append(nn.Parameter(torch.zeros(anchors, 1, fan_out)))
         self.register_buffer("head", torch.zeros(anchors * (1 + rank), weights))
