@@ -1,0 +1,1 @@
+"""The tests of fiberwalk, and what they share."""
