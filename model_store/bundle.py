@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,27 @@ from pydantic import ValidationError
 from safetensors.numpy import load as load_safetensors
 
 from model_store.errors import IncompatibleError, IntegrityError
-from model_store.manifest import ARRAYS_FILE, SCHEMA_VERSION, FileEntry, Manifest
+from model_store.manifest import (
+    ARRAYS_FILE,
+    BASE_FILE,
+    DECODER_FILE,
+    SCHEMA_VERSION,
+    TRUNK_FILE,
+    FileEntry,
+    Manifest,
+    RegressionTarget,
+)
 from model_store.onnx_guard import refuse_external_data
 
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
+
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a bundle may hold a file of this name: plain, in no folder, and not the manifest's own."""
+    return _FILE.fullmatch(name) is not None and name != MANIFEST_FILE
 
 
 def file_entry(data: bytes) -> FileEntry:
@@ -70,15 +89,9 @@ class Bundle:
         if entry is None:
             raise IntegrityError(f"{self} lists no file {file!r} in its manifest; publish it again.")
         path = self.path / file
-        try:
-            if path.is_symlink():
-                raise IntegrityError(f"{path} is a link, which is refused; publish the bundle again.")
-            # The size is compared before reading, so that a swapped huge file costs nothing.
-            size = path.stat().st_size
-            data = path.read_bytes() if size == entry.size else None
-        except OSError as e:
-            raise IntegrityError(f"{path} cannot be read ({e.strerror}); publish the bundle again.") from e
-        if data is None:
+        # At most one byte beyond the size is read, so that a swapped huge file costs nothing.
+        data, size = _read_regular(path, entry.size + 1)
+        if len(data) != entry.size:
             raise IntegrityError(
                 f"{path} has another size than when it was published; publish the bundle again.",
                 expected=f"{entry.size} bytes",
@@ -112,30 +125,64 @@ class Bundle:
         nodes = arrays.get("nodes")
         if nodes is None or nodes.shape != expected or nodes.dtype != np.float32:
             raise IntegrityError(f"{self}: the latent nodes do not fit the manifest; publish the bundle again.")
+        if not np.isfinite(nodes).all():
+            raise IntegrityError(f"{self}: the latent nodes hold NaN or infinity; build the bundle again.")
+        if isinstance(self.manifest.target, RegressionTarget) and not _are_scores(arrays.get("interval_scores")):
+            raise IntegrityError(
+                f"{self}: the interval scores are missing or not sorted, finite float64; build the bundle again."
+            )
         return arrays
 
     def verify(self) -> None:
-        """Checks every file of the bundle, and that nothing lies beside them.
+        """Checks every file of the bundle, that none is missing which a server needs, and that nothing lies beside.
 
         Raises:
             IntegrityError: at the first file that is missing, changed, unsafe or not listed.
         """
-        for file in self.manifest.files:
+        needed = [DECODER_FILE, BASE_FILE, *([TRUNK_FILE] if self.manifest.network.trunk_outputs else [])]
+        for file in [*needed, *self.manifest.files]:
             self.read(file)
         self.arrays()
         listed = {MANIFEST_FILE, *self.manifest.files}
-        found = {p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if not p.is_dir()}
+        # Names alone: a folder or a link to one is no more welcome than a file.
+        found = {p.name for p in self.path.iterdir()}
         if found - listed:
             raise IntegrityError(f"{self} holds files that its manifest does not list: {sorted(found - listed)}.")
 
     def _read_manifest(self) -> bytes:
         path = self.path / MANIFEST_FILE
+        data, size = _read_regular(path, MAX_MANIFEST_BYTES + 1)
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise IntegrityError(
+                f"{path} is larger than any manifest; publish the bundle again.",
+                expected=f"at most {MAX_MANIFEST_BYTES} bytes",
+                got=f"{size} bytes",
+            )
+        return data
+
+
+def _read_regular(path: Path, limit: int) -> tuple[bytes, int]:
+    """The first `limit` bytes of a regular file and its size. Links are refused; a pipe or device never blocks."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            if path.stat().st_size > MAX_MANIFEST_BYTES:
-                raise IntegrityError(f"{path} is larger than any manifest; publish the bundle again.")
-            return path.read_bytes()
-        except OSError as e:
-            raise IntegrityError(f"{path} cannot be read ({e.strerror}); publish the bundle again.") from e
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise IntegrityError(f"{path} is no regular file; publish the bundle again.")
+            with os.fdopen(fd, "rb", closefd=False) as f:
+                return f.read(limit), status.st_size
+        finally:
+            os.close(fd)
+    except OSError as e:
+        if path.is_symlink():
+            raise IntegrityError(f"{path} is a link, which is refused; publish the bundle again.") from e
+        raise IntegrityError(f"{path} cannot be read ({e.strerror}); publish the bundle again.") from e
+
+
+def _are_scores(scores: NDArray[Any] | None) -> bool:
+    if scores is None or scores.dtype != np.float64 or scores.ndim != 1 or scores.size == 0:
+        return False
+    return bool(np.isfinite(scores).all() and (np.diff(scores) >= 0).all())
 
 
 def _parse_manifest(raw: bytes, path: Path) -> Manifest:
@@ -161,6 +208,6 @@ def _parse_manifest(raw: bytes, path: Path) -> Manifest:
             f"{path / MANIFEST_FILE} is no valid manifest: {where}: {first['msg']}; publish the bundle again."
         ) from e
     for file in manifest.files:
-        if file != Path(file).name or file in {"", ".", ".."} or "\\" in file:
+        if not is_file_name(file):
             raise IntegrityError(f"{path}: the manifest lists {file!r}, which is not a plain file name.")
     return manifest

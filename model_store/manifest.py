@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 SCHEMA_VERSION: Final = 1
 
@@ -33,6 +33,13 @@ ARRAYS_FILE: Final = "arrays.safetensors"
 CARD_FILE: Final = "card.md"
 
 
+def _distinct(values: list[Any]) -> list[Any]:
+    # Two of one name could not be told apart in a request or an answer.
+    if len(set(values)) < len(values):
+        raise ValueError("no value may stand twice")
+    return values
+
+
 class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
@@ -43,8 +50,8 @@ class NumericColumn(_Schema):
     kind: Literal["numeric"] = "numeric"
     name: str
     unit: str | None = None
-    mean: float = 0.0
-    scale: Annotated[float, Field(gt=0)] = 1.0
+    mean: FiniteFloat = 0.0
+    scale: Annotated[FiniteFloat, Field(gt=0)] = 1.0
     minimum: float | None = None
     maximum: float | None = None
 
@@ -55,7 +62,7 @@ class CategoricalColumn(_Schema):
     kind: Literal["categorical"] = "categorical"
     name: str
     unit: str | None = None
-    categories: list[str]
+    categories: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
 
 
 Column = Annotated[NumericColumn | CategoricalColumn, Field(discriminator="kind")]
@@ -67,14 +74,19 @@ class TableInput(_Schema):
     kind: Literal["table"] = "table"
     columns: Annotated[list[Column], Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _names_differ(self) -> TableInput:
+        _distinct([c.name for c in self.columns])
+        return self
+
 
 class TensorInput(_Schema):
     """Arrays of one shape (images, sequences), encoded as `(value - mean) / scale`."""
 
     kind: Literal["tensor"] = "tensor"
     shape: Annotated[list[int], Field(min_length=1)]
-    mean: float = 0.0
-    scale: Annotated[float, Field(gt=0)] = 1.0
+    mean: FiniteFloat = 0.0
+    scale: Annotated[FiniteFloat, Field(gt=0)] = 1.0
     unit: str | None = None
 
 
@@ -87,8 +99,8 @@ class RegressionTarget(_Schema):
     task: Literal["regression"] = "regression"
     name: str
     unit: str | None = None
-    mean: float
-    scale: Annotated[float, Field(gt=0)]
+    mean: FiniteFloat
+    scale: Annotated[FiniteFloat, Field(gt=0)]
 
 
 class ClassificationTarget(_Schema):
@@ -96,7 +108,7 @@ class ClassificationTarget(_Schema):
 
     task: Literal["classification"] = "classification"
     name: str
-    classes: Annotated[list[int | str], Field(min_length=2)]
+    classes: Annotated[list[int | str], Field(min_length=2), AfterValidator(_distinct)]
 
 
 Target = Annotated[RegressionTarget | ClassificationTarget, Field(discriminator="task")]
@@ -182,7 +194,7 @@ class RegressionCalibration(_Schema):
     """Chosen on out-of-fold predictions. `noise_std` is in the target's own units."""
 
     task: Literal["regression"] = "regression"
-    noise_std: Annotated[float, Field(gt=0)]
+    noise_std: Annotated[FiniteFloat, Field(gt=0)]
     points: Annotated[int, Field(ge=1)]
 
 
@@ -190,7 +202,7 @@ class ClassificationCalibration(_Schema):
     """Chosen on out-of-fold predictions. Every sample's logits are divided by `temperature`."""
 
     task: Literal["classification"] = "classification"
-    temperature: Annotated[float, Field(gt=0)]
+    temperature: Annotated[FiniteFloat, Field(gt=0)]
     points: Annotated[int, Field(ge=1)]
 
 

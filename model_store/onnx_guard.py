@@ -57,6 +57,9 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     at, end = 0, len(data)
     while at < end:
         key, at = _varint(data, at)
+        # Protobuf's C++ reader keeps the low 32 bits of a tag: a longer one would name another field there than here.
+        if key > 0xFFFFFFFF:
+            raise ValueError("tag too long")
         number, wire = key >> 3, key & 7
         if number == 0:
             raise ValueError("field number 0")

@@ -29,7 +29,7 @@ def draw_latents(
         plan: the latent plan.
         nodes: (A, N, T+1, k) latents of the trajectories, position 0 first.
         samples: S, at least 1.
-        seed: any non-negative integer.
+        seed: a non-negative integer below 2**128.
 
     Returns:
         latents (S, k) float32 and the anchor of each (S,) int64.
@@ -51,4 +51,5 @@ def draw_latents(
     part = (at - low)[:, None].astype(np.float32)
     path = nodes[anchor, trajectory]
     here, there = path[turn, low], path[turn, low + 1]
-    return (here + part * (there - here)).astype(np.float32), anchor.astype(np.int64)
+    # This form gives both nodes exactly; here + part * (there - here) misses the second by rounding.
+    return ((1 - part) * here + part * there).astype(np.float32), anchor.astype(np.int64)

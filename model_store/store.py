@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from model_store.bundle import MANIFEST_FILE, Bundle, file_entry
+from model_store.bundle import MANIFEST_FILE, Bundle, file_entry, is_file_name
 from model_store.errors import IntegrityError, InvalidNameError, StoreError, UnknownModelError
 from model_store.manifest import Manifest
 
@@ -25,6 +25,7 @@ CHAMPION = "champion"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _ALIASES_FILE = "aliases.json"
 _STAGING = ".staging"
 
@@ -50,9 +51,7 @@ class ModelStore:
         if not folder.is_dir():
             return []
         return sorted(
-            int(p.name)
-            for p in folder.iterdir()
-            if re.fullmatch(r"[1-9][0-9]{0,8}", p.name) and (p / MANIFEST_FILE).is_file()
+            int(p.name) for p in folder.iterdir() if _VERSION.fullmatch(p.name) and (p / MANIFEST_FILE).is_file()
         )
 
     def aliases(self, name: str) -> dict[str, int]:
@@ -80,7 +79,7 @@ class ModelStore:
                 f"There is no model {name!r}.", field="model", expected=f"one of: {known}", got=reference[:80]
             )
         aliases = self.aliases(name)
-        if wanted.isdecimal():
+        if _VERSION.fullmatch(wanted):
             version = int(wanted)
         elif wanted:
             version = aliases.get(wanted, 0)
@@ -91,7 +90,7 @@ class ModelStore:
         if version not in versions:
             known = ", ".join([*(str(v) for v in versions[-8:]), *sorted(aliases)])
             raise UnknownModelError(
-                f"Model {name!r} has no version or alias {wanted!r}.",
+                f"Model {name!r} has no version or alias {wanted[:80]!r}.",
                 field="model",
                 expected=f"{name}@ one of: {known}",
                 got=reference[:80],
@@ -124,32 +123,35 @@ class ModelStore:
             The bundle, read back from the store and verified.
 
         Raises:
-            InvalidNameError: the model's name is not usable as a folder.
+            InvalidNameError: the model's name is not usable as a folder, or a file's name not as a file.
             IntegrityError: what was written does not verify; nothing was published.
+            StoreError: the store cannot be written; nothing was published.
         """
         folder = self.root / _checked_name(manifest.name)
-        staging = self.root / _STAGING
-        staging.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=staging))
-        try:
-            for name, data in files.items():
-                _write(work / name, data)
-            with self._locked(folder):
-                existing = self.versions(manifest.name)
-                version = max([*existing, *self._retired(folder)], default=0) + 1
-                final = manifest.model_copy(
-                    update={"version": version, "files": {n: file_entry(d) for n, d in sorted(files.items())}}
+        for name in files:
+            if not is_file_name(name):
+                raise InvalidNameError(
+                    f"{name[:80]!r} cannot be a bundle's file; use letters, digits, '_', '-' and '.', and no folder.",
+                    field="files",
+                    got=name[:80],
                 )
-                _write(work / MANIFEST_FILE, final.model_dump_json(indent=1).encode())
-                Bundle(work).verify()
-                work.chmod(0o755)
-                _sync_folder(work)
-                target = folder / str(version)
-                work.rename(target)
-                _sync_folder(folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        with self._writing():
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._workplace() as work:
+                for name, data in files.items():
+                    _write(work / name, data)
+                with self._locked(folder):
+                    version = self._next_version(folder)
+                    final = manifest.model_copy(
+                        update={"version": version, "files": {n: file_entry(d) for n, d in sorted(files.items())}}
+                    )
+                    _write(work / MANIFEST_FILE, final.model_dump_json(indent=1).encode())
+                    Bundle(work).verify()
+                    work.chmod(0o755)
+                    _sync_folder(work)
+                    target = folder / str(version)
+                    work.rename(target)
+                    _sync_folder(folder)
         return Bundle(target)
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
@@ -168,7 +170,8 @@ class ModelStore:
             )
         self.resolve(f"{name}@{version}")
         folder = self.root / name
-        with self._locked(folder):
+        with self._writing(), self._locked(folder):
+            self.resolve(f"{name}@{version}")  # again, as it may have been deleted while the lock was awaited
             self._write_aliases(folder, self.aliases(name) | {alias: version})
 
     def remove_alias(self, name: str, alias: str) -> None:
@@ -176,14 +179,15 @@ class ModelStore:
         folder = self.root / _checked_name(name)
         if alias not in self.aliases(name):
             raise UnknownModelError(f"Model {name!r} has no alias {alias!r}.", field="alias", got=alias[:80])
-        with self._locked(folder):
+        with self._writing(), self._locked(folder):
             self._write_aliases(folder, {k: v for k, v in self.aliases(name).items() if k != alias})
 
     def delete(self, reference: str) -> tuple[str, int]:
-        """Deletes one version, named as `NAME@VERSION` or `NAME@ALIAS`; its number is never given again.
+        """Deletes the version `NAME@VERSION`; its number is never given again.
 
         Raises:
             StoreError: the reference names no version, or an alias still means it.
+            UnknownModelError: there is no such version.
         """
         if "@" not in reference:
             raise StoreError(
@@ -194,7 +198,8 @@ class ModelStore:
             )
         name, version = self.resolve(reference)
         folder = self.root / name
-        with self._locked(folder):
+        with self._writing(), self._locked(folder):
+            self.resolve(f"{name}@{version}")  # again, as another may have deleted it while the lock was awaited
             held = sorted(a for a, v in self.aliases(name).items() if v == version)
             if held:
                 raise StoreError(
@@ -202,19 +207,40 @@ class ModelStore:
                     field="model",
                 )
             # Renamed first, so that no reader ever sees half a bundle.
-            grave = self.root / _STAGING
-            grave.mkdir(exist_ok=True)
-            bin_ = Path(tempfile.mkdtemp(dir=grave))
-            (folder / f".retired-{version}").touch()
-            (folder / str(version)).rename(bin_ / "bundle")
-            shutil.rmtree(bin_, ignore_errors=True)
+            with self._workplace() as work:
+                (folder / f".retired-{version}").touch()
+                (folder / str(version)).rename(work / "bundle")
         return name, version
 
     # ---- inside
 
     @staticmethod
-    def _retired(folder: Path) -> list[int]:
-        return [int(p.name.rpartition("-")[2]) for p in folder.glob(".retired-*")]
+    def _next_version(folder: Path) -> int:
+        # Damaged and deleted versions count too: a number means one bundle for ever.
+        taken = (p.name.removeprefix(".retired-") for p in folder.iterdir())
+        return max((int(n) for n in taken if _VERSION.fullmatch(n)), default=0) + 1
+
+    @contextmanager
+    def _workplace(self) -> Iterator[Path]:
+        """A private folder on the store's own file system; what is left in it at the end is removed."""
+        staging = self.root / _STAGING
+        staging.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=staging))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise StoreError(
+                f"The store {str(self.root)!r} cannot be written ({e.strerror}); "
+                "choose a folder that you may write to, with free space.",
+                field="store",
+            ) from e
 
     @staticmethod
     def _write_aliases(folder: Path, aliases: Mapping[str, int]) -> None:
