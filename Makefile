@@ -1,0 +1,49 @@
+# Everything sets itself up: each target installs what it needs into .venv first.
+# Settings: PYTHON (any Python from 3.11 on), WORKERS (parallel test processes), PYTEST_ARGS.
+
+PYTHON ?= python3
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint test-containers lock clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## Install fiberwalk with everything for building and developing into .venv
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "fiberwalk needs Python 3.11 or newer, and '$(PYTHON)' is not; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[build,dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## Build two models from real data, serve them and ask (DEMO_EXIT=1 stops the server at the end)
+	$(BIN)/python -m fiberwalk demo
+
+lint: $(INSTALLED) ## Style, types and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Small tensors on many threads are slower than on one, and the processes would fight for the cores.
+test: export OMP_NUM_THREADS = 1
+test: lint ## Lint, and all tests but those of the containers
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-containers: $(INSTALLED) ## Build the images, bring docker-compose.yml up and test it on a Docker engine
+	BIN=$(BIN) docker/test.sh
+
+lock: ## Write docker/*.lock anew: the exact versions that the images install
+	PYTHON=$(PYTHON) docker/lock.sh
+
+clean: ## Remove .venv, caches and build output (models and data stay)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,33 @@
+# The builder: fiberwalk with torch. It reads data from /data, and publishes into /models.
+# Torch comes in the build that pip's index offers; for the smaller CPU build, pass that index as PIP_EXTRA_INDEX_URL.
+FROM python:3.11-slim-bookworm AS build
+ARG PIP_EXTRA_INDEX_URL=
+WORKDIR /source
+RUN python -m venv --without-pip /opt/fiberwalk
+COPY docker/builder.lock docker/builder.lock
+# With dependencies: the lock leaves out the CUDA libraries, whose versions torch fixes itself.
+RUN pip --python /opt/fiberwalk/bin/python install --no-cache-dir -r docker/builder.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY fiberwalk fiberwalk
+COPY builder builder
+COPY model_store model_store
+COPY service service
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
+ && pip --python /opt/fiberwalk/bin/python install --no-cache-dir --no-deps /wheels/*.whl \
+ && pip --python /opt/fiberwalk/bin/python check
+
+FROM python:3.11-slim-bookworm
+# Any user may run it: compose gives it the caller's id, so that bundles belong to the caller.
+RUN mkdir -p /models /data /build && chmod 1777 /models /build
+COPY --from=build /opt/fiberwalk /opt/fiberwalk
+ENV PATH=/opt/fiberwalk/bin:/usr/local/bin:/usr/bin:/bin \
+    HOME=/tmp \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    FIBERWALK_STORE=/models
+USER 10001:10001
+WORKDIR /build
+ENTRYPOINT ["fiberwalk"]
+CMD ["build", "--help"]

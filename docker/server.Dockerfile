@@ -1,0 +1,35 @@
+# The server: no torch, no compiler, no root, and a root file system that may be read-only.
+FROM python:3.11-slim-bookworm AS build
+WORKDIR /source
+RUN python -m venv --without-pip /opt/fiberwalk
+COPY docker/server.lock docker/server.lock
+RUN pip --python /opt/fiberwalk/bin/python install --no-cache-dir --no-deps -r docker/server.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY fiberwalk fiberwalk
+COPY builder builder
+COPY model_store model_store
+COPY service service
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
+ && pip --python /opt/fiberwalk/bin/python install --no-cache-dir --no-deps /wheels/*.whl \
+ && pip --python /opt/fiberwalk/bin/python check
+
+FROM python:3.11-slim-bookworm
+RUN groupadd --gid 10001 fiberwalk && useradd --uid 10001 --gid fiberwalk --no-create-home --home-dir /tmp fiberwalk \
+ && mkdir /models
+COPY --from=build /opt/fiberwalk /opt/fiberwalk
+ENV PATH=/opt/fiberwalk/bin:/usr/local/bin:/usr/bin:/bin \
+    HOME=/tmp \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    FIBERWALK_STORE=/models \
+    FIBERWALK_HOST=0.0.0.0 \
+    FIBERWALK_PORT=8000
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8000
+# Healthy means ready: every model is loaded and warmed.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['FIBERWALK_PORT'] + '/readyz', timeout=4)"]
+ENTRYPOINT ["fiberwalk"]
+CMD ["serve"]
