@@ -9,17 +9,19 @@ Lengths: P random weights, N weight vectors, B rows, O outputs.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model_store.errors import ConfigError
 from model_store.manifest import ParameterSpec
@@ -99,7 +101,8 @@ class FunctionalNetwork:
 
     def apply(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Outputs (B, O) for named random parameters and inputs x (B, ...)."""
-        out = functional_call(self.module, {**self.fixed, **parameters}, (x,))
+        with _plain_attention():
+            out = functional_call(self.module, {**self.fixed, **parameters}, (x,))
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != x.shape[0]:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ConfigError(
@@ -124,6 +127,18 @@ class FunctionalNetwork:
     def batched_each(self, thetas: Tensor, xs: Tensor) -> Tensor:
         """Outputs (N, B, O) for weight vectors (N, P), each on inputs of its own xs (N, B, ...)."""
         return vmap(self, in_dims=(0, 0))(thetas, xs)
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention in plain operators: the fused ones have no batching rule (vmap loops over them) and no ONNX form."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class MLP(nn.Sequential):

@@ -1,0 +1,362 @@
+"""Decoder and network as ONNX files, the form in which the server runs them.
+
+`base.onnx` takes all S weight vectors and the whole batch in one run, in one of two forms. `batched`: each operator
+computes all samples (`torch.func.vmap`, exported with S and B dynamic); it serves fastest, and torch exports it for
+networks of linear layers. `scan`: the network exported for one weight vector, which works for every network that torch
+can export, looped over the samples inside the graph. The first form that is right at every tried size is taken.
+
+Lengths: S weight vectors, B rows, P random weights, O outputs.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import copy
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+from torch import Tensor, nn
+from torch.func import vmap
+
+from builder import onnx_graph
+from builder.decoder import WeightDecoder
+from builder.network import FunctionalNetwork
+from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Graph
+from model_store.errors import ConfigError
+from model_store.manifest import NetworkSpec
+
+Array = NDArray[np.float32]
+_log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-5
+"""Largest difference between ONNX and torch, relative to the largest output."""
+
+_EXAMPLE_SAMPLES, _EXAMPLE_ROWS = 3, 5
+_CHECKED_SIZES = ((1, 1), (1, 6), (3, 1), (4, 7))
+_MAX_BYTES = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class ExportedNetwork:
+    """The network's files and what the manifest says of them; `trunk` is None where the base does everything."""
+
+    spec: NetworkSpec
+    base: bytes
+    trunk: bytes | None
+
+
+def export_decoder(decoder: WeightDecoder) -> bytes:
+    """`decoder.onnx` of a decoder, see `model_store.manifest.DECODER_FILE`.
+
+    Raises:
+        ConfigError: it does not fit into one ONNX file, or computes something else there.
+    """
+    decoder = copy.deepcopy(decoder).cpu().eval()
+    latents = torch.zeros(_EXAMPLE_SAMPLES, decoder.dimension)
+    anchors = torch.zeros(_EXAMPLE_SAMPLES, dtype=torch.int64)
+    samples = torch.export.Dim("S")
+    with _exporting("decoder"):
+        model = _to_onnx(
+            decoder,
+            (latents, anchors),
+            {"latents": {0: samples}, "anchors": {0: samples}},
+            ["latents", "anchors"],
+            ["coefficients", "weights"],
+        )
+    data = _serialise(model, "decoder")
+    session = _Session(data)
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 5):
+        z = torch.randn(n, decoder.dimension, generator=generator)
+        a = torch.randint(decoder.anchors, (n,), generator=generator)
+        got = session.run({"latents": z.numpy(), "anchors": a.numpy()})
+        with torch.no_grad():
+            for want, name in zip(decoder(z, a), ("coefficients", "weights"), strict=True):
+                _refuse_difference(got[name], want, "decoder", f"{name}, S={n}")
+    return data
+
+
+def export_network(network: FunctionalNetwork, example: Tensor) -> ExportedNetwork:
+    """`base.onnx` and `trunk.onnx` of a network, see `model_store.manifest`.
+
+    Args:
+        network: the network; its fixed part is exported as it is now.
+        example: encoded inputs (B, ...), of any number of rows, that the network takes.
+
+    Raises:
+        ConfigError: the network returns something else than one row of outputs for each input row, uses an operator
+            that ONNX or its exporter lacks, or computes something else there.
+    """
+    network = _on_cpu(network)
+    example = example.detach().cpu().float()
+    outputs = _output_width(network, example)
+    for form, export in (("batched", _export_batched), ("scan", _export_scan)):
+        try:
+            with _exporting("network"):
+                graph = export(network, _rows(example, _EXAMPLE_ROWS))
+                exported = _assemble(network, graph, form, outputs)
+            check_export(network, exported, example)
+            return exported
+        except ConfigError as e:
+            if form == "scan":
+                raise
+            _log.debug("no batched form, so the graph loops over the samples: %s", e.message)
+    raise AssertionError("unreachable: the last form returns or raises")
+
+
+def run_exported(exported: ExportedNetwork, network: FunctionalNetwork, thetas: Tensor, x: Tensor) -> Array:
+    """Outputs (S, B, O) of the exported files in ONNX Runtime for weights (S, P) and inputs (B, ...)."""
+    return _Runner(exported, network)(thetas, x)
+
+
+def check_export(network: FunctionalNetwork, exported: ExportedNetwork, example: Tensor) -> float:
+    """Compares the exported files with torch at several S and B, 1 included, at weights around the present ones.
+
+    Returns:
+        the largest difference found, relative to the largest output in magnitude.
+
+    Raises:
+        ConfigError: it exceeds `TOLERANCE`, or ONNX Runtime cannot run the files.
+    """
+    runner = _Runner(exported, network)
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for samples, rows in _CHECKED_SIZES:
+        theta = network.current().cpu()
+        noise = torch.randn(samples, network.weights, generator=generator)
+        thetas = theta + noise * (0.1 * theta.abs() + 0.01)
+        x = _rows(example, rows)
+        with torch.no_grad():
+            want = network.batched(thetas, x)
+        worst = max(worst, _refuse_difference(runner(thetas, x), want, "network", f"S={samples}, B={rows}"))
+    return worst
+
+
+class _Batched(nn.Module):
+    """The network for parameters (S, *shape), computed by every operator at once."""
+
+    def __init__(self, network: FunctionalNetwork) -> None:
+        super().__init__()
+        self.names = [p.name for p in network.parameters]
+        self.network = network
+
+    def forward(self, x: Tensor, *weights: Tensor) -> Tensor:
+        return vmap(lambda own: self.network.apply(dict(zip(self.names, own, strict=True)), x))(weights)
+
+
+class _Single(_Batched):
+    """The network for parameters of their own shapes."""
+
+    def forward(self, x: Tensor, *weights: Tensor) -> Tensor:
+        return self.network.apply(dict(zip(self.names, weights, strict=True)), x)
+
+
+def _export_batched(network: FunctionalNetwork, x: Tensor) -> Graph:
+    weights = network.unflatten(network.current().expand(_EXAMPLE_SAMPLES, -1).contiguous())
+    samples = torch.export.Dim("S")
+    names = [p.input for p in network.parameters]
+    dynamic = {"x": {0: torch.export.Dim("B")}, "weights": tuple({0: samples} for _ in names)}
+    model = _to_onnx(_Batched(network), (x, *weights.values()), dynamic, [INPUTS, *names], [OUTPUTS])
+    return Graph.read(model, names)
+
+
+def _export_scan(network: FunctionalNetwork, x: Tensor) -> Graph:
+    weights = network.unflatten(network.current())
+    names = [p.input + ONE for p in network.parameters]
+    dynamic = {"x": {0: torch.export.Dim.DYNAMIC}, "weights": tuple({} for _ in names)}
+    model = _to_onnx(_Single(network), (x, *weights.values()), dynamic, [INPUTS, *names], [OUTPUTS + ONE])
+    return Graph.read(model, names)
+
+
+def _to_onnx(
+    module: nn.Module, args: tuple[Tensor, ...], dynamic: Mapping[str, object], inputs: list[str], outputs: list[str]
+) -> ModelProto:
+    with torch.no_grad():
+        program = torch.export.export(module.eval(), args, dynamic_shapes=dict(dynamic), strict=False)
+        onnx_program = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            external_data=False,
+            verify=False,
+            verbose=False,
+        )
+    assert onnx_program is not None
+    model: ModelProto = onnx_program.model_proto
+    return model
+
+
+def _assemble(network: FunctionalNetwork, graph: Graph, form: str, outputs: int) -> ExportedNetwork:
+    cut = onnx_graph.find_cut(graph) if network.fixed_weights else ()
+    shapes = {p.input: p.shape for p in network.parameters}
+    wrap = onnx_graph.batched_model if form == "batched" else onnx_graph.scan_model
+    spec = NetworkSpec(
+        form="batched" if form == "batched" else "scan",
+        outputs=outputs,
+        weights=network.weights,
+        fixed_weights=network.fixed_weights,
+        parameters=network.parameters,
+        trunk_outputs=onnx_graph.cut_names(cut),
+        description=_describe(network.module),
+    )
+    trunk = _serialise(onnx_graph.trunk_model(graph, cut), "trunk") if cut else None
+    return ExportedNetwork(spec, _serialise(wrap(graph, cut, shapes, outputs), "network"), trunk)
+
+
+class _Session:
+    """An ONNX file in ONNX Runtime, on one core."""
+
+    def __init__(self, data: bytes) -> None:
+        # Read by ONNX Runtime when it is imported: from 1.29 on it sends telemetry unless this is set.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self.inputs = [i.name for i in self._session.get_inputs()]
+        self._outputs = [o.name for o in self._session.get_outputs()]
+
+    def run(self, feeds: dict[str, NDArray[np.generic]]) -> dict[str, Array]:
+        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+
+
+class _Runner:
+    """Exported files, ready to run."""
+
+    def __init__(self, exported: ExportedNetwork, network: FunctionalNetwork) -> None:
+        self._network = network
+        try:
+            self._base = _Session(exported.base)
+            self._trunk = _Session(exported.trunk) if exported.trunk is not None else None
+        except Exception as e:  # ONNX Runtime's errors have no public base class
+            raise _refusal("network", f"ONNX Runtime does not take the file: {_reason(e)}") from e
+
+    def __call__(self, thetas: Tensor, x: Tensor) -> Array:
+        weights = self._network.unflatten(thetas.detach().cpu())
+        feeds: dict[str, NDArray[np.generic]] = {INPUTS: x.detach().cpu().numpy()}
+        try:
+            if self._trunk is not None:
+                feeds = dict(self._trunk.run(feeds))
+            feeds |= {p.input: weights[p.name].contiguous().numpy() for p in self._network.parameters}
+            return self._base.run(feeds)[OUTPUTS]
+        except Exception as e:  # as above
+            where = f"{thetas.shape[0]} weight vectors and {x.shape[0]} rows"
+            raise _refusal("network", f"ONNX Runtime fails on {where}: {_reason(e)}") from e
+
+
+def _refuse_difference(got: Array, want: Tensor, what: str, where: str) -> float:
+    """The relative difference, or ConfigError where it is too large."""
+    if got.shape != want.shape:
+        raise _refusal(what, f"the file gives shape {got.shape} at {where}, torch gives {tuple(want.shape)}")
+    expected = want.numpy()
+    scale = float(np.abs(expected).max())
+    error = float(np.abs(got - expected).max()) / max(scale, float(np.finfo(np.float32).tiny))
+    if not error <= TOLERANCE:
+        raise ConfigError(
+            f"The exported {what} differs from torch by {error:.1e} of its largest output ({where}). Outputs that are "
+            "not finite or layers whose results depend on the batch are the usual reasons; remove them.",
+            code="export_differs",
+            field="network",
+            expected=f"at most {TOLERANCE:.0e}",
+            got=f"{error:.1e}",
+        )
+    return error
+
+
+@contextlib.contextmanager
+def _exporting(what: str) -> Iterator[None]:
+    """Turns whatever torch and onnx raise into a ConfigError, and keeps their chatter from the screen."""
+    with _quiet():
+        try:
+            yield
+        except ConfigError:
+            raise
+        except Exception as e:  # the exporters raise errors of a dozen unrelated classes
+            raise _refusal(what, _reason(e)) from e
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns that torchvision, which nothing here needs, is not installed
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
+            warnings.filterwarnings("ignore", r"# The axis name", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _refusal(what: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"The {what} cannot be exported to ONNX: {reason}. Replace that part by layers that ONNX knows, without "
+        "branches on values and without fixed batch sizes.",
+        code="export_failed",
+        field="network",
+        got=reason,
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the error at the root of a chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[\d+m", "", str(error)).strip().splitlines()
+    return (text[0] if text else type(error).__name__).rstrip(". ")[:300]
+
+
+def _serialise(model: ModelProto, what: str) -> bytes:
+    if model.ByteSize() > _MAX_BYTES:
+        raise ConfigError(
+            f"The {what} needs {model.ByteSize() / 2**30:.1f} GB, more than one ONNX file holds. "
+            "Choose fewer random weights with --posterior, a lower rank or fewer anchors.",
+            code="export_failed",
+            field="posterior",
+            expected="at most 2 GB",
+        )
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def _output_width(network: FunctionalNetwork, example: Tensor) -> int:
+    try:
+        with torch.no_grad():
+            return network(network.current(), example).shape[1]
+    except (RuntimeError, ValueError, TypeError) as e:
+        raise ConfigError(
+            f"The network does not take inputs of shape {tuple(example.shape)}: {_reason(e)}.",
+            field="network",
+            expected="a network for these inputs",
+            got=_reason(e),
+        ) from e
+
+
+def _on_cpu(network: FunctionalNetwork) -> FunctionalNetwork:
+    """The network itself, or a copy where it lives on another device."""
+    state = [*network.module.parameters(), *network.module.buffers()]
+    return network if all(t.device.type == "cpu" for t in state) else copy.deepcopy(network).to("cpu")
+
+
+def _rows(example: Tensor, rows: int) -> Tensor:
+    """As many rows as asked for, repeating those of the example."""
+    return example.detach().cpu()[torch.arange(rows) % example.shape[0]]
+
+
+def _describe(module: nn.Module) -> str:
+    layers = collections.Counter(type(m).__name__ for m in module.modules() if not any(m.children()))
+    return f"{type(module).__name__}: " + ", ".join(f"{n} {name}" for name, n in layers.items())

@@ -1,0 +1,285 @@
+"""Graph surgery on an exported network: the trunk is cut off, and one weight vector becomes many.
+
+Three kinds of nodes, told apart by what they depend on:
+
+- sampled: on a random weight, so they differ from sample to sample;
+- free: on the network's input only, so one run serves every sample;
+- constant: on neither; such nodes are copied to wherever they are needed.
+
+Lengths: S weight vectors, B rows, O outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnx import (
+    AttributeProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    ValueInfoProto,
+    checker,
+    helper,
+    shape_inference,
+)
+
+OPSET = 20
+IR_VERSION = 10
+"""With operator set 20: what ONNX Runtime reads since 1.18, and what torch writes without converting."""
+
+INPUTS, OUTPUTS = "inputs", "outputs"
+ONE = ".one"
+"""Suffix of what belongs to one weight vector, inside the Scan."""
+
+_LAYOUT = (
+    "Cast CastLike Concat Constant ConstantOfShape Expand Flatten Gather Identity Pad Range Reshape Shape Size Slice "
+    "Split Squeeze Tile Transpose Unsqueeze"
+)
+_ELEMENTWISE = (
+    "Abs Add And Ceil Clip Cos Div Elu Equal Erf Exp Floor Gelu Greater HardSigmoid HardSwish LeakyRelu Less Log Max "
+    "Min Mish Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Sub Tanh "
+    "ThresholdedRelu Where"
+)
+_CHEAP = frozenset(f"{_LAYOUT} {_ELEMENTWISE}".split())
+
+
+Cut = tuple[str, ...]
+"""The values that end the trunk and begin the base; empty where there is no trunk."""
+
+
+class GraphError(Exception):
+    """The graph cannot be rewritten; the message says why."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX graph with what the surgery asks of it.
+
+    Attributes:
+        nodes: in topological order.
+        constants: initialisers by name.
+        values: type and shape by value name, as far as known.
+        producers: the node that computes a value.
+        sampled, free: names of the values of each kind; the rest is constant.
+        rows: symbol of the batch axis.
+        output: name of the graph's output.
+    """
+
+    nodes: list[NodeProto]
+    constants: Mapping[str, TensorProto]
+    values: Mapping[str, ValueInfoProto]
+    output: str
+    rows: str
+    producers: dict[str, NodeProto] = field(default_factory=dict)
+    sampled: set[str] = field(default_factory=set)
+    free: set[str] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, model: ModelProto, weights: Iterable[str]) -> Graph:
+        """Sorts the values of a model with the input `inputs` (B, ...) and the given weight inputs into their kinds.
+
+        Raises:
+            GraphError: the batch axis is fixed, or the output depends on no random weight.
+        """
+        graph = shape_inference.infer_shapes(model).graph
+        values = {v.name: v for v in [*graph.value_info, *graph.input, *graph.output]}
+        rows = _dimensions(values[INPUTS])[0]
+        if not isinstance(rows, str):
+            raise GraphError(f"it accepts {rows} rows at a time only")
+        self = cls(list(graph.node), {t.name: t for t in graph.initializer}, values, graph.output[0].name, rows)
+        self.sampled.update(weights)
+        self.free.add(INPUTS)
+        for node in self.nodes:
+            used = reads(node)
+            kind = self.sampled if used & self.sampled else self.free if used & self.free else None
+            for name in filter(None, node.output):
+                self.producers[name] = node
+                if kind is not None:
+                    kind.add(name)
+        if self.output not in self.sampled:
+            raise GraphError("its outputs do not depend on the random weights")
+        return self
+
+    def has_rows(self, name: str) -> bool:
+        """Whether a value is known to have the batch as its first axis."""
+        dimensions = _dimensions(self.values[name]) if name in self.values else []
+        return bool(dimensions) and dimensions[0] == self.rows
+
+    def row_size(self, name: str) -> float:
+        """Elements a row of a value; infinite where unknown."""
+        sizes = _dimensions(self.values[name])[1:]
+        return math.inf if any(isinstance(n, str) for n in sizes) else math.prod(int(n) for n in sizes)
+
+    def counts_rows(self, node: NodeProto) -> bool:
+        """Whether a node reads off B, which any tensor that has rows can tell as well."""
+        if node.op_type != "Shape" or not self.has_rows(node.input[0]):
+            return False
+        ends = {a.name: a.i for a in node.attribute}
+        return ends.get("start", 0) == 0 and ends.get("end") == 1
+
+    def needed(self, names: Iterable[str], given: Cut = ()) -> list[NodeProto]:
+        """The nodes that compute `names`, in order, from the values `given` or else from the inputs."""
+        wanted, stop = set(names), set(given)
+        taken: list[NodeProto] = []
+        for node in reversed(self.nodes):
+            if not (wanted - stop) & set(node.output):
+                continue
+            if given and node.output[0] in self.free and self.counts_rows(node):
+                node = helper.make_node("Shape", [given[0]], [*node.output], start=0, end=1)
+            taken.append(node)
+            wanted |= reads(node)
+        return taken[::-1]
+
+
+def reads(node: NodeProto) -> set[str]:
+    """Names of the values a node uses, those its subgraphs take from outside included."""
+    names = {n for n in node.input if n}
+    for attribute in node.attribute:
+        for graph in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
+            inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+            for child in graph.node:
+                names |= reads(child) - inner
+                inner |= set(child.output)
+            names |= {o.name for o in graph.output} - inner
+    return names
+
+
+def find_cut(graph: Graph) -> Cut:
+    """The cut with the fewest elements a row that a greedy search finds, empty where no trunk is worth it.
+
+    Starts behind the last free nodes, so that the trunk does all it can. A value that does not have the batch as its
+    first axis is computed in the base instead, from what its node reads; so is one whose node is cheap, if that makes
+    the cut smaller. A trunk without any node of weight (layout and element-wise nodes only) is none.
+    """
+    cut = {n for node in graph.nodes if set(node.output) & graph.sampled for n in reads(node) & graph.free}
+    counters: set[str] = set()
+    while unfit := [n for n in sorted(cut) if not graph.has_rows(n)]:
+        for name in unfit:
+            cut.discard(name)
+            node = graph.producers[name]
+            if graph.counts_rows(node):
+                counters.add(node.input[0])
+            else:
+                cut |= reads(node) & graph.free
+    if not cut:
+        cut = set(sorted(counters)[:1])
+    while smaller := _smaller(graph, cut):
+        cut = smaller
+    trunk = graph.needed(cut)
+    if all(n.op_type in _CHEAP for n in trunk):
+        return ()
+    return tuple(n for n in [INPUTS, *graph.producers] if n in cut)
+
+
+def _smaller(graph: Graph, cut: set[str]) -> set[str] | None:
+    for name in sorted(cut - {INPUTS}):
+        node = graph.producers[name]
+        before = reads(node) & graph.free
+        if node.op_type not in _CHEAP or not all(map(graph.has_rows, before)):
+            continue
+        candidate = (cut - {name}) | before
+        if sum(map(graph.row_size, candidate)) < sum(map(graph.row_size, cut)):
+            return candidate
+    return None
+
+
+def trunk_model(graph: Graph, cut: Cut) -> ModelProto:
+    """The trunk: `inputs` (B, ...) -> the cut's values, under the names that `cut_names` gives."""
+    nodes = graph.needed(cut)
+    nodes += [helper.make_node("Identity", [v], [n]) for v, n in zip(cut, cut_names(cut), strict=True) if v != n]
+    outputs = [_value(graph, v, n) for v, n in zip(cut, cut_names(cut), strict=True)]
+    return _model(graph, nodes, [_value(graph, INPUTS, INPUTS)], outputs, "trunk")
+
+
+def cut_names(cut: Cut) -> list[str]:
+    """Names of the trunk's outputs and base's inputs; a tensor cannot be input and output by the same name."""
+    return [f"{v}.rows" if v == INPUTS else v for v in cut]
+
+
+def batched_model(graph: Graph, cut: Cut, weights: Mapping[str, Sequence[int]], outputs: int) -> ModelProto:
+    """The base of a graph whose nodes compute all samples, without what the trunk does.
+
+    Args:
+        graph: with weight inputs (S, *shape) and the output (S, B, O).
+        cut: what the trunk gives.
+        weights: shapes without S by input name.
+        outputs: O.
+    """
+    return _base(graph, cut, graph.needed([graph.output], cut), weights, outputs)
+
+
+def scan_model(graph: Graph, cut: Cut, weights: Mapping[str, Sequence[int]], outputs: int) -> ModelProto:
+    """The base of a graph for one weight vector, looped over the samples by a `Scan`.
+
+    Sampled nodes go into the loop; free ones stay before it and run once.
+
+    Args:
+        graph: with weight inputs of the given shapes, named with the suffix `ONE`, and the output (B, O).
+        cut: what the trunk gives.
+        weights: shapes by input name, without the suffix.
+        outputs: O.
+    """
+    needed = graph.needed([graph.output], cut)
+    body = [n for n in needed if set(n.output) & graph.sampled]
+    outer = [n for n in needed if not set(n.output) & graph.sampled]
+    shared = {n for node in outer for n in reads(node)}
+    loop = helper.make_graph(
+        body,
+        "one_weight_vector",
+        [helper.make_tensor_value_info(n + ONE, TensorProto.FLOAT, list(s)) for n, s in weights.items()],
+        [helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, ["B", outputs])],
+        initializer=[t for t in _constants(graph, body) if t.name not in shared],
+    )
+    scan = helper.make_node("Scan", list(weights), [OUTPUTS], name="samples", body=loop, num_scan_inputs=len(weights))
+    return _base(graph, cut, [*outer, scan], weights, outputs)
+
+
+def _base(
+    graph: Graph, cut: Cut, nodes: Sequence[NodeProto], weights: Mapping[str, Sequence[int]], outputs: int
+) -> ModelProto:
+    names = cut_names(cut)
+    nodes = [helper.make_node("Identity", [n], [v]) for v, n in zip(cut, names, strict=True) if v != n] + [*nodes]
+    inputs = [_value(graph, v, n) for v, n in zip(cut, names, strict=True)] or [_value(graph, INPUTS, INPUTS)]
+    inputs += [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["S", *s]) for n, s in weights.items()]
+    output = helper.make_tensor_value_info(OUTPUTS, TensorProto.FLOAT, ["S", "B", outputs])
+    return _model(graph, nodes, inputs, [output], "base")
+
+
+def _model(
+    graph: Graph,
+    nodes: Sequence[NodeProto],
+    inputs: Sequence[ValueInfoProto],
+    outputs: Sequence[ValueInfoProto],
+    name: str,
+) -> ModelProto:
+    model = helper.make_model(
+        helper.make_graph(nodes, name, inputs, outputs, initializer=_constants(graph, nodes)),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="fiberwalk",
+    )
+    checker.check_model(model)
+    return model
+
+
+def _constants(graph: Graph, nodes: Iterable[NodeProto]) -> list[TensorProto]:
+    used = {n for node in nodes for n in reads(node)}
+    return [t for name, t in graph.constants.items() if name in used]
+
+
+def _dimensions(value: ValueInfoProto) -> list[int | str]:
+    """Length of each axis, or its symbol; empty where the rank is unknown."""
+    axes = value.type.tensor_type.shape.dim
+    return [a.dim_value if a.HasField("dim_value") else a.dim_param or "?" for a in axes]
+
+
+def _value(graph: Graph, name: str, rename: str) -> ValueInfoProto:
+    """Type and shape of a value that has rows, with the batch axis called B."""
+    kind = TypeProto()
+    kind.CopyFrom(graph.values[name].type)
+    kind.tensor_type.shape.dim[0].dim_param = "B"
+    return helper.make_value_info(rename, kind)
