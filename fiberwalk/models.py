@@ -1,0 +1,256 @@
+"""`fiberwalk models`: looks after the bundles of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic_core import to_json
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from model_store import Bundle, FiberwalkError, ModelStore, StoreError
+from model_store.manifest import CategoricalColumn, NumericColumn, RegressionTarget, TensorInput
+
+app = typer.Typer(no_args_is_help=True, help="List, show, verify, alias and delete the models of a store.")
+
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="FIBERWALK_STORE", help="Folder of the models.", show_default="models")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Reference = Annotated[str, typer.Argument(metavar="NAME[@VERSION|@ALIAS]", help="The model.")]
+DEFAULT_STORE = Path("models")
+
+
+@app.command("list")
+def list_models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """List every version of every model."""
+    with _reported():
+        rows = [_row(bundle, name, version, aliases) for name, version, aliases, bundle in _every(_existing(store))]
+        if as_json:
+            _print_json(rows)
+            return
+        table = Table("model", "aliases", "task", "target", "created", "weights", "state")
+        for row in rows:
+            table.add_row(
+                escape(f"{row['name']}@{row['version']}"),
+                escape(", ".join(row["aliases"])),
+                row["task"] or "",
+                escape(row["target"] or ""),
+                (row["created"] or "")[:16].replace("T", " "),
+                "" if row["weights"] is None else f"{row['weights']:,}",
+                "ok" if row["error"] is None else f"[red]{escape(row['error'])}[/red]",
+            )
+        if rows:
+            Console().print(table)
+        else:
+            typer.echo(f"The store {str(store)!r} holds no model yet.")
+
+
+@app.command()
+def show(reference: Reference, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Show what one model takes, what it answers and how well it did."""
+    with _reported():
+        models = _existing(store)
+        bundle = models.open(reference)
+        aliases = sorted(a for a, v in models.aliases(bundle.name).items() if v == bundle.version)
+        if as_json:
+            manifest = bundle.manifest.model_dump(mode="json")
+            _print_json(
+                {"path": str(bundle.path), "digest": bundle.digest, "aliases": aliases, "manifest": manifest},
+            )
+            return
+        console = Console()
+        for table in (_summary(bundle, aliases), _inputs(bundle), _metrics(bundle), _files(bundle)):
+            console.print(table)
+
+
+@app.command()
+def verify(
+    references: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME[@VERSION|@ALIAS]]...", help="The models; all by default.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Check every byte of the models against what was published."""
+    with _reported():
+        models = _existing(store)
+        every = references or [f"{name}@{version}" for name in models.names() for version in models.versions(name)]
+    damaged = 0
+    for reference in every:
+        try:
+            bundle = models.open(reference)
+            bundle.verify()
+        except FiberwalkError as e:
+            damaged += 1
+            typer.echo(f"{reference}: {_one_line(e)}", err=True)
+        else:
+            size = sum(f.size for f in bundle.manifest.files.values())
+            typer.echo(f"{bundle.name}@{bundle.version}: ok, {len(bundle.manifest.files)} files, {size:,} bytes")
+    if damaged:
+        typer.echo(f"{damaged} of {len(every)} did not verify.", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def alias(
+    reference: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The version that the alias shall mean.")],
+    name: Annotated[str, typer.Argument(metavar="ALIAS", help="The alias, such as champion.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the alias instead.")] = False,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Make an alias mean a version. A server follows without a restart; a bare NAME means its champion."""
+    with _reported():
+        models = _existing(store)
+        if remove:
+            model = reference.partition("@")[0]
+            models.remove_alias(model, name)
+            typer.echo(f"{model}@{name} means nothing any more.")
+            return
+        if "@" not in reference:
+            raise StoreError(f"Say which version of {reference!r} {name!r} shall mean.", expected="NAME@VERSION")
+        model, version = models.resolve(reference)
+        models.set_alias(model, name, version)
+        typer.echo(f"{model}@{name} means {model}@{version}.")
+
+
+@app.command()
+def delete(
+    reference: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The version to delete.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Delete one version. Its number is never given again."""
+    with _reported():
+        models = _existing(store)
+        if "@" in reference:
+            reference = "{}@{}".format(*models.resolve(reference))
+            if not yes and not typer.confirm(f"Delete {reference} for good?"):
+                typer.echo("Nothing was deleted.")
+                raise typer.Exit(1)
+        name, version = models.delete(reference)
+        typer.echo(f"{name}@{version} is deleted.")
+
+
+# ---- reading the store
+
+
+def _existing(folder: Path) -> ModelStore:
+    if not folder.is_dir():
+        raise StoreError(f"There is no store {str(folder)!r}; name one with --store, or build a model first.")
+    return ModelStore(folder)
+
+
+def _every(models: ModelStore) -> Iterator[tuple[str, int, list[str], Bundle | FiberwalkError]]:
+    for name in models.names():
+        aliases = models.aliases(name)
+        for version in models.versions(name):
+            try:
+                bundle: Bundle | FiberwalkError = models.open(f"{name}@{version}")
+            except FiberwalkError as e:
+                bundle = e
+            yield name, version, sorted(a for a, v in aliases.items() if v == version), bundle
+
+
+def _row(bundle: Bundle | FiberwalkError, name: str, version: int, aliases: list[str]) -> dict[str, Any]:
+    manifest = None if isinstance(bundle, FiberwalkError) else bundle.manifest
+    return {
+        "name": name,
+        "version": version,
+        "aliases": aliases,
+        "task": manifest and manifest.task,
+        "target": manifest and manifest.target.name,
+        "created": manifest and manifest.build.created.isoformat(),
+        "weights": manifest and manifest.network.weights,
+        "error": bundle.message if isinstance(bundle, FiberwalkError) else None,
+    }
+
+
+# ---- tables
+
+
+def _summary(bundle: Bundle, aliases: list[str]) -> Table:
+    m = bundle.manifest
+    table = Table(title=f"{bundle.name}@{bundle.version}", show_header=False, title_justify="left")
+    if isinstance(m.target, RegressionTarget):
+        target = f"{m.target.name}{f' ({m.target.unit})' if m.target.unit else ''}"
+    else:
+        target = f"{m.target.name}: {', '.join(str(c) for c in m.target.classes)}"
+    network = f"{m.network.description}, {m.network.weights:,} random and {m.network.fixed_weights:,} fixed weights"
+    built = f"{m.build.created:%Y-%m-%d %H:%M} on {m.build.data_rows:,} rows, seed {m.build.seed}, {m.build.device}"
+    rows = {
+        "task": m.task,
+        "target": target,
+        "network": network.removeprefix(", "),
+        "posterior": f"{m.latent.anchors} anchors, {m.latent.trajectories} trajectories each, rank {m.latent.rank}",
+        "samples": ", ".join(f"{name} {plan.samples}" for name, plan in m.latent.plans.items()),
+        "built": built,
+        "aliases": ", ".join(aliases) or "none",
+        "digest": bundle.digest,
+        "folder": str(bundle.path),
+    }
+    for key, value in [*rows.items(), *(("warning", w) for w in m.build.warnings)]:
+        table.add_row(key, escape(value))
+    return table
+
+
+def _inputs(bundle: Bundle) -> Table:
+    spec = bundle.manifest.inputs
+    table = Table("input", "kind", "unit", "seen in training", title="inputs", title_justify="left")
+    if isinstance(spec, TensorInput):
+        table.add_row("array", " x ".join(str(n) for n in spec.shape), escape(spec.unit or ""), "")
+        return table
+    for column in spec.columns:
+        table.add_row(escape(column.name), column.kind, escape(column.unit or ""), escape(_seen(column)))
+    return table
+
+
+def _seen(column: NumericColumn | CategoricalColumn) -> str:
+    if isinstance(column, CategoricalColumn):
+        return ", ".join(column.categories)
+    if column.minimum is None or column.maximum is None:
+        return ""
+    return f"{column.minimum:g} to {column.maximum:g}"
+
+
+def _metrics(bundle: Bundle) -> Table:
+    measured = bundle.manifest.metrics
+    names = list(dict.fromkeys(key for m in measured for key in m.values))
+    table = Table("predictor", "split", "rows", *(escape(n) for n in names), title="metrics", title_justify="left")
+    for m in measured:
+        values = (f"{m.values[n]:.4g}" if n in m.values else "" for n in names)
+        table.add_row(m.predictor, m.split.replace("_", " "), f"{m.rows:,}", *values)
+    return table
+
+
+def _files(bundle: Bundle) -> Table:
+    table = Table("file", "bytes", "sha256", title="files", title_justify="left")
+    for name, entry in bundle.manifest.files.items():
+        table.add_row(name, f"{entry.size:,}", entry.sha256[:16])
+    return table
+
+
+# ---- answers
+
+
+def _print_json(content: Any) -> None:
+    # NaN and infinity, which a metric may be, are no JSON.
+    typer.echo(to_json(content, indent=2, inf_nan_mode="null").decode())
+
+
+def _one_line(error: FiberwalkError) -> str:
+    return error.message + (f" Expected {error.expected}." if error.expected else "")
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Ends the command with one line on stderr and exit code 1 where fiberwalk refused."""
+    try:
+        yield
+    except FiberwalkError as e:
+        typer.echo(f"Error: {_one_line(e)}", err=True)
+        raise typer.Exit(1) from e

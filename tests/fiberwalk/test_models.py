@@ -1,0 +1,219 @@
+"""`fiberwalk models`, as a user meets it."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from fiberwalk.models import app
+from model_store import ModelStore
+from model_store.manifest import Metrics
+from tests import bundles
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    """Two versions of `prices` (the first is its champion) and one of `flowers`."""
+    store = ModelStore(tmp_path / "store")
+    bundles.mixed_regression("prices").publish(store)
+    bundles.mixed_regression("prices", seed=1).publish(store)
+    bundles.classification("flowers").publish(store)
+    store.set_alias("prices", "champion", 1)
+    return store
+
+
+def run(store: ModelStore, *arguments: str, answer: str | None = None) -> Result:
+    # A wide terminal, so that no cell is wrapped.
+    return CliRunner(env={"COLUMNS": "240"}).invoke(app, [*arguments, "--store", str(store.root)], input=answer)
+
+
+def refused(result: Result) -> str:
+    """The one line that the user is told."""
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def damage(store: ModelStore, path: str) -> None:
+    file = store.root / path
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+# ---- list
+
+
+def test_list(store: ModelStore) -> None:
+    result = run(store, "list")
+    assert result.exit_code == 0
+    rows = [line for line in result.stdout.splitlines() if "@" in line]
+    assert ["flowers@1" in rows[0], "prices@1" in rows[1], "prices@2" in rows[2]] == [True] * 3
+    assert "champion" in rows[1]
+    assert "champion" not in rows[2]
+    assert "classification" in rows[0]
+    assert "species" in rows[0]
+
+
+def test_list_as_json(store: ModelStore) -> None:
+    rows = json.loads(run(store, "list", "--json").stdout)
+    assert [(r["name"], r["version"], r["aliases"], r["task"]) for r in rows] == [
+        ("flowers", 1, [], "classification"),
+        ("prices", 1, ["champion"], "regression"),
+        ("prices", 2, [], "regression"),
+    ]
+    assert rows[0]["created"].startswith("2026-01-01")
+    assert {r["error"] for r in rows} == {None}
+
+
+def test_list_shows_a_damaged_version_among_the_others(store: ModelStore) -> None:
+    damage(store, "prices/1/manifest.json")
+    result = run(store, "list", "--json")
+    assert result.exit_code == 0
+    errors = {f"{r['name']}@{r['version']}": r["error"] for r in json.loads(result.stdout)}
+    assert "is not JSON" in errors["prices@1"]
+    assert (errors["prices@2"], errors["flowers@1"]) == (None, None)
+    text = run(store, "list").stdout
+    assert "is not JSON" in text
+    assert "[red]" not in text
+
+
+def test_an_empty_store_and_none(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "holds no model yet" in run(ModelStore(tmp_path / "empty"), "list").stdout
+    assert json.loads(run(ModelStore(tmp_path / "empty"), "list", "--json").stdout) == []
+    for command in (["list"], ["show", "a"], ["verify"], ["alias", "a@1", "b"], ["delete", "a@1", "--yes"]):
+        assert "There is no store" in refused(run(ModelStore(tmp_path / "none"), *command))
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_store_comes_from_the_environment_or_is_models_here(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = CliRunner(env={"FIBERWALK_STORE": str(store.root)}).invoke(app, ["list", "--json"])
+    assert len(json.loads(result.stdout)) == 3
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FIBERWALK_STORE", raising=False)
+    store.root.rename(tmp_path / "models")
+    assert len(json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)) == 3
+
+
+# ---- show
+
+
+def test_show(store: ModelStore) -> None:
+    text = run(store, "show", "prices").stdout
+    for said in ("prices@1", "price (k€)", "champion", "area", "m²", "20 to 300", "Aachen, Bonn, Köln", "nll", "1.25"):
+        assert said in text
+    assert store.open("prices@1").digest in text
+    assert "setosa, versicolor, virginica" in run(store, "show", "flowers").stdout
+
+
+def test_show_a_model_of_arrays(store: ModelStore) -> None:
+    bundles.image_classification().publish(store)
+    assert "1 x 4 x 4" in run(store, "show", "digits@1").stdout
+
+
+def test_show_as_json(store: ModelStore) -> None:
+    content = json.loads(run(store, "show", "prices@champion", "--json").stdout)
+    bundle = store.open("prices@1")
+    assert content["manifest"] == json.loads(bundle.manifest.model_dump_json())
+    assert (content["digest"], content["aliases"]) == (bundle.digest, ["champion"])
+
+
+def test_json_stays_json_where_a_metric_is_infinite(store: ModelStore) -> None:
+    parts = bundles.classification("flowers")
+    metrics = [Metrics(predictor="map", split="test", rows=9, values={"nll": math.inf, "ece": math.nan})]
+    bundles.Parts(parts.manifest.model_copy(update={"metrics": metrics}), parts.files).publish(store)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    content = json.loads(run(store, "show", "flowers@2", "--json").stdout, parse_constant=refuse)
+    assert content["manifest"]["metrics"][0]["values"] == {"nll": None, "ece": None}
+    assert "inf" in run(store, "show", "flowers@2").stdout
+
+
+def test_markup_in_a_models_words_is_shown_as_it_is(store: ModelStore) -> None:
+    bundles.numeric_regression("odd", columns=["[red]x[/red]", "[/]"]).publish(store)
+    text = run(store, "show", "odd").stdout
+    assert "[red]x[/red]" in text
+    assert "[/]" in text
+
+
+def test_show_an_unknown_model_version_or_name(store: ModelStore) -> None:
+    assert refused(run(store, "show", "cars")) == "Error: There is no model 'cars'. Expected one of: flowers, prices."
+    assert refused(run(store, "show", "prices@7")).endswith("Expected prices@ one of: 1, 2, champion.")
+    assert "cannot be a model's name" in refused(run(store, "show", "../etc"))
+
+
+# ---- verify
+
+
+def test_verify_all(store: ModelStore) -> None:
+    result = run(store, "verify")
+    assert result.exit_code == 0
+    assert [line.partition(", ")[0] for line in result.stdout.splitlines()] == [
+        "flowers@1: ok",
+        "prices@1: ok",
+        "prices@2: ok",
+    ]
+
+
+def test_verify_reports_each_damaged_version_and_goes_on(store: ModelStore) -> None:
+    damage(store, "prices/1/base.onnx")
+    result = run(store, "verify")
+    assert result.exit_code == 1
+    assert [line.partition(", ")[0] for line in result.stdout.splitlines()] == ["flowers@1: ok", "prices@2: ok"]
+    first, last = result.stderr.splitlines()
+    assert first.startswith("prices@1: ")
+    assert "another size than when it was published; publish the bundle again" in first
+    assert last == "1 of 3 did not verify."
+    assert run(store, "verify", "prices@2", "flowers").exit_code == 0
+    assert run(store, "verify", "prices@champion").exit_code == 1
+
+
+# ---- alias
+
+
+def test_alias_sets_moves_and_removes(store: ModelStore) -> None:
+    assert run(store, "alias", "prices@2", "champion").stdout == "prices@champion means prices@2.\n"
+    assert store.aliases("prices") == {"champion": 2}
+    assert run(store, "alias", "prices@champion", "stable").exit_code == 0
+    assert store.aliases("prices") == {"champion": 2, "stable": 2}
+    assert run(store, "alias", "prices", "champion", "--remove").exit_code == 0
+    assert store.aliases("prices") == {"stable": 2}
+
+
+def test_alias_refuses(store: ModelStore) -> None:
+    assert "Say which version" in refused(run(store, "alias", "prices", "champion"))
+    assert "has no version" in refused(run(store, "alias", "prices@3", "champion"))
+    assert "cannot be an alias" in refused(run(store, "alias", "prices@1", "2"))
+    assert "has no alias 'stable'" in refused(run(store, "alias", "prices", "stable", "--remove"))
+    assert store.aliases("prices") == {"champion": 1}
+
+
+# ---- delete
+
+
+def test_delete_asks(store: ModelStore) -> None:
+    result = run(store, "delete", "prices@2", answer="n\n")
+    assert result.exit_code == 1
+    assert "Delete prices@2 for good?" in result.stdout
+    assert store.versions("prices") == [1, 2]
+    assert run(store, "delete", "prices@2", answer="y\n").exit_code == 0
+    assert store.versions("prices") == [1]
+
+
+def test_delete_without_asking(store: ModelStore) -> None:
+    assert run(store, "delete", "prices@2", "--yes").stdout == "prices@2 is deleted.\n"
+    assert store.versions("prices") == [1]
+
+
+def test_delete_refuses(store: ModelStore) -> None:
+    assert "Say which version" in refused(run(store, "delete", "flowers", "--yes"))
+    assert "is what champion means; move the alias" in refused(run(store, "delete", "prices@1", "--yes"))
+    assert "has no version" in refused(run(store, "delete", "prices@9"))  # said without asking first
+    assert store.versions("prices") == [1, 2]
