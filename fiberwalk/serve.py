@@ -1,0 +1,100 @@
+"""`fiberwalk serve`: runs the server."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model_store.errors import ConfigError, FiberwalkError
+
+_DRAIN_SECONDS = 30
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the `fiberwalk` application."""
+    app.command("serve")(_command)
+
+
+def serve(
+    *,
+    store: Path | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    redis_url: str | None = None,
+    log_level: str | None = None,
+) -> None:
+    """Serves a model store until the process is told to stop; requests in flight are then still answered.
+
+    What is None comes from the environment (`FIBERWALK_STORE` and so on) or the defaults.
+
+    Raises:
+        ConfigError: a setting is not usable, there is no store, or the address is not free.
+    """
+    # Imported here, so that the other commands start without the web.
+    import uvicorn
+
+    from service.app import create_app
+    from service.settings import load_settings
+
+    settings = load_settings(store=store, host=host, port=port, redis_url=redis_url, log_level=log_level)
+    if not settings.store.is_dir():
+        raise ConfigError(
+            f"There is no model store at {settings.store}; build a model first, or say where with --store.",
+            field="store",
+        )
+    listener = _listen(settings.host, settings.port)
+    with listener:
+        host, port = listener.getsockname()[:2]
+        typer.echo(
+            f"fiberwalk serves {settings.store} at http://{f'[{host}]' if ':' in host else host}:{port}", err=True
+        )
+        config = uvicorn.Config(
+            create_app(settings),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_DRAIN_SECONDS,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as e:
+        raise ConfigError(f"--host {host} is no address to listen on: {e.strerror}.", field="host", got=host) from e
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as e:
+        listener.close()
+        raise ConfigError(
+            f"Cannot listen on {host}:{port} ({e.strerror}); choose another address with --host or --port.",
+            field="port",
+            got=str(port),
+        ) from e
+    return listener
+
+
+def _command(
+    store: Annotated[Path | None, typer.Option(help="Folder of the model store. [env FIBERWALK_STORE]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [env FIBERWALK_HOST]")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port; 0 takes a free one. [env FIBERWALK_PORT]")] = None,
+    redis_url: Annotated[
+        str | None, typer.Option(help="Redis that servers share decoded weights in. [env FIBERWALK_REDIS_URL]")
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error. [env FIBERWALK_LOG_LEVEL]")
+    ] = None,
+) -> None:
+    """Serve the models of a store over HTTP."""
+    try:
+        serve(store=store, host=host, port=port, redis_url=redis_url, log_level=log_level)
+    except FiberwalkError as e:
+        typer.echo(f"fiberwalk serve: {e.message}", err=True)
+        raise typer.Exit(1) from e

@@ -1,0 +1,99 @@
+"""The ASGI application: `uvicorn --factory service.app:create_app`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from model_store.errors import FiberwalkError, InputError
+from service.observe import ObserveRequests
+from service.protocol import error_body, status_of
+from service.routes import router
+from service.runtime import Runtime
+from service.schemas import OodRequest, PredictRequest
+from service.settings import Settings, load_settings
+
+_DESCRIPTION = """Predictions with calibrated error bars from Bayesian neural networks.
+
+Every error, of whatever status, has one shape: `{"error": {code, message, field, expected, got}}`."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """A new application; its models are loaded in the background once it runs.
+
+    Args:
+        settings: where they should not come from the environment.
+
+    Raises:
+        ConfigError: a setting is not usable.
+    """
+    runtime = Runtime(settings or load_settings())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        runtime.start()
+        yield
+        runtime.stop()
+
+    app = FastAPI(
+        title="fiberwalk",
+        version=version("fiberwalk"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.runtime = runtime
+    app.include_router(router)
+    app.add_middleware(ObserveRequests, runtime=runtime)
+    app.add_exception_handler(FiberwalkError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, FiberwalkError)
+    status = status_of(error)
+    # A body that was refused half-way cannot be followed by another request on the same connection.
+    headers = {"Connection": "close"} if status == 413 else None
+    return Response(error_body(error), status, headers=headers, media_type="application/json")
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    allowed = (error.headers or {}).get("Allow")
+    shown = InputError(
+        f"There is no {request.method} {request.url.path[:120]} here; /docs lists what there is.",
+        code=code,
+        expected=f"the method {allowed}" if allowed else "a path that /docs lists",
+        got=f"{request.method[:16]} {request.url.path[:120]}",
+    )
+    return Response(error_body(shown), error.status_code, headers=error.headers, media_type="application/json")
+
+
+async def _on_invalid(_: Request, error: Exception) -> Response:
+    shown = InputError("The request's path or query is not acceptable.", got=type(error).__name__)
+    return Response(error_body(shown), 422, media_type="application/json")
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The API's description, with the request schemas that the framework does not see."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = schema["components"]["schemas"]
+        for request in (PredictRequest, OodRequest):
+            schemas[request.__name__] = request.model_json_schema(ref_template="#/components/schemas/{model}")
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        app.openapi_schema = schema
+    return app.openapi_schema

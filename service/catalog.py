@@ -1,0 +1,111 @@
+"""What the store holds, described for a client: summaries, cards and pictures."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from model_store.errors import FiberwalkError, UnknownModelError
+from model_store.manifest import CARD_FILE
+from service.models import Models
+from service.schemas import ModelDetail, ModelSummary
+
+_MEDIA_TYPES = {".png": "image/png", ".md": "text/markdown; charset=utf-8"}
+
+
+def summaries(models: Models) -> list[ModelSummary]:
+    """Every model of the store, those that cannot be served with the reason."""
+    return [_summary(models, name) for name in models.names()]
+
+
+def _summary(models: Models, name: str) -> ModelSummary:
+    version, task, target, problem = None, None, None, None
+    aliases: dict[str, int] = {}
+    try:
+        aliases = models.store.aliases(name)
+        manifest = models.get(name).manifest
+        version, task, target = manifest.version, manifest.task, manifest.target.name
+    except FiberwalkError as e:
+        problem = e.message
+    return ModelSummary(
+        name=name,
+        version=version,
+        versions=models.store.versions(name),
+        aliases=aliases,
+        task=task,
+        target=target,
+        problem=problem,
+    )
+
+
+def detail(models: Models, reference: str) -> ModelDetail:
+    """The version that a reference means. Raises as `Models.get`."""
+    bundle = models.get(reference).bundle
+    m = bundle.manifest
+    card = bundle.read(CARD_FILE).decode(errors="replace") if CARD_FILE in m.files else None
+    parts: dict[str, Any] = m.model_dump(mode="json")
+    network = {k: parts["network"][k] for k in ("description", "form", "weights", "fixed_weights", "outputs")}
+    return ModelDetail(
+        name=m.name,
+        version=m.version,
+        versions=models.store.versions(m.name),
+        aliases=models.store.aliases(m.name),
+        digest=bundle.digest,
+        task=m.task,
+        network=network,
+        card=card,
+        files=[f for f in sorted(m.files) if _media_type(f)],
+        **{k: parts[k] for k in ("inputs", "target", "latent", "calibration", "ood", "metrics", "build")},
+    )
+
+
+def file(models: Models, reference: str, name: str) -> tuple[bytes, str]:
+    """A picture or the card of a version, verified, and its media type.
+
+    Raises:
+        UnknownModelError: the bundle has no such picture; besides, as `Models.get`.
+    """
+    bundle = models.get(reference).bundle
+    shown = [f for f in sorted(bundle.manifest.files) if _media_type(f)]
+    if name not in shown:
+        raise UnknownModelError(
+            f"{bundle.name}@{bundle.version} has no such file to show.",
+            code="not_found",
+            field="file",
+            expected="one of: " + (", ".join(shown) or "none"),
+            got=name[:80],
+        )
+    return bundle.read(name), _media_type(name)
+
+
+def _media_type(name: str) -> str:
+    return next((kind for ending, kind in _MEDIA_TYPES.items() if name.endswith(ending)), "")
+
+
+def page(models: list[ModelSummary]) -> str:
+    """The start page: what is served and where to go on; refers to nothing outside this server."""
+    lines = [_line(m) for m in models] or ["<tr><td colspan=4>No model yet: build one, it appears here.</td></tr>"]
+    return _PAGE.replace("{rows}", "\n".join(lines))
+
+
+def _line(m: ModelSummary) -> str:
+    name = html.escape(m.name)
+    what = html.escape(f"{m.task} of {m.target}" if m.task else m.problem or "")
+    aliases = html.escape(", ".join(f"{a} = {v}" for a, v in m.aliases.items()))
+    cells = [f'<a href="models/{name}">{name}</a>', str(m.version or ""), what, aliases]
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>fiberwalk</title><style>
+body{font:16px/1.5 system-ui,sans-serif;max-width:48rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ddd}
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}a{color:#8bf}th,td{border-color:#444}}
+</style></head><body><h1>fiberwalk</h1><p>Predictions with error bars.</p>
+<table><tr><th>Model</th><th>Version</th><th>Predicts</th><th>Aliases</th></tr>
+{rows}
+</table>
+<p><a href="docs">API documentation</a> · <a href="openapi.json">OpenAPI</a> · <a href="models">models as JSON</a> ·
+<a href="readyz">readiness</a> · <a href="metrics">metrics</a></p></body></html>
+"""

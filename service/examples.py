@@ -1,0 +1,72 @@
+"""Worked examples for the API's documentation: a 1-D regression, a table row and a picture's classes."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+_ABOUT: Final = {"version": 1, "samples": 32, "seed": 0}
+
+PREDICT: Final[dict[str, Any]] = {
+    "rows in column order": {"value": {"model": "snelson", "inputs": [[2.5], [9.0]]}},
+    "rows by column name": {"value": {"model": "snelson@1", "inputs": [{"x": 2.5}, {"x": 9.0}], "level": 0.95}},
+    "everything said": {
+        "value": {"model": "snelson@champion", "inputs": [[2.5]], "samples": 64, "seed": 7, "level": 0.8}
+    },
+}
+
+PREDICTED: Final[dict[str, Any]] = {
+    "regression: inside the data, and far outside": {
+        "value": {
+            "model": "snelson",
+            **_ABOUT,
+            "level": 0.9,
+            "mean": [-0.62, 0.35],
+            "variance": [0.09, 1.08],
+            "epistemic_variance": [0.01, 1.0],
+            "aleatoric_variance": [0.08, 0.08],
+            "entropy": [0.21, 1.44],
+            "interval": [[-1.11, -0.13], [-1.37, 2.07]],
+        }
+    },
+    "classification": {
+        "value": {
+            "model": "flowers",
+            **_ABOUT,
+            "level": 0.9,
+            "mean": [[0.9, 0.08, 0.02]],
+            "variance": [[0.004, 0.003, 0.0004]],
+            "label": ["setosa"],
+            "entropy": [0.375],
+            "expected_entropy": [0.34],
+            "mutual_information": [0.035],
+        }
+    },
+}
+
+OOD: Final[dict[str, Any]] = {"two rows": {"value": {"model": "snelson", "inputs": [[2.5], [30.0]]}}}
+
+SCORED: Final[dict[str, Any]] = {
+    "the second row is far out": {
+        "value": {
+            "model": "snelson",
+            **_ABOUT,
+            "score": [-2.1, 3.4],
+            "threshold": [0.4, 0.4],
+            "flag": [False, True],
+        }
+    }
+}
+
+ERROR: Final[dict[str, Any]] = {
+    "wrong width": {
+        "value": {
+            "error": {
+                "code": "wrong_width",
+                "message": "Row 0 has 2 values; the model takes 1.",
+                "field": "inputs[0]",
+                "expected": "1 values, the columns in order: x",
+                "got": "2 values",
+            }
+        }
+    }
+}

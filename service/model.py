@@ -1,0 +1,105 @@
+"""One loaded version of a model: from parsed rows to the columns of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.bundle import Bundle
+from model_store.errors import InputError
+from model_store.manifest import LatentPlan, RegressionCalibration, RegressionTarget
+from service import predictive
+from service.engine import Engine, WeightSet
+from service.inputs import InputEncoder
+
+Float32 = NDArray[np.float32]
+Columns = dict[str, NDArray[Any]]
+
+
+class ServedModel:
+    """A bundle whose files were verified and whose networks are resident."""
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1, run_size: int = 8192) -> None:
+        """Args:
+            bundle: the version to serve.
+            threads: threads within one operator; 0 is one a core.
+            run_size: samples x rows in one run of the network.
+
+        Raises:
+            IntegrityError: the bundle does not verify or cannot be run.
+        """
+        bundle.verify()
+        arrays = bundle.arrays()
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self.nodes: Float32 = arrays["nodes"]
+        self.encoder = InputEncoder(bundle.manifest.inputs)
+        self.engine = Engine(bundle, threads=threads)
+        self._scores = np.sort(arrays.get("interval_scores", np.empty(0)).astype(np.float64))
+        self._run_size = run_size
+
+    @property
+    def reference(self) -> str:
+        """`NAME@VERSION`."""
+        return f"{self.bundle.name}@{self.bundle.version}"
+
+    def plan(self, name: str) -> LatentPlan:
+        """A latent plan of the bundle."""
+        return self.manifest.latent.plans[name]
+
+    def predict(self, weights: WeightSet, x: Float32, level: float) -> Columns:
+        """The predictive of encoded rows x (B, ...): arrays with one entry a row (see `predictive`).
+
+        Raises:
+            InputError: a row lies so far out that the network's outputs are not finite.
+        """
+        target, calibration = self.manifest.target, self.manifest.calibration
+        if isinstance(target, RegressionTarget):
+            assert isinstance(calibration, RegressionCalibration)  # the manifest's schema says so
+            return _joined(
+                predictive.regression(part, target, calibration, level, self._scores)
+                for part in self._outputs(weights, x)
+            )
+        assert not isinstance(calibration, RegressionCalibration)
+        return _joined(predictive.classification(part, calibration) for part in self._outputs(weights, x))
+
+    def ood_score(self, weights: WeightSet, x: Float32) -> NDArray[np.float64]:
+        """The detector's score (B,) of encoded rows x (B, ...).
+
+        Raises:
+            InputError: as `predict`.
+        """
+        target, calibration = self.manifest.target, self.manifest.calibration
+        parts = self._outputs(weights, x)
+        if isinstance(target, RegressionTarget):
+            assert isinstance(calibration, RegressionCalibration)
+            scores = [predictive.epistemic_to_noise(p, weights.anchors, target, calibration) for p in parts]
+        else:
+            assert not isinstance(calibration, RegressionCalibration)
+            scores = [predictive.mutual_information(p, weights.anchors, calibration) for p in parts]
+        return np.concatenate(scores)
+
+    def _outputs(self, weights: WeightSet, x: Float32) -> Iterable[Float32]:
+        done = 0
+        for part in self.engine.outputs(weights, x, self._run_size):
+            finite = np.isfinite(part).all(axis=(0, 2))
+            if not finite.all():
+                row = done + int(np.flatnonzero(~finite)[0])
+                raise InputError(
+                    f"Row {row} lies so far from the training data that the model's output is no finite number; "
+                    "send values nearer to it.",
+                    code="out_of_range",
+                    field=f"inputs[{row}]",
+                    expected="values for which the network's output is finite",
+                    got="values that overflow it",
+                )
+            done += part.shape[1]
+            yield part
+
+
+def _joined(parts: Iterable[Columns]) -> Columns:
+    columns = list(parts)
+    return {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}

@@ -1,0 +1,257 @@
+"""The models that are served: loaded at the start, followed as names and aliases move."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal, TypeVar
+
+import structlog
+
+from model_store.errors import FiberwalkError, InputError, IntegrityError, StoreError, UnknownModelError
+from model_store.store import ModelStore
+from service.cache import Flights
+from service.metrics import ServiceMetrics
+from service.model import ServedModel
+from service.settings import Settings
+from service.weights import WeightSource
+
+T = TypeVar("T")
+Version = tuple[str, int]
+State = Literal["loading", "ready", "failed"]
+
+_FRESH_SECONDS = 1.0
+"""How old an answer of the store's may be; so long a moved alias takes to be followed."""
+_RETRY_SECONDS = 10.0
+"""How long a version that did not load is left alone."""
+_WATCH_SECONDS = 2.0
+_MAX_REMEMBERED = 1024
+
+
+class Models:
+    """Loaded versions by reference. Thread-safe; a version is loaded once, however many threads ask."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        weights: WeightSource,
+        metrics: ServiceMetrics,
+        log: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        self.store = ModelStore(settings.store)
+        self._settings, self._weights, self._metrics, self._log = settings, weights, metrics, log
+        self._loaded: dict[Version, ServedModel] = {}
+        self._failed: dict[Version, tuple[StoreError, float]] = {}
+        self._remembered: dict[str, tuple[object, float]] = {}
+        self._flights: Flights[Version, ServedModel] = Flights()
+        self._lock = threading.Lock()
+        self._state: State = "loading"
+
+    # ---- loading
+
+    def watch(self, stop: threading.Event) -> None:
+        """Loads what the store means now, and from then on what it comes to mean, until told to stop.
+
+        So a version that is published, or that an alias moves to, is warm before most requests for it, and one that
+        did not verify is taken up once it is repaired.
+        """
+        while True:
+            self.load_all()
+            if stop.wait(_WATCH_SECONDS):
+                return
+
+    def load_all(self) -> None:
+        """Loads and warms every version that a name or an alias means; one that fails is reported, not raised."""
+        try:
+            if not self.store.root.is_dir():
+                raise StoreError(f"There is no model store at {self.store.root}; build a model first.")
+            wanted = self._wanted()
+        except (StoreError, OSError) as e:
+            if self._state != "failed":
+                self._log.error("store_not_readable", reason=str(e))
+            self._state = "failed"
+            return
+        with self._lock:
+            self._failed = {v: failure for v, failure in self._failed.items() if v in wanted}
+        for version in sorted(wanted):
+            with suppress(StoreError):  # logged where it happened
+                self._get(version)
+        # A damaged bundle must not take the healthy ones out of service, unless none is healthy.
+        state: State = "failed" if self._failed and not self._loaded else "ready"
+        if state != self._state:
+            self._log.info("models_" + state, models=self.loaded(), failed=[_reference(v) for v in self._failed])
+        self._state = state
+
+    @property
+    def state(self) -> State:
+        """`loading` until `load_all` is through; `failed` where no model can be served."""
+        return self._state
+
+    def loaded(self) -> list[str]:
+        """`NAME@VERSION` of every version that is loaded and warmed."""
+        with self._lock:
+            return sorted(_reference(v) for v in self._loaded)
+
+    def problems(self) -> list[dict[str, str]]:
+        """Versions that are not served, and why, without the machine's paths."""
+        with self._lock:
+            failed = sorted(self._failed.items())
+        return [{"model": _reference(v), "code": e.code, "message": e.message} for v, (e, _) in failed]
+
+    # ---- finding
+
+    def get(self, reference: str | None) -> ServedModel:
+        """The loaded model that `NAME`, `NAME@VERSION` or `NAME@ALIAS` means; None means the only one there is.
+
+        Raises:
+            UnknownModelError, InvalidNameError: there is none such.
+            InputError: no reference, and the store has several models.
+            IntegrityError, IncompatibleError: it does not verify or cannot be run.
+        """
+        if reference is None:
+            reference = self._only()
+        wanted = reference
+        return self._get(self._recall(f"@{wanted}", lambda: self.store.resolve(wanted)))
+
+    def names(self) -> list[str]:
+        """The names of all models in the store."""
+        return self._recall("names", self.store.names)
+
+    def _only(self) -> str:
+        names = self.names()
+        if len(names) == 1:
+            return names[0]
+        if not names:
+            raise UnknownModelError(
+                "The store holds no model yet; build one first.",
+                field="model",
+                expected="a published model",
+                got="none",
+            )
+        raise InputError(
+            "Say which model is meant; the store has several.",
+            code="model_required",
+            field="model",
+            expected="one of: " + ", ".join(names),
+            got="no model",
+        )
+
+    def _recall(self, question: str, ask: Callable[[], T]) -> T:
+        now = time.monotonic()
+        held = self._remembered.get(question)
+        if held is not None and now - held[1] < _FRESH_SECONDS:
+            return held[0]  # type: ignore[return-value]
+        answer = ask()
+        if len(self._remembered) >= _MAX_REMEMBERED:
+            self._remembered.clear()
+        self._remembered[question] = (answer, now)
+        return answer
+
+    # ---- inside
+
+    def _get(self, version: Version) -> ServedModel:
+        with self._lock:
+            model = self._loaded.pop(version, None)
+            if model is not None:
+                self._loaded[version] = model  # last is the most recently used
+                return model
+            failed = self._failed.get(version)
+        if failed is not None and time.monotonic() - failed[1] < _RETRY_SECONDS:
+            raise failed[0]
+        return self._flights.run(version, lambda: self._load(version))
+
+    def _load(self, version: Version) -> ServedModel:
+        with self._lock:
+            if version in self._loaded:
+                return self._loaded[version]
+        started = time.perf_counter()
+        try:
+            model = self._warmed(version)
+        except StoreError as e:
+            self._metrics.failures.inc()
+            public = type(e)(_public(version, e), code=e.code, field="model")
+            with self._lock:
+                known = version in self._failed
+                self._failed[version] = (public, time.monotonic())
+            log = self._log.debug if known else self._log.error
+            log("model_not_served", model=_reference(version), code=e.code, reason=e.message)
+            raise public from e
+        with self._lock:
+            self._failed.pop(version, None)
+            self._loaded[version] = model
+        self._forget_surplus(version)
+        self._metrics.models.set(len(self._loaded))
+        self._log.info("model_loaded", model=model.reference, seconds=round(time.perf_counter() - started, 3))
+        return model
+
+    def _warmed(self, version: Version) -> ServedModel:
+        settings = self._settings
+        try:
+            bundle = self.store.open(_reference(version))
+            model = ServedModel(bundle, threads=settings.threads, run_size=settings.run_size)
+            x = model.encoder.typical()
+            for plan in ("predict", model.manifest.ood.plan):
+                samples = default_samples(model, plan, settings)
+                weights = self._weights.get(model, plan, samples, 0)
+                if plan == "predict":
+                    model.predict(weights, x, 0.9)
+                else:
+                    model.ood_score(weights, x)
+        except FiberwalkError as e:
+            if isinstance(e, StoreError):
+                raise
+            raise IntegrityError(f"{_reference(version)} cannot predict a typical row; build it again.") from e
+        except Exception as e:
+            # Whatever a bundle makes a library raise, the other models go on serving.
+            raise IntegrityError(f"{_reference(version)} cannot be run ({e}); build it again.") from e
+        return model
+
+    def _forget_surplus(self, latest: Version) -> None:
+        """Lets go of the least recently used versions that no name and no alias means any more."""
+        wanted = self._wanted() | {latest}
+        with self._lock:
+            surplus = [v for v in self._loaded if v not in wanted]
+            for version in surplus[: max(len(surplus) - self._settings.spare_models, 0)]:
+                del self._loaded[version]
+
+    def _wanted(self) -> set[Version]:
+        """Every version that a bare name or an alias means."""
+        wanted: set[Version] = set()
+        for name in self.store.names():
+            try:
+                references = [name, *(f"{name}@{alias}" for alias in self.store.aliases(name))]
+            except StoreError as e:
+                self._log.error("aliases_not_readable", model=name, reason=e.message)
+                continue
+            for reference in references:
+                try:
+                    wanted.add(self.store.resolve(reference))
+                except UnknownModelError:
+                    self._log.warning("alias_means_nothing", model=reference)
+        return wanted
+
+
+def default_samples(model: ServedModel, plan: str, settings: Settings) -> int:
+    """Samples of a request that names none: the server's setting or the plan's own, within the limits."""
+    own = settings.samples if settings.samples is not None and plan == "predict" else model.plan(plan).samples
+    return min(own, sample_limit(model, settings))
+
+
+def sample_limit(model: ServedModel, settings: Settings) -> int:
+    """Most samples a request may ask of a model, so that its decoded weights stay within the memory set aside."""
+    fitting = settings.max_set_bytes // (4 * model.manifest.network.weights)
+    return max(min(settings.max_samples, fitting), 1)
+
+
+def _reference(version: Version) -> str:
+    return f"{version[0]}@{version[1]}"
+
+
+def _public(version: Version, error: StoreError) -> str:
+    why = {
+        "incompatible_bundle": "was written by another version of fiberwalk",
+        "external_data": "keeps data outside its files",
+    }.get(error.code, "does not verify")
+    return f"{_reference(version)} {why} and is not served; publish it again. The server's log has the details."

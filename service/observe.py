@@ -1,0 +1,78 @@
+"""Around every request: its id, its log line, its metrics, and the last resort when something fails."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from model_store.errors import FiberwalkError
+from service.protocol import error_body
+from service.runtime import Runtime
+
+REQUEST_ID: Final = "X-Request-ID"
+_USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_QUIET = {"/healthz", "/readyz", "/metrics"}
+_METHODS = {"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"}
+
+
+class ObserveRequests:
+    """ASGI middleware: echoes or makes `X-Request-ID`, logs and counts requests, and answers 500 for what escapes."""
+
+    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+        self._app, self._runtime = app, runtime
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
+        started = time.perf_counter()
+        status = 0
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed)
+        except ClientDisconnect:
+            status = 499  # as other servers log a client that went away
+        except Exception:
+            self._runtime.log.exception("request_failed", request_id=request_id, path=scope["path"])
+            if not status:
+                await _internal_error(observed)
+            status = 500
+        self._record(scope, status, time.perf_counter() - started, request_id)
+
+    def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
+        # Only known routes and methods become label values, so that no client can make series without end.
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._runtime.metrics.requests.labels(method, route, str(status)).inc()
+        self._runtime.metrics.seconds.labels(route).observe(seconds)
+        log = self._runtime.log.debug if route in _QUIET else self._runtime.log.info
+        log(
+            "request",
+            request_id=request_id,
+            method=method,
+            path=scope["path"][:200],
+            status=status,
+            milliseconds=round(1000 * seconds, 2),
+        )
+
+
+async def _internal_error(send: Send) -> None:
+    error = FiberwalkError("The server failed on this request; its log says why.", code="internal_error")
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": error_body(error)})

@@ -1,0 +1,141 @@
+"""Statistics of the predictive distribution over posterior samples, in the target's own units.
+
+Lengths: S samples, B rows, O outputs, C classes. Everything is computed in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.manifest import ClassificationCalibration, RegressionCalibration, RegressionTarget
+from service.mixture import mixture_entropy
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Columns = dict[str, NDArray[Any]]
+
+_SCORE_FLOOR = 1e-12
+"""Least ratio of epistemic to aleatoric variance that counts, so that its logarithm is finite."""
+
+
+def regression(
+    outputs: Float32, target: RegressionTarget, calibration: RegressionCalibration, level: float, scores: Float64
+) -> Columns:
+    """The predictive `y = mean + scale * f + noise` of a regression.
+
+    Args:
+        outputs: (S, B, 1) network outputs f.
+        target: gives mean and scale.
+        calibration: gives the noise's standard deviation.
+        level: probability mass of the interval, within (0, 1).
+        scores: (n,) sorted out-of-fold scores `|y - mean| / std`.
+
+    Returns:
+        `mean`, `variance` (their sum: law of total variance), `epistemic_variance` (of the mean, over samples),
+        `aleatoric_variance` (of the noise), `entropy` (of the Gaussian mixture, nats), all (B,), and `interval`
+        (B, 2).
+    """
+    y = target.mean + target.scale * outputs[..., 0].astype(np.float64)
+    mean = y.mean(axis=0)
+    epistemic = y.var(axis=0)
+    aleatoric = np.full_like(epistemic, calibration.noise_std**2)
+    variance = epistemic + aleatoric
+    half = interval_factor(level, scores) * np.sqrt(variance)
+    return {
+        "mean": mean,
+        "variance": variance,
+        "epistemic_variance": epistemic,
+        "aleatoric_variance": aleatoric,
+        "entropy": mixture_entropy(y, calibration.noise_std),
+        "interval": np.stack([mean - half, mean + half], axis=1),
+    }
+
+
+def interval_factor(level: float, scores: Float64) -> float:
+    """How many predictive standard deviations an interval of this level reaches to either side.
+
+    The finite-sample conformal quantile, which is the ceil((n+1)*level)-th smallest of n scores. A level that n
+    scores cannot vouch for gets the larger of the largest score and the Gaussian quantile.
+    """
+    n = len(scores)
+    # Rounding in the product must not move the index to the next score.
+    index = max(math.ceil((n + 1) * level - 1e-9), 1)
+    if index <= n:
+        return float(scores[index - 1])
+    gaussian = -NormalDist().inv_cdf((1.0 - level) / 2)
+    return max(gaussian, float(scores[-1]) if n else 0.0)
+
+
+def probabilities(outputs: Float32, calibration: ClassificationCalibration) -> Float64:
+    """Class probabilities (S, B, C) of every sample from logits (S, B, C)."""
+    logits = outputs.astype(np.float64) / calibration.temperature
+    logits -= logits.max(axis=-1, keepdims=True)
+    p = np.exp(logits)
+    p /= p.sum(axis=-1, keepdims=True)
+    return p
+
+
+def entropy(p: Float64) -> Float64:
+    """Entropy, in nats, of distributions along the last axis."""
+    log_p = np.log(p, out=np.zeros_like(p), where=p > 0)
+    h: Float64 = -np.sum(p * log_p, axis=-1)
+    return h
+
+
+def classification(outputs: Float32, calibration: ClassificationCalibration) -> Columns:
+    """The predictive of a classification, from logits (S, B, C).
+
+    Returns:
+        `mean` and `variance` over samples of the probabilities, (B, C); `label`, index of the likeliest class;
+        `entropy` of the mean (total), `expected_entropy` (aleatoric part) and their difference
+        `mutual_information` (epistemic part), in nats, (B,).
+    """
+    p = probabilities(outputs, calibration)
+    mean = p.mean(axis=0)
+    total = entropy(mean)
+    expected = entropy(p).mean(axis=0)
+    return {
+        "mean": mean,
+        "variance": p.var(axis=0),
+        "label": mean.argmax(axis=1),
+        "entropy": total,
+        "expected_entropy": expected,
+        # Jensen's inequality: only rounding can make it negative.
+        "mutual_information": np.maximum(total - expected, 0.0),
+    }
+
+
+def epistemic_to_noise(
+    outputs: Float32, anchors: NDArray[np.int64], target: RegressionTarget, calibration: RegressionCalibration
+) -> Float64:
+    """log(epistemic variance / aleatoric variance) (B,), the epistemic variance within anchors.
+
+    The unbiased variance over each anchor's samples is averaged over the anchors that have at least two.
+    """
+    y = target.scale * outputs[..., 0].astype(np.float64)
+    within = [y[group].var(axis=0, ddof=1) for group in groups(anchors)]
+    variance = np.mean(within, axis=0) if within else np.zeros(y.shape[1])
+    score: Float64 = np.log(np.maximum(variance / calibration.noise_std**2, _SCORE_FLOOR))
+    return score
+
+
+def mutual_information(outputs: Float32, anchors: NDArray[np.int64], calibration: ClassificationCalibration) -> Float64:
+    """Mutual information (B,) of label and weights within each anchor's samples, averaged over the anchors."""
+    p = probabilities(outputs, calibration)
+    within = [entropy(p[g].mean(axis=0)) - entropy(p[g]).mean(axis=0) for g in groups(anchors)]
+    score: Float64 = np.mean(within, axis=0) if within else np.zeros(p.shape[1])
+    return np.maximum(score, 0.0)
+
+
+def groups(anchors: NDArray[np.int64]) -> list[NDArray[np.intp]]:
+    """The sample indices of every anchor that has at least two; where none has, all samples together if two."""
+    found = [np.flatnonzero(anchors == a) for a in np.unique(anchors)]
+    found = [g for g in found if len(g) > 1]
+    if not found and len(anchors) > 1:
+        found = [np.arange(len(anchors))]
+    return found

@@ -1,0 +1,185 @@
+"""Requests as they come over the wire, and the errors that go back.
+
+The body is parsed here and not by the framework, so that every error has one shape and says what was expected.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pydantic_core
+
+from model_store.errors import FiberwalkError, InputError, InvalidNameError, UnknownModelError
+from service.inputs import brief, number, refuse
+
+MAX_SEED: Final = 2**63 - 1
+DEFAULT_LEVEL: Final = 0.9
+MAX_REFERENCE: Final = 160
+
+_STATUS: Final = {
+    "invalid_json": 400,
+    "not_an_object": 400,
+    "empty_body": 400,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "body_too_large": 413,
+}
+
+
+@dataclass(frozen=True)
+class InferenceRequest:
+    """A request for predictions or scores, its inputs not yet held against a model.
+
+    Attributes:
+        inputs: at least one row, as JSON gave it.
+        model: NAME, NAME@VERSION or NAME@ALIAS; None is the only model there is.
+        samples: S; None is the default.
+        seed: of the draw of posterior samples.
+        level: probability mass of the interval.
+    """
+
+    inputs: list[Any]
+    model: str | None
+    samples: int | None
+    seed: int
+    level: float
+
+
+def parse(body: bytes, *, max_rows: int, with_level: bool) -> InferenceRequest:
+    """Reads a request body.
+
+    Args:
+        body: the bytes that came.
+        max_rows: most rows accepted.
+        with_level: whether `level` is a field of this request.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    content = _object(body)
+    known = ["inputs", "model", "samples", "seed", *(["level"] if with_level else [])]
+    for field in content:
+        if field not in known:
+            raise InputError(
+                f"The request has a field {brief(field)} that is not known; leave it out.",
+                code="unknown_field",
+                field=field[:80],
+                expected="the fields " + ", ".join(known),
+                got=brief(field),
+            )
+    return InferenceRequest(
+        inputs=_inputs(content, max_rows),
+        model=_model(content.get("model")),
+        samples=_samples(content.get("samples")),
+        seed=_seed(content.get("seed")),
+        level=_level(content.get("level")),
+    )
+
+
+def status_of(error: FiberwalkError) -> int:
+    """The HTTP status of an error."""
+    if isinstance(error, UnknownModelError | InvalidNameError):
+        return 404
+    if isinstance(error, InputError):
+        return _STATUS.get(error.code, 422)
+    return 503
+
+
+def error_body(error: FiberwalkError) -> bytes:
+    """`{"error": {code, message, field, expected, got}}`, in ASCII, whatever the values are."""
+    return json.dumps({"error": error.as_dict()}).encode()
+
+
+def to_json(content: Mapping[str, Any]) -> bytes:
+    """An answer's JSON; a number that is not finite becomes null."""
+    return pydantic_core.to_json(content, inf_nan_mode="null")
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    if not body.strip():
+        raise InputError(
+            "The request has no body; send a JSON object.",
+            code="empty_body",
+            expected='{"inputs": [[...], ...]}',
+            got="an empty body",
+        )
+    try:
+        # NaN and Infinity are let through, to be refused with the place they stand at.
+        content = pydantic_core.from_json(body, allow_inf_nan=True)
+    except ValueError as e:
+        raise InputError(
+            f"The body is not valid JSON: {e}.", code="invalid_json", expected="a JSON object", got="invalid JSON"
+        ) from e
+    if not isinstance(content, dict):
+        refuse("not_an_object", "The body must be a JSON object.", "", '{"inputs": [[...], ...]}', content)
+    return content
+
+
+def _inputs(content: dict[str, Any], max_rows: int) -> list[Any]:
+    expected = "an array of rows, each an array of values in the model's column order or an object by column name"
+    if "inputs" not in content:
+        raise InputError(
+            "The request lacks the field inputs.",
+            code="missing_field",
+            field="inputs",
+            expected=expected,
+            got="no inputs",
+        )
+    inputs = content["inputs"]
+    if not isinstance(inputs, list):
+        refuse("wrong_type", "inputs must be an array of rows.", "inputs", expected, inputs)
+    if not inputs:
+        refuse("empty_batch", "inputs holds no row; send at least one.", "inputs", f"1 to {max_rows} rows", inputs)
+    if len(inputs) > max_rows:
+        raise InputError(
+            f"inputs holds {len(inputs)} rows; split them into several requests.",
+            code="too_many_rows",
+            field="inputs",
+            expected=f"at most {max_rows} rows",
+            got=f"{len(inputs)} rows",
+        )
+    return inputs
+
+
+def _model(value: Any) -> str | None:
+    if value is None:
+        return None
+    expected = "NAME, NAME@VERSION or NAME@ALIAS"
+    if not isinstance(value, str):
+        refuse("wrong_type", "model must be a string.", "model", expected, value)
+    if len(value) > MAX_REFERENCE:
+        refuse("bad_model", "model is longer than any model's name.", "model", expected, value)
+    return value
+
+
+def _samples(value: Any) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int:
+        refuse("wrong_type", "samples must be a whole number.", "samples", "a whole number from 1 on", value)
+    if value < 1:
+        refuse("bad_samples", "samples must be at least 1.", "samples", "a whole number from 1 on", value)
+    return int(value)
+
+
+def _seed(value: Any) -> int:
+    if value is None:
+        return 0
+    expected = f"a whole number from 0 to {MAX_SEED}"
+    if type(value) is not int:
+        refuse("wrong_type", "seed must be a whole number.", "seed", expected, value)
+    if not 0 <= value <= MAX_SEED:
+        refuse("bad_seed", "seed is out of range.", "seed", expected, value)
+    return int(value)
+
+
+def _level(value: Any) -> float:
+    if value is None:
+        return DEFAULT_LEVEL
+    level = number(value, "level", "level")
+    if not 0.0 < level < 1.0:
+        refuse("bad_level", "level must lie between 0 and 1.", "level", "a number above 0 and below 1", value)
+    return level

@@ -1,0 +1,189 @@
+"""The HTTP routes. Whatever computes or reads files runs in worker threads, never on the event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from anyio import to_thread
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from model_store.errors import InputError
+from service import catalog, examples
+from service.protocol import to_json
+from service.runtime import Runtime
+from service.schemas import (
+    ClassificationAnswer,
+    ErrorAnswer,
+    Health,
+    ModelDetail,
+    ModelList,
+    OodAnswer,
+    OodRequest,
+    PredictRequest,
+    Readiness,
+    RegressionAnswer,
+)
+
+T = TypeVar("T")
+router = APIRouter()
+
+
+def _documented(request: type[OodRequest], asked: dict[str, Any], answered: dict[str, Any]) -> dict[str, Any]:
+    """OpenAPI of a request body that is parsed by hand, with worked examples on both sides."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{request.__name__}"}, "examples": asked}}
+    return {
+        "requestBody": {"required": True, "content": content},
+        "responses": {"200": {"content": {"application/json": {"examples": answered}}}},
+    }
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": text, "content": {"application/json": {"examples": examples.ERROR}}}
+    for status, text in {
+        400: "The body is not a JSON object.",
+        404: "There is no such model, version or alias.",
+        413: "The body is larger than the server accepts.",
+        422: "A value is not acceptable; the error names it.",
+        503: "The model does not verify and is not served.",
+    }.items()
+}
+_UNKNOWN: dict[int | str, dict[str, Any]] = {404: _ERRORS[404], 503: _ERRORS[503]}
+
+
+@router.post(
+    "/predict",
+    summary="Predict, with error bars",
+    tags=["inference"],
+    response_model=None,
+    responses={200: {"model": RegressionAnswer | ClassificationAnswer}, **_ERRORS},
+    openapi_extra=_documented(PredictRequest, examples.PREDICT, examples.PREDICTED),
+)
+async def predict(request: Request) -> Response:
+    """The predictive distribution of every row, averaged over posterior samples, in the target's own units.
+
+    The same request gets the same answer, on every server that has the same bundle.
+    """
+    runtime = _runtime(request)
+    body = await _body(request, runtime.settings.max_body_bytes)
+    return _json(await to_thread.run_sync(runtime.inference.predict, body, limiter=runtime.limiter))
+
+
+@router.post(
+    "/ood",
+    summary="Score how far rows lie from the training data",
+    tags=["inference"],
+    response_model=None,
+    responses={200: {"model": OodAnswer}, **_ERRORS},
+    openapi_extra=_documented(OodRequest, examples.OOD, examples.SCORED),
+)
+async def ood(request: Request) -> Response:
+    """An epistemic score of every row, and whether it exceeds the threshold that was set on held-out data.
+
+    The threshold was set for the default number of samples; other numbers give noisier or finer scores.
+    """
+    runtime = _runtime(request)
+    body = await _body(request, runtime.settings.max_body_bytes)
+    return _json(await to_thread.run_sync(runtime.inference.ood, body, limiter=runtime.limiter))
+
+
+@router.get(
+    "/models", summary="List the models", tags=["models"], response_model=None, responses={200: {"model": ModelList}}
+)
+async def models(request: Request) -> Response:
+    """Every model of the store, with its versions and aliases."""
+    return _json(await _reading(lambda: to_json({"models": catalog.summaries(_runtime(request).models)})))
+
+
+@router.get(
+    "/models/{name}",
+    summary="Describe a model",
+    tags=["models"],
+    response_model=None,
+    responses={200: {"model": ModelDetail}, **_UNKNOWN},
+)
+async def model(request: Request, name: str) -> Response:
+    """What a version takes and predicts, its card, and its figures. NAME, NAME@VERSION or NAME@ALIAS."""
+    return _json(await _reading(lambda: to_json(catalog.detail(_runtime(request).models, name).model_dump())))
+
+
+@router.get(
+    "/models/{name}/files/{file}",
+    summary="A picture or the card of a model",
+    tags=["models"],
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}, "text/markdown": {}}}, **_UNKNOWN},
+)
+async def model_file(request: Request, name: str, file: str) -> Response:
+    """One of the files that the model's description lists."""
+    content, kind = await _reading(lambda: catalog.file(_runtime(request).models, name, file))
+    return Response(content, media_type=kind, headers={"X-Content-Type-Options": "nosniff"})
+
+
+@router.get("/healthz", summary="Is the process alive?", tags=["operation"])
+async def healthz() -> Health:
+    """Answers as long as the process does, whatever is loaded."""
+    return Health(status="ok")
+
+
+@router.get(
+    "/readyz",
+    summary="Should requests be sent here?",
+    tags=["operation"],
+    response_model=None,
+    responses={200: {"model": Readiness}, 503: {"model": Readiness}},
+)
+async def readyz(request: Request) -> Response:
+    """200 once every model is loaded and warmed; versions that do not verify are listed, the others go on serving."""
+    models = _runtime(request).models
+    state = models.state
+    body = to_json({"status": state, "models": models.loaded(), "problems": models.problems()})
+    return _json(body, 200 if state == "ready" else 503)
+
+
+@router.get("/metrics", summary="Prometheus metrics", tags=["operation"], response_class=Response)
+async def metrics(request: Request) -> Response:
+    """All series in Prometheus' text format."""
+    return Response(_runtime(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+@router.get("/", include_in_schema=False)
+async def start(request: Request) -> HTMLResponse:
+    summaries = await _reading(lambda: catalog.summaries(_runtime(request).models))
+    return HTMLResponse(catalog.page(summaries))
+
+
+def _runtime(request: Request) -> Runtime:
+    return cast(Runtime, request.app.state.runtime)
+
+
+async def _reading(call: Callable[[], T]) -> T:
+    return await to_thread.run_sync(call)
+
+
+def _json(body: bytes, status: int = 200) -> Response:
+    return Response(body, status, media_type="application/json")
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """The request's body; what a client says about its length is not relied on."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and len(declared) < 20 and int(declared) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise _too_large(limit)
+    return bytes(body)
+
+
+def _too_large(limit: int) -> InputError:
+    return InputError(
+        "The body is too large; send fewer rows in a request.",
+        code="body_too_large",
+        expected=f"at most {limit} bytes",
+        got="more",
+    )

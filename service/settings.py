@@ -1,0 +1,109 @@
+"""The server's settings: from the environment (`FIBERWALK_...`), each with a help text."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model_store.errors import ConfigError
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; the environment variable of `port` is `FIBERWALK_PORT`."""
+
+    model_config = SettingsConfigDict(env_prefix="FIBERWALK_", extra="ignore", frozen=True)
+
+    store: Annotated[Path, Field(description="Folder of the model store that is served.")] = Path("models")
+    host: Annotated[str, Field(description="Address to listen on; 0.0.0.0 is every interface.")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")] = 8000
+
+    samples: Annotated[
+        int | None,
+        Field(
+            ge=1, description="Posterior samples of a request that names none; unset, the bundle's latent plan says."
+        ),
+    ] = None
+    max_rows: Annotated[int, Field(ge=1, description="Most rows in one request.")] = 4096
+    max_samples: Annotated[int, Field(ge=1, description="Most posterior samples a request may ask for.")] = 1024
+    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body, in bytes.")] = 32 * 2**20
+    max_set_bytes: Annotated[
+        int,
+        Field(ge=1, description="Largest decoded weight set (samples x weights x 4 bytes) a request may ask for."),
+    ] = 2**30
+
+    workers: Annotated[
+        int, Field(ge=1, description="Requests computed at the same time; the others wait their turn.")
+    ] = max(2, os.cpu_count() or 1)
+    threads: Annotated[
+        int, Field(ge=0, description="Threads ONNX Runtime uses within one operator; 0 is one a core.")
+    ] = 1
+    run_size: Annotated[
+        int,
+        Field(ge=1, description="Samples x rows in one run of the network; larger requests are cut, to bound memory."),
+    ] = 8192
+
+    cache_bytes: Annotated[
+        int, Field(ge=0, description="Memory for decoded weight sets kept in the process, in bytes; 0 keeps none.")
+    ] = 512 * 2**20
+    spare_models: Annotated[
+        int, Field(ge=0, description="Versions kept loaded beside those that a name or an alias means.")
+    ] = 8
+
+    redis_url: Annotated[
+        SecretStr | None,
+        Field(description="Redis that shares decoded weight sets between servers (redis://host:6379/0); unset, none."),
+    ] = None
+    redis_timeout: Annotated[
+        float, Field(gt=0, le=10, description="Seconds to wait for Redis before answering without it.")
+    ] = 0.25
+    redis_retry: Annotated[float, Field(gt=0, description="Seconds between attempts to reach a Redis that failed.")] = (
+        2.0
+    )
+    redis_ttl: Annotated[
+        int, Field(ge=1, description="Seconds a weight set stays in Redis after it was put there.")
+    ] = 7 * 24 * 3600
+    redis_max_bytes: Annotated[
+        int, Field(ge=1, description="Largest weight set put into Redis, in bytes; larger ones are decoded again.")
+    ] = 64 * 2**20
+
+    log_level: Annotated[LogLevel, Field(description="Least level that is logged.")] = "info"
+    log_format: Annotated[
+        Literal["console", "json"], Field(description="Log lines for a person (console) or a machine (json).")
+    ] = "console"
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings from the environment; `given` values that are not None come first.
+
+    Raises:
+        ConfigError: a value is not usable; the message names its environment variable.
+    """
+    try:
+        settings = Settings(**{k: v for k, v in given.items() if v is not None})
+    except ValidationError as e:
+        first = e.errors(include_input=False, include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        raise ConfigError(
+            f"The setting {name} (FIBERWALK_{name.upper()}) is not usable: {first['msg']}.", field=name
+        ) from e
+    if settings.redis_url is not None:
+        _check_redis_url(settings.redis_url.get_secret_value())
+    return settings
+
+
+def _check_redis_url(url: str) -> None:
+    expected = "redis://HOST:PORT/DB, rediss://... or unix:///PATH"
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"redis", "rediss", "unix"} and parts.port != 0 and bool(parts.netloc or parts.path)
+    except ValueError:
+        usable = False
+    if not usable:  # the value may hold a password, so it is not repeated
+        raise ConfigError("FIBERWALK_REDIS_URL is no Redis address.", field="redis_url", expected=expected)
