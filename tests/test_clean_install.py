@@ -105,7 +105,8 @@ def test_it_serves_classification_and_ood(address: str) -> None:
     np.testing.assert_allclose(np.sum(got["mean"], axis=1), 1.0, rtol=1e-9)
     assert set(got["label"]) <= {"setosa", "versicolor", "virginica"}
     ood = httpx.post(f"{address}/ood", json=request, timeout=20).json()
-    assert ood["flag"] == [score > ood["threshold"] for score in ood["score"]]
+    assert ood["flag"] == [s > t for s, t in zip(ood["score"], ood["threshold"], strict=True)]
+    assert len(ood["flag"]) == 2
 
 
 def test_the_store_can_be_looked_after(binaries: Path, environment: dict[str, str], tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_decoded_weights_are_in_redis() -> None:
 
 def test_redis_may_restart() -> None:
     before = predict(seed=7)
-    docker("restart", "--time", "5", container("redis"))
+    docker("restart", "-t", "5", container("redis"))
     assert predict(seed=7) == before
     predict(seed=8)  # not decoded yet: answered whether or not Redis is back
     until(lambda: healthy("redis"))
@@ -125,7 +125,7 @@ def test_redis_may_restart() -> None:
 
 def test_the_server_may_restart() -> None:
     before = [predict(seed=s) for s in (21, 22)]
-    docker("restart", "--time", "20", container("server"))
+    docker("restart", "-t", "20", container("server"))
     until(ready)
     hits = counted('fiberwalk_cache_hits_total{tier="redis"}')
     assert [predict(seed=s) for s in (21, 22)] == before
@@ -135,7 +135,7 @@ def test_the_server_may_restart() -> None:
 
 def test_the_server_stops_in_time() -> None:
     """An orderly stop, not a kill after the grace period: the exit code says which."""
-    docker("stop", "--time", "20", container_id := container("server"))
+    docker("stop", "-t", "20", container_id := container("server"))
     try:
         (state,) = json.loads(docker("inspect", container_id))
         assert state["State"]["ExitCode"] in {0, 143}
