@@ -19,6 +19,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -60,6 +61,7 @@ def export_decoder(decoder: WeightDecoder) -> bytes:
     Raises:
         ConfigError: it does not fit into one ONNX file, or computes something else there.
     """
+    _refuse_oversize(4 * decoder.head.numel(), "decoder")
     decoder = copy.deepcopy(decoder).cpu().eval()
     latents = torch.zeros(_EXAMPLE_SAMPLES, decoder.dimension)
     anchors = torch.zeros(_EXAMPLE_SAMPLES, dtype=torch.int64)
@@ -96,21 +98,15 @@ def export_network(network: FunctionalNetwork, example: Tensor) -> ExportedNetwo
         ConfigError: the network returns something else than one row of outputs for each input row, uses an operator
             that ONNX or its exporter lacks, or computes something else there.
     """
+    _refuse_oversize(4 * network.fixed_weights, "network")
     network = _on_cpu(network)
     example = example.detach().cpu().float()
     outputs = _output_width(network, example)
-    for form, export in (("batched", _export_batched), ("scan", _export_scan)):
-        try:
-            with _exporting("network"):
-                graph = export(network, _rows(example, _EXAMPLE_ROWS))
-                exported = _assemble(network, graph, form, outputs)
-            check_export(network, exported, example)
-            return exported
-        except ConfigError as e:
-            if form == "scan":
-                raise
-            _log.debug("no batched form, so the graph loops over the samples: %s", e.message)
-    raise AssertionError("unreachable: the last form returns or raises")
+    try:
+        return _export_as("batched", network, example, outputs)
+    except ConfigError as e:
+        _log.debug("no batched form, so the graph loops over the samples: %s", e.message)
+    return _export_as("scan", network, example, outputs)
 
 
 def run_exported(exported: ExportedNetwork, network: FunctionalNetwork, thetas: Tensor, x: Tensor) -> Array:
@@ -127,13 +123,15 @@ def check_export(network: FunctionalNetwork, exported: ExportedNetwork, example:
     Raises:
         ConfigError: it exceeds `TOLERANCE`, or ONNX Runtime cannot run the files.
     """
+    network = _on_cpu(network)
     runner = _Runner(exported, network)
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
+    theta = network.current().cpu()
+    spread = 0.1 * theta.abs() + 0.02 * theta.square().mean().sqrt()
     for samples, rows in _CHECKED_SIZES:
-        theta = network.current().cpu()
         noise = torch.randn(samples, network.weights, generator=generator)
-        thetas = theta + noise * (0.1 * theta.abs() + 0.01)
+        thetas = theta + noise * spread
         x = _rows(example, rows)
         with torch.no_grad():
             want = network.batched(thetas, x)
@@ -197,12 +195,19 @@ def _to_onnx(
     return model
 
 
-def _assemble(network: FunctionalNetwork, graph: Graph, form: str, outputs: int) -> ExportedNetwork:
-    cut = onnx_graph.find_cut(graph) if network.fixed_weights else ()
-    shapes = {p.input: p.shape for p in network.parameters}
+def _export_as(
+    form: Literal["batched", "scan"], network: FunctionalNetwork, example: Tensor, outputs: int
+) -> ExportedNetwork:
+    """One form of the network, checked."""
+    export = _export_batched if form == "batched" else _export_scan
     wrap = onnx_graph.batched_model if form == "batched" else onnx_graph.scan_model
+    with _exporting("network"):
+        graph = export(network, _rows(example, _EXAMPLE_ROWS))
+        cut = onnx_graph.find_cut(graph) if network.fixed_weights else ()
+        base = wrap(graph, cut, {p.input: p.shape for p in network.parameters}, outputs)
+        trunk = onnx_graph.trunk_model(graph, cut) if cut else None
     spec = NetworkSpec(
-        form="batched" if form == "batched" else "scan",
+        form=form,
         outputs=outputs,
         weights=network.weights,
         fixed_weights=network.fixed_weights,
@@ -210,8 +215,9 @@ def _assemble(network: FunctionalNetwork, graph: Graph, form: str, outputs: int)
         trunk_outputs=onnx_graph.cut_names(cut),
         description=_describe(network.module),
     )
-    trunk = _serialise(onnx_graph.trunk_model(graph, cut), "trunk") if cut else None
-    return ExportedNetwork(spec, _serialise(wrap(graph, cut, shapes, outputs), "network"), trunk)
+    exported = ExportedNetwork(spec, _serialise(base, "network"), _serialise(trunk, "trunk") if trunk else None)
+    check_export(network, exported, example)
+    return exported
 
 
 class _Session:
@@ -263,7 +269,8 @@ def _refuse_difference(got: Array, want: Tensor, what: str, where: str) -> float
         raise _refusal(what, f"the file gives shape {got.shape} at {where}, torch gives {tuple(want.shape)}")
     expected = want.numpy()
     scale = float(np.abs(expected).max())
-    error = float(np.abs(got - expected).max()) / max(scale, float(np.finfo(np.float32).tiny))
+    with np.errstate(invalid="ignore"):  # infinite in both: not a number, and so refused below
+        error = float(np.abs(got - expected).max()) / max(scale, float(np.finfo(np.float32).tiny))
     if not error <= TOLERANCE:
         raise ConfigError(
             f"The exported {what} differs from torch by {error:.1e} of its largest output ({where}). Outputs that are "
@@ -320,15 +327,20 @@ def _reason(error: BaseException) -> str:
     return (text[0] if text else type(error).__name__).rstrip(". ")[:300]
 
 
-def _serialise(model: ModelProto, what: str) -> bytes:
-    if model.ByteSize() > _MAX_BYTES:
+def _refuse_oversize(size: int, what: str) -> None:
+    if size > _MAX_BYTES:
         raise ConfigError(
-            f"The {what} needs {model.ByteSize() / 2**30:.1f} GB, more than one ONNX file holds. "
-            "Choose fewer random weights with --posterior, a lower rank or fewer anchors.",
+            f"The {what} needs {size / 2**30:.1f} GiB, more than one ONNX file holds. Choose a smaller network, fewer "
+            "random weights with --posterior, a lower rank or fewer anchors.",
             code="export_failed",
-            field="posterior",
-            expected="at most 2 GB",
+            field="network",
+            expected="at most 2 GiB",
+            got=f"{size / 2**30:.1f} GiB",
         )
+
+
+def _serialise(model: ModelProto, what: str) -> bytes:
+    _refuse_oversize(model.ByteSize(), what)
     data: bytes = model.SerializeToString(deterministic=True)
     return data
 

@@ -114,15 +114,22 @@ class Graph:
         sizes = _dimensions(self.values[name])[1:]
         return math.inf if any(isinstance(n, str) for n in sizes) else math.prod(int(n) for n in sizes)
 
+    def sources(self, node: NodeProto) -> set[str]:
+        """Free values that a node uses, but for the number of rows, which every tensor with rows tells."""
+        return {n for n in reads(node) & self.free if n == INPUTS or not self.counts_rows(self.producers[n])}
+
     def counts_rows(self, node: NodeProto) -> bool:
-        """Whether a node reads off B, which any tensor that has rows can tell as well."""
+        """Whether a node computes B as a tensor of shape (1,)."""
         if node.op_type != "Shape" or not self.has_rows(node.input[0]):
             return False
         ends = {a.name: a.i for a in node.attribute}
         return ends.get("start", 0) == 0 and ends.get("end") == 1
 
     def needed(self, names: Iterable[str], given: Cut = ()) -> list[NodeProto]:
-        """The nodes that compute `names`, in order, from the values `given` or else from the inputs."""
+        """The nodes that compute `names`, in order, from the values `given` or else from the inputs.
+
+        Where values are given, the number of rows is read off the first of them.
+        """
         wanted, stop = set(names), set(given)
         taken: list[NodeProto] = []
         for node in reversed(self.nodes):
@@ -152,39 +159,42 @@ def find_cut(graph: Graph) -> Cut:
     """The cut with the fewest elements a row that a greedy search finds, empty where no trunk is worth it.
 
     Starts behind the last free nodes, so that the trunk does all it can. A value that does not have the batch as its
-    first axis is computed in the base instead, from what its node reads; so is one whose node is cheap, if that makes
-    the cut smaller. A trunk without any node of weight (layout and element-wise nodes only) is none.
+    first axis is computed in the base instead, from what its node reads; so are layout and element-wise nodes, if that
+    makes the cut smaller. A trunk of nothing but such nodes is none.
     """
-    cut = {n for node in graph.nodes if set(node.output) & graph.sampled for n in reads(node) & graph.free}
-    counters: set[str] = set()
-    while unfit := [n for n in sorted(cut) if not graph.has_rows(n)]:
-        for name in unfit:
-            cut.discard(name)
-            node = graph.producers[name]
-            if graph.counts_rows(node):
-                counters.add(node.input[0])
-            else:
-                cut |= reads(node) & graph.free
-    if not cut:
-        cut = set(sorted(counters)[:1])
+    cut = {n for node in graph.nodes if set(node.output) & graph.sampled for n in graph.sources(node)}
+    while unfit := {n for n in cut if not graph.has_rows(n)}:
+        cut = (cut - unfit).union(*(graph.sources(graph.producers[n]) for n in unfit))
     while smaller := _smaller(graph, cut):
         cut = smaller
-    trunk = graph.needed(cut)
-    if all(n.op_type in _CHEAP for n in trunk):
+    if all(n.op_type in _CHEAP for n in graph.needed(cut)):
         return ()
     return tuple(n for n in [INPUTS, *graph.producers] if n in cut)
 
 
 def _smaller(graph: Graph, cut: set[str]) -> set[str] | None:
-    for name in sorted(cut - {INPUTS}):
-        node = graph.producers[name]
-        before = reads(node) & graph.free
-        if node.op_type not in _CHEAP or not all(map(graph.has_rows, before)):
-            continue
-        candidate = (cut - {name}) | before
-        if sum(map(graph.row_size, candidate)) < sum(map(graph.row_size, cut)):
-            return candidate
-    return None
+    """The smallest cut that has one more value in it and leaves the cheap nodes behind that value to the base."""
+    cheap: list[NodeProto] = []
+    reached = set(cut)
+    for node in reversed(graph.nodes):
+        if node.op_type in _CHEAP and set(node.output) & reached:
+            cheap.insert(0, node)
+            reached |= graph.sources(node)
+    best, least = None, _size(graph, cut)
+    for start in sorted(reached):
+        behind, before = {start}, set[str]()
+        for node in cheap:
+            if behind & graph.sources(node):
+                behind.update(node.output)
+                before |= graph.sources(node)
+        candidate = (cut | before) - behind | {start}
+        if all(map(graph.has_rows, candidate)) and (size := _size(graph, candidate)) < least:
+            best, least = candidate, size
+    return best
+
+
+def _size(graph: Graph, cut: Iterable[str]) -> float:
+    return sum(map(graph.row_size, cut))
 
 
 def trunk_model(graph: Graph, cut: Cut) -> ModelProto:

@@ -76,6 +76,9 @@ class Transformer(nn.Module):
         self.position = nn.Parameter(torch.randn(6, 8) * 0.1)
         self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), layers)
         self.head = nn.Linear(8, 3)
+        with torch.no_grad():  # nn.TransformerEncoder starts with copies of one layer; trained ones differ
+            for parameter in self.encoder.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.encoder(self.embed(x) + self.position).mean(1))
