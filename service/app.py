@@ -93,7 +93,5 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = schema["components"]["schemas"]
         for request in (PredictRequest, OodRequest):
             schemas[request.__name__] = request.model_json_schema(ref_template="#/components/schemas/{model}")
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
         app.openapi_schema = schema
     return app.openapi_schema

@@ -50,7 +50,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         503: "The model does not verify and is not served.",
     }.items()
 }
-_UNKNOWN: dict[int | str, dict[str, Any]] = {404: _ERRORS[404], 503: _ERRORS[503]}
+_UNKNOWN: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (404, 422, 503)}
 
 
 @router.post(

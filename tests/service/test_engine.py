@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_store.bundle import Bundle
+from model_store.errors import IntegrityError
+from model_store.manifest import BASE_FILE, DECODER_FILE
+from model_store.plan import draw_latents
+from service.engine import Engine, WeightSet
+from tests import bundles
+
+KINDS: dict[str, Callable[[], bundles.Parts]] = {
+    "mixed": bundles.mixed_regression,
+    "trunk": lambda: bundles.mixed_regression(trunk=True),
+    "classification": bundles.classification,
+    "image": bundles.image_classification,
+}
+
+
+def decoded(bundle: Bundle, engine: Engine, samples: int) -> tuple[np.ndarray, WeightSet]:
+    plan = bundle.manifest.latent.plans["predict"]
+    latents, anchors = draw_latents(plan, bundle.arrays()["nodes"], samples, 3)
+    weights = engine.decode(latents, anchors)
+    return weights, engine.split(weights, anchors)
+
+
+def encoded(bundle: Bundle, rows: int) -> np.ndarray:
+    inputs = bundle.manifest.inputs
+    shape = inputs.shape if inputs.kind == "tensor" else [5 if len(inputs.columns) == 3 else len(inputs.columns)]
+    return np.random.default_rng(0).normal(size=(rows, *shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("samples", "rows"), [(1, 1), (7, 5), (16, 64)])
+def test_outputs_are_the_networks(tmp_path: Path, kind: str, samples: int, rows: int) -> None:
+    bundle = KINDS[kind]().publish(tmp_path)
+    engine = Engine(bundle)
+    weights, split = decoded(bundle, engine, samples)
+    x = encoded(bundle, rows)
+    found = np.concatenate(list(engine.outputs(split, x, 8192)), axis=1)
+    assert found.shape == (samples, rows, bundle.manifest.network.outputs)
+    assert np.allclose(found, bundles.forward(bundle, weights, x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_set_holds_each_weight_once_and_contiguous(tmp_path: Path) -> None:
+    bundle = bundles.mixed_regression().publish(tmp_path)
+    weights, split = decoded(bundle, Engine(bundle), 7)
+    assert split.samples == 7
+    assert split.nbytes == weights.nbytes + 7 * 8
+    for p in bundle.manifest.network.parameters:
+        part = split.arrays[p.input]
+        assert part.shape == (7, *p.shape)
+        assert part.flags.c_contiguous
+    assert np.array_equal(np.concatenate([a.reshape(7, -1) for a in split.arrays.values()], axis=1), weights)
+
+
+def test_large_batches_are_cut(tmp_path: Path) -> None:
+    bundle = bundles.mixed_regression(trunk=True).publish(tmp_path)
+    engine = Engine(bundle)
+    _, split = decoded(bundle, engine, 10)
+    x = encoded(bundle, 25)
+    whole = list(engine.outputs(split, x, 8192))
+    cut = list(engine.outputs(split, x, 70))
+    assert [p.shape[1] for p in whole] == [25]
+    assert [p.shape[1] for p in cut] == [7, 7, 7, 4]
+    assert [p.shape[1] for p in engine.outputs(split, x, 3)] == [1] * 25
+    assert np.allclose(np.concatenate(cut, axis=1), whole[0], rtol=1e-5, atol=1e-6)
+
+
+def test_threads_do_not_change_the_numbers(tmp_path: Path) -> None:
+    bundle = bundles.mixed_regression().publish(tmp_path)
+    x = encoded(bundle, 300)
+    found = []
+    for threads in (1, 2, 0):
+        engine = Engine(bundle, threads=threads)
+        found.append(next(iter(engine.outputs(decoded(bundle, engine, 32)[1], x, 2**20))))
+    assert all(np.array_equal(found[0], f) for f in found[1:])
+
+
+def test_a_changed_file_is_not_run(tmp_path: Path) -> None:
+    bundle = bundles.numeric_regression().publish(tmp_path)
+    file = bundle.path / BASE_FILE
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.chmod(0o644)
+    file.write_bytes(content)
+    with pytest.raises(IntegrityError, match="changed"):
+        Engine(bundle)
+
+
+def test_what_onnxruntime_cannot_load_is_named(tmp_path: Path) -> None:
+    parts = bundles.numeric_regression()
+    # Valid protobuf with no graph: it passes the guard, and fails in ONNX Runtime.
+    bundle = bundles.Parts(parts.manifest, parts.files | {DECODER_FILE: b"\x08\x07"}).publish(tmp_path)
+    with pytest.raises(IntegrityError, match=r"cannot load decoder\.onnx"):
+        Engine(bundle)
+
+
+def test_a_graph_that_is_not_the_manifests_is_named(tmp_path: Path) -> None:
+    parts = bundles.numeric_regression()
+    swapped = parts.files | {BASE_FILE: parts.files[DECODER_FILE]}
+    bundle = bundles.Parts(parts.manifest, swapped).publish(tmp_path)
+    with pytest.raises(IntegrityError, match=r"base\.onnx is not what the manifest says.*missing outputs"):
+        Engine(bundle)

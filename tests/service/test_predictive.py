@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_store.manifest import ClassificationCalibration, RegressionCalibration, RegressionTarget
+from service import predictive
+
+TARGET = RegressionTarget(name="y", mean=10.0, scale=4.0)
+NOISE = RegressionCalibration(noise_std=0.5, points=99)
+WARM = ClassificationCalibration(temperature=2.0, points=99)
+SCORES = np.arange(1, 100) / 50.0
+
+
+def outputs(samples: int, rows: int, width: int, seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.random.default_rng(seed).normal(size=(samples, rows, width)).astype(np.float32)
+
+
+def test_regression_is_the_mixture_in_the_targets_units() -> None:
+    f = outputs(20, 5, 1)
+    found = predictive.regression(f, TARGET, NOISE, 0.9, SCORES)
+    for b in range(5):
+        y = [10.0 + 4.0 * float(v) for v in f[:, b, 0]]
+        mean = math.fsum(y) / 20
+        epistemic = math.fsum((v - mean) ** 2 for v in y) / 20
+        assert found["mean"][b] == pytest.approx(mean)
+        assert found["epistemic_variance"][b] == pytest.approx(epistemic)
+        assert found["aleatoric_variance"][b] == 0.25
+        assert found["variance"][b] == pytest.approx(epistemic + 0.25)
+        half = 1.8 * math.sqrt(epistemic + 0.25)  # the 90th of 99 scores
+        assert found["interval"][b] == pytest.approx([mean - half, mean + half])
+
+
+def test_samples_that_agree_leave_the_noise_alone() -> None:
+    f = np.repeat(outputs(1, 4, 1), 16, axis=0)
+    found = predictive.regression(f, TARGET, NOISE, 0.5, SCORES)
+    assert found["epistemic_variance"] == pytest.approx(np.zeros(4), abs=1e-20)
+    assert found["entropy"] == pytest.approx([0.5 * math.log(2 * math.pi * math.e * 0.25)] * 4, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("level", "rank"), [(0.9, 90), (0.5, 50), (0.55, 55), (0.07, 7), (0.905, 91), (0.99, 99), (0.001, 1)]
+)
+def test_interval_factor_is_the_finite_sample_quantile(level: float, rank: int) -> None:
+    assert predictive.interval_factor(level, SCORES) == SCORES[rank - 1]
+
+
+def test_interval_factor_beyond_the_scores() -> None:
+    assert predictive.interval_factor(0.995, SCORES) == pytest.approx(NormalDist().inv_cdf(0.9975))
+    assert predictive.interval_factor(0.995, SCORES * 10) == SCORES[-1] * 10
+    assert predictive.interval_factor(0.9, np.empty(0)) == pytest.approx(1.6448536)
+
+
+@given(st.floats(0, 1, exclude_min=True, exclude_max=True), st.floats(0, 1, exclude_min=True, exclude_max=True))
+def test_a_higher_level_never_gives_a_narrower_interval(a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    factors = [predictive.interval_factor(level, SCORES) for level in (low, high)]
+    assert 0 <= factors[0] <= factors[1] < 40
+
+
+def test_intervals_cover_what_they_promise() -> None:
+    rng = np.random.default_rng(1)
+    covered = []
+    for _ in range(400):
+        scores = np.sort(np.abs(rng.standard_t(3, size=60)))
+        covered.append(np.abs(rng.standard_t(3, size=50)) <= predictive.interval_factor(0.8, scores))
+    assert np.mean(covered) == pytest.approx(0.8, abs=0.02)
+
+
+def test_classification_against_plain_sums() -> None:
+    f = outputs(12, 3, 4)
+    found = predictive.classification(f, WARM)
+    for b in range(3):
+        p = [[math.exp(v / 2) for v in f[s, b].tolist()] for s in range(12)]
+        p = [[v / sum(row) for v in row] for row in p]
+        mean = [sum(row[c] for row in p) / 12 for c in range(4)]
+        expected = sum(-v * math.log(v) for row in p for v in row) / 12
+        total = -sum(v * math.log(v) for v in mean)
+        assert found["mean"][b] == pytest.approx(mean)
+        assert found["variance"][b] == pytest.approx([np.var([row[c] for row in p]) for c in range(4)])
+        assert found["label"][b] == mean.index(max(mean))
+        assert found["entropy"][b] == pytest.approx(total)
+        assert found["expected_entropy"][b] == pytest.approx(expected)
+        assert found["mutual_information"][b] == pytest.approx(total - expected)
+
+
+@given(st.integers(1, 8), st.integers(2, 5), st.floats(0, 80), st.integers(0, 1000))
+def test_the_decomposition_adds_up(samples: int, classes: int, size: float, seed: int) -> None:
+    found = predictive.classification(outputs(samples, 3, classes, seed) * np.float32(size), WARM)
+    assert np.all(np.isfinite([*found["entropy"], *found["expected_entropy"]]))
+    assert np.all(found["mutual_information"] >= 0)
+    assert found["entropy"] == pytest.approx(found["expected_entropy"] + found["mutual_information"], abs=1e-12)
+    assert np.all(found["entropy"] <= math.log(classes) + 1e-12)
+    assert found["mean"].sum(axis=1) == pytest.approx(np.ones(3))
+
+
+def test_huge_logits_stay_finite() -> None:
+    f = np.array([[[3e38, -3e38, 0.0]]], dtype=np.float32)
+    found = predictive.classification(f, WARM)
+    assert found["mean"].tolist() == [[1.0, 0.0, 0.0]]
+    assert found["entropy"].tolist() == [0.0]
+
+
+def test_the_regression_score_is_taken_within_anchors() -> None:
+    f = outputs(7, 4, 1)
+    anchors = np.array([0, 1, 0, 1, 0, 2, 1])  # anchor 2 has one sample, which says nothing about its spread
+    y = 4.0 * f[..., 0].astype(np.float64)
+    within = (y[[0, 2, 4]].var(axis=0, ddof=1) + y[[1, 3, 6]].var(axis=0, ddof=1)) / 2
+    found = predictive.epistemic_to_noise(f, anchors, TARGET, NOISE)
+    assert found == pytest.approx(np.log(within / 0.25))
+
+
+def test_disagreement_between_anchors_alone_does_not_score() -> None:
+    f = outputs(2, 3, 1)[[0, 1, 0, 1]]
+    within = predictive.epistemic_to_noise(f, np.array([0, 1, 0, 1]), TARGET, NOISE)
+    assert np.all(within == within[0]) and np.isfinite(within[0])
+    assert np.all(predictive.epistemic_to_noise(f, np.array([0, 0, 1, 1]), TARGET, NOISE) > within + 5)
+
+
+def test_the_classification_score_is_taken_within_anchors() -> None:
+    f = outputs(5, 3, 4)
+    anchors = np.array([1, 0, 1, 0, 1])
+    parts = [predictive.classification(f[anchors == a], WARM)["mutual_information"] for a in (0, 1)]
+    assert predictive.mutual_information(f, anchors, WARM) == pytest.approx(np.mean(parts, axis=0))
+
+
+@pytest.mark.parametrize("anchors", [[0], [0, 1], [0, 1, 2]])
+def test_scores_with_few_samples_are_finite(anchors: list[int]) -> None:
+    which = np.array(anchors)
+    assert np.all(np.isfinite(predictive.epistemic_to_noise(outputs(len(which), 2, 1), which, TARGET, NOISE)))
+    assert np.all(predictive.mutual_information(outputs(len(which), 2, 3), which, WARM) >= 0)

@@ -1,0 +1,273 @@
+"""Redis in every condition: right, down, killed, slow, lying. Answers never depend on it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_store.store import ModelStore
+from service.cache import WeightKey
+from service.metrics import ServiceMetrics
+from service.redis_tier import RedisTier, pack, unpack
+from tests import bundles
+from tests.servers import RedisServer, Server, serving, silent_listener, wait_until
+
+BODY = {"inputs": [[1.0], [2.0], [9.0]]}
+KEY = WeightKey("ab" * 32, "predict", 3, 7)
+WEIGHTS = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+VALUE = pack(KEY, WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    bundles.numeric_regression().publish(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(store: Path) -> Callable[[int], bytes]:
+    """The answer that a server without Redis gives, by seed."""
+    with serving(store) as server, server.client() as client:
+        answers = [answer(client, seed) for seed in range(40)]
+    return lambda seed: answers[seed]
+
+
+def answer(client: httpx.Client, seed: int = 0) -> bytes:
+    response = client.post("/predict", json=BODY | {"seed": seed})
+    assert response.status_code == 200, response.text
+    return response.content
+
+
+def errors(server: Server, kind: str) -> float:
+    return server.counter("fiberwalk_redis_errors_total", kind=kind)
+
+
+def hits(server: Server) -> float:
+    return server.counter("fiberwalk_cache_hits_total", tier="redis")
+
+
+def decodes(server: Server) -> float:
+    return server.counter("fiberwalk_decodes_total")
+
+
+# ---- the value
+
+
+def test_a_value_comes_back_bit_for_bit() -> None:
+    assert str(KEY) == f"fiberwalk:{'ab' * 32}:predict:3:7"
+    found = unpack(KEY, 5, VALUE)
+    assert found.dtype == np.float32
+    assert found.tobytes() == WEIGHTS.tobytes()
+
+
+@pytest.mark.parametrize("bit", [0, 3, 7])
+def test_every_byte_of_a_value_counts(bit: int) -> None:
+    for at in range(len(VALUE)):
+        changed = bytearray(VALUE)
+        changed[at] ^= 1 << bit
+        with pytest.raises(ValueError, match=r"format|header|checksum"):
+            unpack(KEY, 5, bytes(changed))
+
+
+OTHERS = [
+    WeightKey("cd" * 32, "predict", 3, 7),
+    WeightKey("ab" * 32, "ood", 3, 7),
+    WeightKey("ab" * 32, "predict", 3, 8),
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_the_value_of_another_key_is_refused(other: WeightKey) -> None:
+    with pytest.raises(ValueError, match=r"header|checksum"):
+        unpack(other, 5, VALUE)
+
+
+def test_another_shape_of_the_same_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="header"):
+        unpack(WeightKey("ab" * 32, "predict", 5, 7), 3, VALUE)
+
+
+@given(st.binary(max_size=300) | st.integers(0, len(VALUE)).map(lambda n: VALUE[:n] + b"x"))
+def test_rubbish_is_refused(value: bytes) -> None:
+    with pytest.raises(ValueError, match=r"size|format|header|checksum"):
+        unpack(KEY, 5, value)
+
+
+# ---- the tier
+
+
+def tier(url: str, **settings: float) -> tuple[RedisTier, ServiceMetrics]:
+    metrics = ServiceMetrics()
+    chosen = {"timeout": 0.25, "retry": 0.1} | settings
+    made = RedisTier(url, ttl=60, max_bytes=1000, metrics=metrics, log=structlog.get_logger(), **chosen)
+    return made, metrics
+
+
+def test_what_is_put_is_found_and_expires(redis_server: RedisServer) -> None:
+    made, _ = tier(redis_server.url)
+    assert made.get(KEY, 5) is None
+    made.put(KEY, WEIGHTS)
+    assert np.array_equal(made.get(KEY, 5), WEIGHTS)  # type: ignore[arg-type]
+    large = WeightKey(KEY.digest, "predict", 400, 0)
+    made.put(large, np.zeros((400, 5), dtype=np.float32))
+    with redis_server.client() as client:
+        assert 50 < client.ttl(str(KEY)) <= 60
+        assert not client.exists(str(large))
+    made.close()
+
+
+def test_a_redis_that_failed_is_left_alone_until_it_is_back(redis_server: RedisServer) -> None:
+    made, metrics = tier(redis_server.url, retry=0.3)
+    made.put(KEY, WEIGHTS)
+    redis_server.kill()
+    assert made.get(KEY, 5) is None
+    failures = metrics.registry.get_sample_value("fiberwalk_redis_errors_total", {"kind": "connection"})
+    assert failures == 1
+    for _ in range(50):
+        assert made.get(KEY, 5) is None
+    assert metrics.registry.get_sample_value("fiberwalk_redis_errors_total", {"kind": "connection"}) == failures
+    assert metrics.registry.get_sample_value("fiberwalk_redis_up") == 0
+    redis_server.start()
+    wait_until(lambda: metrics.registry.get_sample_value("fiberwalk_redis_up") == 1, what="the tier to come back")
+    made.put(KEY, WEIGHTS)
+    assert np.array_equal(made.get(KEY, 5), WEIGHTS)  # type: ignore[arg-type]
+    made.close()
+
+
+def test_a_redis_that_refuses_is_counted_as_such(redis_server: RedisServer) -> None:
+    with redis_server.client() as client:
+        client.config_set("requirepass", "sesame")
+    made, metrics = tier(redis_server.url.replace("//", "//:wrong@"), retry=60)
+    assert made.get(KEY, 5) is None
+    assert metrics.registry.get_sample_value("fiberwalk_redis_errors_total", {"kind": "refused"}) == 1
+    made.close()
+
+
+# ---- servers on a Redis
+
+
+def test_a_second_server_starts_from_the_cache(
+    store: Path, redis_server: RedisServer, expected: Callable[[int], bytes]
+) -> None:
+    with serving(store, redis_url=redis_server.url) as first, first.client() as client:
+        assert [answer(client, seed) for seed in range(3)] == [expected(s) for s in range(3)]
+        assert decodes(first) == 4  # three seeds and, warming, the OOD plan
+        assert hits(first) == 0
+        with serving(store, redis_url=redis_server.url) as second, second.client() as other:
+            assert [answer(other, seed) for seed in range(3)] == [expected(s) for s in range(3)]
+            assert decodes(second) == 0
+            assert hits(second) == 4
+    digest = ModelStore(store).open("sine").digest
+    with redis_server.client() as client:
+        keys = {k.decode() for k in client.keys("fiberwalk:*")}
+    assert keys == {f"fiberwalk:{digest}:predict:32:{s}" for s in range(3)} | {f"fiberwalk:{digest}:ood:16:0"}
+
+
+def test_redis_killed_in_mid_load(store: Path, redis_server: RedisServer, expected: Callable[[int], bytes]) -> None:
+    """Without a process cache each request needs its weights anew; every one is answered, and right."""
+    answers: list[tuple[int, bytes]] = []
+    slowest: list[float] = []
+    stop = threading.Event()
+    with serving(store, redis_url=redis_server.url, cache_bytes=0, redis_retry=0.2) as server:
+
+        def ask(offset: int) -> None:
+            with server.client() as client:
+                turn = 0
+                while not stop.is_set():
+                    seed = (offset * 7 + turn) % 40
+                    started = time.perf_counter()
+                    answers.append((seed, answer(client, seed)))
+                    slowest.append(time.perf_counter() - started)
+                    turn += 1
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+        for t in threads:
+            t.start()
+        wait_until(lambda: hits(server) > 50, what="answers from Redis")
+        redis_server.kill()
+        wait_until(lambda: server.counter("fiberwalk_redis_up") == 0, what="the server to notice")
+        seen = len(answers)
+        wait_until(lambda: len(answers) > seen + 100, what="answers without Redis")
+        redis_server.start()
+        wait_until(lambda: server.counter("fiberwalk_redis_up") == 1, what="the server to come back")
+        before = hits(server)
+        wait_until(lambda: hits(server) > before + 20, what="answers from Redis again")
+        stop.set()
+        for t in threads:
+            t.join()
+        assert errors(server, "connection") >= 1
+        assert "redis_failed" in server.log
+        assert server.counter("fiberwalk_requests_total", route="/predict") == len(answers)
+    assert all(content == expected(seed) for seed, content in answers)
+    assert max(slowest) < 5
+
+
+def test_no_redis_at_the_start(store: Path, redis_server: RedisServer, expected: Callable[[int], bytes]) -> None:
+    redis_server.kill()
+    with serving(store, redis_url=redis_server.url, redis_retry=0.2) as server, server.client() as client:
+        assert answer(client, 1) == expected(1)
+        assert errors(server, "connection") == 1
+        redis_server.start()
+        wait_until(lambda: server.counter("fiberwalk_redis_up") == 1)
+        assert answer(client, 2) == expected(2)
+        with redis_server.client() as other:
+            assert [k.decode().rsplit(":", 1)[1] for k in other.keys("*:predict:*")] == ["2"]
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated", "flipped", "other_seed", "empty", "list"])
+def test_rubbish_under_a_key_is_replaced(
+    store: Path, redis_server: RedisServer, expected: Callable[[int], bytes], kind: str
+) -> None:
+    digest = ModelStore(store).open("sine").digest
+    key, other = f"fiberwalk:{digest}:predict:32:5", f"fiberwalk:{digest}:predict:32:6"
+    with serving(store, redis_url=redis_server.url, cache_bytes=0) as server, server.client() as client:
+        answer(client, 5)
+        answer(client, 6)
+        with redis_server.client() as redis:
+            right = redis.get(key)
+            assert isinstance(right, bytes)
+            wrong = {
+                "text": b"hello",
+                "truncated": right[:-1],
+                "flipped": right[:-1] + bytes([right[-1] ^ 1]),
+                "other_seed": redis.get(other),
+                "empty": b"",
+            }
+            if kind == "list":
+                redis.delete(key)
+                redis.rpush(key, "hello")
+            else:
+                redis.set(key, wrong[kind])  # type: ignore[arg-type]
+            before = decodes(server)
+            assert answer(client, 5) == expected(5)
+            assert decodes(server) == before + 1
+            assert errors(server, "refused" if kind == "list" else "rubbish") == 1
+            if kind != "list":
+                assert redis.get(key) == right
+                assert answer(client, 5) == expected(5)
+                assert decodes(server) == before + 1
+                assert "redis_value_refused" in server.log
+
+
+def test_a_redis_that_never_answers_costs_one_short_wait(store: Path, expected: Callable[[int], bytes]) -> None:
+    with (
+        silent_listener() as port,
+        serving(store, redis_url=f"redis://:hunter2@127.0.0.1:{port}/0", cache_bytes=0, redis_timeout=0.2) as server,
+        server.client() as client,
+    ):
+        started = time.perf_counter()
+        for seed in range(40):
+            assert answer(client, seed) == expected(seed)
+        assert time.perf_counter() - started < 3
+        assert 1 <= errors(server, "timeout") <= 2
+        assert "hunter2" not in server.log + httpx.get(f"{server.url}/metrics").text
