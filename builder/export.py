@@ -232,7 +232,6 @@ class _Session:
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        self.inputs = [i.name for i in self._session.get_inputs()]
         self._outputs = [o.name for o in self._session.get_outputs()]
 
     def run(self, feeds: dict[str, NDArray[np.generic]]) -> dict[str, Array]:
