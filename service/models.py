@@ -47,6 +47,7 @@ class Models:
         self._remembered: dict[str, tuple[object, float]] = {}
         self._flights: Flights[Version, ServedModel] = Flights()
         self._lock = threading.Lock()
+        self._told: set[tuple[str, str]] = set()
         self._state: State = "loading"
 
     # ---- loading
@@ -57,13 +58,16 @@ class Models:
         So a version that is published, or that an alias moves to, is warm before most requests for it, and one that
         did not verify is taken up once it is repaired.
         """
-        while True:
-            self.load_all()
-            if stop.wait(_WATCH_SECONDS):
-                return
+        while not stop.is_set():
+            self.load_all(stop)
+            stop.wait(_WATCH_SECONDS)
 
-    def load_all(self) -> None:
-        """Loads and warms every version that a name or an alias means; one that fails is reported, not raised."""
+    def load_all(self, stop: threading.Event | None = None) -> None:
+        """Loads and warms every version that a name or an alias means; one that fails is reported, not raised.
+
+        Args:
+            stop: set when the rest need not be loaded any more.
+        """
         try:
             if not self.store.root.is_dir():
                 raise StoreError(f"There is no model store at {self.store.root}; build a model first.")
@@ -76,6 +80,8 @@ class Models:
         with self._lock:
             self._failed = {v: failure for v, failure in self._failed.items() if v in wanted}
         for version in sorted(wanted):
+            if stop is not None and stop.is_set():
+                return
             with suppress(StoreError):  # logged where it happened
                 self._get(version)
         # A damaged bundle must not take the healthy ones out of service, unless none is healthy.
@@ -223,14 +229,20 @@ class Models:
             try:
                 references = [name, *(f"{name}@{alias}" for alias in self.store.aliases(name))]
             except StoreError as e:
-                self._log.error("aliases_not_readable", model=name, reason=e.message)
+                self._tell_once("aliases_not_readable", name, e)
                 continue
             for reference in references:
                 try:
                     wanted.add(self.store.resolve(reference))
-                except UnknownModelError:
-                    self._log.warning("alias_means_nothing", model=reference)
+                except UnknownModelError as e:
+                    self._tell_once("alias_means_nothing", reference, e)
         return wanted
+
+    def _tell_once(self, event: str, model: str, error: StoreError) -> None:
+        """Logs what each look at the store would find again."""
+        if (event, model) not in self._told:
+            self._told.add((event, model))
+            self._log.warning(event, model=model, reason=error.message)
 
 
 def default_samples(model: ServedModel, plan: str, settings: Settings) -> int:

@@ -13,6 +13,8 @@ from service.models import Models
 from service.settings import Settings
 from service.weights import WeightSource
 
+_STOP_SECONDS = 10.0
+
 
 class Runtime:
     """Settings, log, metrics, models, caches and the worker threads' limit of one application."""
@@ -27,13 +29,16 @@ class Runtime:
         self.models = Models(settings, self.weights, self.metrics, self.log)
         self.inference = Inference(settings, self.models, self.weights, self.metrics)
         self._stopped = threading.Event()
+        self._watcher = threading.Thread(target=self.models.watch, args=(self._stopped,), name="models", daemon=True)
 
     def start(self) -> None:
         """Starts loading and following the models in the background; called on the event loop."""
         self.limiter = CapacityLimiter(self.settings.workers)
-        threading.Thread(target=self.models.watch, args=(self._stopped,), name="models", daemon=True).start()
+        self._watcher.start()
 
     def stop(self) -> None:
-        """Lets go of what is outside the process."""
+        """Stops following the models, and lets go of what is outside the process."""
         self._stopped.set()
+        # The interpreter must not go down below a model that is being loaded.
+        self._watcher.join(_STOP_SECONDS)
         self.weights.close()

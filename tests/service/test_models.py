@@ -12,7 +12,7 @@ import httpx
 import pytest
 import structlog
 
-from model_store.errors import InputError, IntegrityError, UnknownModelError
+from model_store.errors import InputError, IntegrityError, StoreError, UnknownModelError
 from model_store.manifest import BASE_FILE, DECODER_FILE
 from model_store.store import CHAMPION, ModelStore
 from service.metrics import ServiceMetrics
@@ -128,6 +128,15 @@ def test_a_bundle_that_cannot_be_run_is_reported(store: ModelStore) -> None:
     with pytest.raises(IntegrityError, match="broken@1 does not verify"):
         models.get("broken")
     assert models.get("sine").reference == "sine@1"
+
+
+def test_a_damaged_alias_file_stops_only_its_model(store: ModelStore) -> None:
+    bundles.classification().publish(store)
+    (store.root / "sine" / "aliases.json").write_text("[]")
+    models = models_of(store)
+    assert (models.state, models.loaded()) == ("ready", ["flowers@1"])
+    with pytest.raises(StoreError, match="damaged"):
+        models.get("sine")
 
 
 def test_a_moved_alias_and_a_new_version_are_followed(store: ModelStore, running: tuple[Server, httpx.Client]) -> None:

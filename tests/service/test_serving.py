@@ -63,7 +63,8 @@ import service.app
 
 
 def test_importing_the_service_is_quick() -> None:
-    code = "import time; t = time.perf_counter(); import service.app; print(time.perf_counter() - t)"
+    # The processor's seconds, so that what else the machine does has no say.
+    code = "import time; t = time.process_time(); import service.app; print(time.process_time() - t)"
     seconds = [float(python(code).stdout) for _ in range(3)]
     assert statistics.median(seconds) < 1.5
 
