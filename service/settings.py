@@ -18,7 +18,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 class Settings(BaseSettings):
     """Everything that can be set; the environment variable of `port` is `FIBERWALK_PORT`."""
 
-    model_config = SettingsConfigDict(env_prefix="FIBERWALK_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="FIBERWALK_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     store: Annotated[Path, Field(description="Folder of the model store that is served.")] = Path("models")
     host: Annotated[str, Field(description="Address to listen on; 0.0.0.0 is every interface.")] = "127.0.0.1"

@@ -18,6 +18,8 @@ def test_environment_then_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIBERWALK_PORT", "1234")
     monkeypatch.setenv("FIBERWALK_STORE", "/somewhere")
     assert load_settings().port == 1234
+    monkeypatch.setenv("FIBERWALK_REDIS_URL", "")  # as compose files pass what is not set
+    assert load_settings().redis_url is None
     settings = load_settings(port=4321, store=None)
     assert (settings.port, settings.store) == (4321, Path("/somewhere"))
 
