@@ -1,8 +1,10 @@
 """The decoder: from latents to weight vectors, with a last layer that is linear in few columns an anchor.
 
 For anchor a, `theta = mean_a + basis_a @ coordinates(z)`: a small network turns a latent into `rank` coordinates, and
-the head `[mean_a; basis_a]` turns these into P weights. Serving lives from that: whatever is linear in the weights can
-be computed once per column instead of once per sample.
+the head `[mean_a; basis_a]` turns these into P weights. The latent's length is its position on a trajectory, and
+drift scales grow exponentially with the position, so the network sees direction and length apart and its output is
+multiplied by the scale at that length: it then is as exact close to the anchor as far away from it. Serving lives
+from that: whatever is linear in the weights can be computed once per column instead of once per sample.
 
 Lengths: S samples, M points, A anchors, k latent dimensions, P weights.
 """
@@ -26,19 +28,23 @@ class WeightDecoder(nn.Module):
         rank: columns of an anchor's basis.
         weights: P.
         layers: number of hidden layers.
+        growth: the drift scale at position u is expm1(growth * u) / expm1(growth); 0 means u itself.
     """
 
     head: Tensor
 
-    def __init__(self, anchors: int, dimension: int, hidden: int, rank: int, weights: int, layers: int = 2) -> None:
+    def __init__(
+        self, anchors: int, dimension: int, hidden: int, rank: int, weights: int, layers: int = 2, growth: float = 0.0
+    ) -> None:
         super().__init__()
-        self.anchors, self.dimension, self.rank = anchors, dimension, rank
-        sizes = [dimension, *[hidden] * layers, rank]
+        self.anchors, self.dimension, self.rank, self.growth = anchors, dimension, rank, growth
+        sizes = [dimension + 1, *[hidden] * layers, rank]
         self.matrices = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, fan_out in itertools.pairwise(sizes):
             self.matrices.append(nn.Parameter(torch.randn(anchors, fan_in, fan_out) / math.sqrt(fan_in)))
             self.biases.append(nn.Parameter(torch.zeros(anchors, 1, fan_out)))
+        self.shortcut = nn.Parameter(torch.randn(anchors, dimension + 1, rank) / math.sqrt(dimension))
         self.register_buffer("head", torch.zeros(anchors * (1 + rank), weights))
 
     def set_head(self, means: Tensor, bases: Tensor) -> None:
@@ -47,13 +53,18 @@ class WeightDecoder(nn.Module):
 
     def coordinates(self, latents: Tensor) -> Tensor:
         """Coordinates (A, M, rank) of latents (A, M, k), row a decoded by anchor a."""
-        h = latents
+        # The tiny constant keeps direction and gradient finite at the anchor itself, where the length is zero.
+        length = (latents.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+        h = polar = torch.cat([latents / length, length], dim=-1)
         last = len(self.matrices) - 1
         for i, (w, b) in enumerate(zip(self.matrices, self.biases, strict=True)):
             h = torch.baddbmm(b, h, w)
             if i < last:
                 h = torch.tanh(h)
-        return h
+        h = h + polar @ self.shortcut
+        if self.growth:
+            length = torch.expm1(self.growth * length.clamp(max=1.5)) / math.expm1(self.growth)
+        return h * length
 
     def forward(self, latents: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """Args:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from model_store.errors import ConfigError
 from model_store.manifest import ParameterSpec
@@ -124,9 +125,28 @@ class FunctionalNetwork:
         """
         return vmap(self, in_dims=(0, None))(thetas, x)
 
-    def batched_each(self, thetas: Tensor, xs: Tensor) -> Tensor:
-        """Outputs (N, B, O) for weight vectors (N, P), each on inputs of its own xs (N, B, ...)."""
-        return vmap(self, in_dims=(0, 0))(thetas, xs)
+    def operations(self, x: Tensor) -> int:
+        """Floating point operations of one forward pass on x (B, ...) with one weight vector."""
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self(self.current(), x)
+        return max(1, int(counter.get_total_flops()))
+
+    def activations(self, x: Tensor) -> int:
+        """Values that the modules put out in one forward pass on x (B, ...) with one weight vector."""
+        count = 0
+
+        def add(_module: nn.Module, _args: object, out: object) -> None:
+            nonlocal count
+            count += out.numel() if isinstance(out, Tensor) else 0
+
+        hooks = [m.register_forward_hook(add) for m in self.module.modules()]
+        try:
+            with torch.no_grad():
+                self(self.current(), x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return max(1, count)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,181 @@
+"""Every option of a build, as typed configuration: one class a stage, presets, and recipes in TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model_store.errors import ConfigError
+
+Preset = Literal["fast", "default", "thorough"]
+Task = Literal["regression", "classification"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataConfig(_Config):
+    """What is learned from, and which part of it is kept for the test."""
+
+    file: Annotated[Path | None, Field(description="CSV, Parquet or .npz (arrays x, y)")] = None
+    target: Annotated[str | None, Field(description="column to predict; not needed for .npz")] = None
+    task: Annotated[Task, Field(description="regression or classification")]
+    drop: Annotated[list[str], Field(description="columns to leave out")] = []
+    categorical: Annotated[list[str], Field(description="numeric columns to treat as categories")] = []
+    units: Annotated[dict[str, str], Field(description="unit of a column or of the target, by name")] = {}
+    test_fraction: Annotated[float, Field(ge=0, lt=0.9, description="share of rows kept for the test metrics")] = 0.1
+    standardize: Annotated[
+        bool | None, Field(description="encode numbers as z-scores; default: unless --weights are given")
+    ] = None
+    max_categories: Annotated[int, Field(ge=2, description="most categories a text column may have")] = 100
+
+
+class NetworkConfig(_Config):
+    """The base network, and which of its weights are random."""
+
+    factory: Annotated[str | None, Field(description="module:factory of your own nn.Module; default: an MLP")] = None
+    weights: Annotated[Path | None, Field(description="safetensors with trained weights of the network")] = None
+    posterior: Annotated[str, Field(description="regular expression: names of the parameters that are random")] = ".*"
+    hidden: Annotated[list[int], Field(description="widths of the default MLP's hidden layers")] = [50]
+    activation: Annotated[str, Field(description="relu, tanh, silu or gelu (default MLP)")] = "relu"
+
+
+class MapConfig(_Config):
+    """MAP training of the anchors."""
+
+    anchors: Annotated[
+        int | None,
+        Field(
+            ge=1, le=50, description="fold anchors, cross-fitted; default 5, or 1 with given or partly fixed weights"
+        ),
+    ] = None
+    holdout: Annotated[float, Field(gt=0, lt=0.9, description="share held out to calibrate where anchors = 1")] = 0.2
+    steps: Annotated[int, Field(ge=1, description="Adam steps")] = 2500
+    batch_rows: Annotated[int, Field(ge=1, description="rows of a minibatch")] = 512
+    learning_rate: Annotated[float, Field(gt=0, description="highest rate of the one-cycle schedule")] = 0.01
+    prior_precision: Annotated[
+        list[Annotated[float, Field(gt=0)]],
+        Field(min_length=1, description="precision of the Gaussian prior; of several, the best out of fold is taken"),
+    ] = [0.3, 3.0, 30.0]
+
+
+class FiberConfig(_Config):
+    """The walk from each anchor along its fibers."""
+
+    trajectories: Annotated[
+        int | None, Field(ge=1, description="fibers an anchor; default: 32, fewer where the work budget is spent")
+    ] = None
+    steps: Annotated[int, Field(ge=2, description="drift steps T")] = 9
+    refinement: Annotated[int, Field(ge=0, description="gradient steps M after each drift step")] = 15
+    drift_scale: Annotated[
+        float, Field(gt=0, description="length of the whole drift in posterior radii; calibration picks the part used")
+    ] = 2.56
+    growth: Annotated[float, Field(ge=1, description="how much longer each drift step is than the one before")] = 2.0
+    momentum: Annotated[float, Field(ge=0, lt=1, description="momentum of the refinement")] = 0.8
+    curvature_rows: Annotated[int, Field(ge=1, description="most rows that the curvature is taken from")] = 16384
+    work: Annotated[float, Field(gt=0, description="floating point operations that all refinement may take")] = 3e12
+
+
+class AutoencoderConfig(_Config):
+    """The contrastive autoencoder over weight space."""
+
+    dimension: Annotated[int, Field(ge=1, description="latent dimensions k")] = 16
+    hidden: Annotated[int, Field(ge=1, description="width of the hidden layers")] = 64
+    rank: Annotated[
+        int | None,
+        Field(ge=1, description="columns an anchor of the decoder's linear head; default: as many as fibers"),
+    ] = None
+    steps: Annotated[int, Field(ge=1, description="Adam steps")] = 1000
+    learning_rate: Annotated[float, Field(gt=0, description="highest rate of the schedule")] = 1e-2
+    attraction: Annotated[float, Field(ge=0, description="weight of L+, steps of equal latent length")] = 1.0
+    repulsion: Annotated[float, Field(ge=0, description="weight of L-, other points kept apart")] = 0.01
+
+
+class CalibrationConfig(_Config):
+    """Choices made on out-of-fold predictions."""
+
+    samples: Annotated[int, Field(ge=2, description="posterior samples a request draws by default")] = 32
+    ood_samples: Annotated[int, Field(ge=2, description="posterior samples the OOD detector draws by default")] = 64
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1, description="share of familiar rows that /ood may flag")] = (
+        0.01
+    )
+
+
+class BuildConfig(_Config):
+    """A whole build. `fiberwalk build recipe.toml` reads it from TOML, one table a stage."""
+
+    name: Annotated[str, Field(description="name of the model")]
+    store: Annotated[Path, Field(description="folder of the model store")] = Path("models")
+    work: Annotated[Path | None, Field(description="folder for finished stages; default: .fiberwalk/NAME")] = None
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="where to compute")] = "auto"
+    seed: Annotated[int, Field(ge=0, description="a build is a function of its inputs and this")] = 0
+    preset: Annotated[Preset, Field(description="how much work the stages do")] = "default"
+    data: DataConfig
+    network: NetworkConfig = NetworkConfig()
+    map: MapConfig = MapConfig()
+    fiber: FiberConfig = FiberConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+
+
+PRESETS: Final[dict[Preset, dict[str, dict[str, Any]]]] = {
+    "fast": {
+        "map": {"steps": 1000, "prior_precision": [3.0]},
+        "fiber": {"refinement": 8, "work": 5e11},
+        "autoencoder": {"steps": 600},
+    },
+    "default": {},
+    "thorough": {
+        "map": {"steps": 6000, "prior_precision": [0.1, 0.3, 1.0, 3.0, 10.0, 30.0]},
+        "fiber": {"trajectories": 64, "refinement": 40, "work": 1e14},
+        "autoencoder": {"steps": 4000, "hidden": 128},
+    },
+}
+"""What each preset changes of the stages' defaults; what a recipe names itself wins over both."""
+
+
+def make_config(values: dict[str, Any]) -> BuildConfig:
+    """A build's configuration from nested values, over the defaults of their preset.
+
+    Raises:
+        ConfigError: an option is unknown, missing or out of range; `field` names it.
+    """
+    preset = values.get("preset", "default")
+    merged: dict[str, Any] = dict(values)
+    for stage, options in PRESETS.get(preset, {}).items():
+        given = merged.get(stage, {})
+        merged[stage] = {**options, **given} if isinstance(given, dict) else given
+    try:
+        return BuildConfig.model_validate(merged)
+    except ValidationError as e:
+        first = e.errors()[0]
+        field = ".".join(str(p) for p in first["loc"])
+        raise ConfigError(
+            f"Option {field}: {first['msg']}.", field=field, expected=first["msg"], got=repr(first["input"])[:80]
+        ) from e
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The values of a recipe in TOML; file names in it are relative to its folder.
+
+    Raises:
+        ConfigError: the file cannot be read or is no TOML.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as e:
+        raise ConfigError(f"The recipe {path} cannot be read: {e.strerror}.", field="recipe") from e
+    except ValueError as e:
+        raise ConfigError(f"The recipe {path} is no TOML: {e}.", field="recipe") from e
+    for table, key in (("data", "file"), ("network", "weights")):
+        entry = values.get(table)
+        if isinstance(entry, dict) and isinstance(entry.get(key), str):
+            entry[key] = str(path.parent / entry[key])
+    for key in ("store", "work"):
+        if isinstance(values.get(key), str):
+            values[key] = str(path.parent / values[key])
+    return values

@@ -1,0 +1,165 @@
+"""Curvature of the posterior at an anchor, and draws from the Gaussian it implies.
+
+With J~ the network's Jacobian scaled by the root of the likelihood's curvature, the generalised Gauss-Newton matrix
+is `H = J~^T J~ + Lambda`, Lambda the prior precision. Draws from N(0, H^-1) are made by perturbation, `H d = J~^T z +
+Lambda delta` with z ~ N(0, I) and delta from the prior, which also yields the perturbed objective whose minimum each
+draw is (randomise-then-optimise: Bardsley et al. 2014; Papandreou and Yuille 2010). Where there are fewer scaled rows
+R than weights P the same draw is made by Matheron's rule in R dimensions, so cost does not grow with P^2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, jvp, vjp, vmap
+
+from builder.likelihood import Likelihood
+from builder.network import FunctionalNetwork
+
+_JACOBIAN_ENTRIES = 2**26
+"""Most entries of a Jacobian held at once (512 MB in float64)."""
+
+
+@dataclass(frozen=True)
+class PosteriorDraws:
+    """Draws from the Gaussian approximation at one anchor, with the perturbations that lead to them.
+
+    Attributes:
+        direction: (N, P) draws d_i ~ N(0, H^-1).
+        prior: (N, P) the prior's part delta_i ~ N(0, 1 / prior precision).
+        scores: (N, m, O) the data's part e_i in the network's outputs, cov = curvature of the likelihood.
+        rows: (m,) the rows that the scores belong to.
+    """
+
+    direction: Tensor
+    prior: Tensor
+    scores: Tensor
+    rows: Tensor
+
+
+def scaled_jacobian(network: FunctionalNetwork, theta: Tensor, x: Tensor, likelihood: Likelihood) -> Tensor:
+    """J~ (B*O, P): the Jacobian of the outputs, each row's block multiplied by its root curvature."""
+
+    def outputs(weights: Tensor, row: Tensor) -> Tensor:
+        return network(weights, row.unsqueeze(0))[0]
+
+    def block(row: Tensor) -> Tensor:
+        jacobian: Tensor = jacrev(outputs)(theta, row)
+        return likelihood.root_curvature(outputs(theta, row)).T @ jacobian
+
+    out: Tensor = vmap(block)(x)
+    return out.reshape(-1, theta.shape[0])
+
+
+def draw_posterior(
+    network: FunctionalNetwork,
+    theta: Tensor,
+    x: Tensor,
+    rows: Tensor,
+    likelihood: Likelihood,
+    prior_precision: Tensor,
+    draws: int,
+    most_rows: int,
+    generator: torch.Generator,
+) -> PosteriorDraws:
+    """Draws from N(0, H^-1) at one anchor.
+
+    Args:
+        theta: (P,) the anchor.
+        x: (n, ...) all encoded inputs.
+        rows: (n_a,) indices of the rows that the anchor was trained on.
+        prior_precision: (P,).
+        draws: N.
+        most_rows: rows that H is taken from at most; of more, a random part stands for all, weighted up.
+        generator: a CPU generator, so that a build does not depend on the device.
+    """
+    weights, device = theta.shape[0], theta.device
+    limit = max(1, min(most_rows, rows.numel()))
+    per_chunk = max(1, _JACOBIAN_ENTRIES // (weights * likelihood.outputs))
+    dense = limit * likelihood.outputs > weights and weights <= 4096
+    if not dense:
+        limit = min(limit, per_chunk)
+    chosen = rows
+    if limit < rows.numel():
+        chosen = rows[torch.randperm(rows.numel(), generator=generator)[:limit].to(rows.device)].sort().values
+    up = (rows.numel() / chosen.numel()) ** 0.5
+
+    noise = torch.randn(draws, chosen.numel(), likelihood.outputs, generator=generator).to(device)
+    prior = torch.randn(draws, weights, generator=generator).to(device) / prior_precision.sqrt()
+    if dense:
+        direction = _solve_in_weights(
+            network, theta, x[chosen], likelihood, prior_precision, noise, prior, up, per_chunk
+        )
+    else:
+        jacobian = scaled_jacobian(network, theta, x[chosen], likelihood) * up
+        direction = _solve_in_rows(jacobian, prior_precision, noise.flatten(1), prior)
+    with torch.no_grad():
+        root = likelihood.root_curvature(network(theta, x[chosen])) * up
+    scores = torch.einsum("moz,nmz->nmo", root, noise)
+    return PosteriorDraws(direction=direction, prior=prior, scores=scores, rows=chosen)
+
+
+def _solve_in_weights(
+    network: FunctionalNetwork,
+    theta: Tensor,
+    x: Tensor,
+    likelihood: Likelihood,
+    prior_precision: Tensor,
+    noise: Tensor,
+    prior: Tensor,
+    up: float,
+    per_chunk: int,
+) -> Tensor:
+    # Float64: the condition number of H is beyond float32 for well-fitted networks.
+    hessian = torch.diag(prior_precision).double()
+    right = (prior_precision * prior).double()
+    for at in range(0, x.shape[0], min(per_chunk, 4096)):
+        part = slice(at, at + min(per_chunk, 4096))
+        jacobian = scaled_jacobian(network, theta, x[part], likelihood).double() * up
+        hessian += jacobian.T @ jacobian
+        right += noise[:, part].flatten(1).double() @ jacobian
+    factor = torch.linalg.cholesky(hessian)
+    return torch.cholesky_solve(right.T, factor).T.to(theta.dtype).contiguous()
+
+
+def _solve_in_rows(jacobian: Tensor, prior_precision: Tensor, noise: Tensor, prior: Tensor) -> Tensor:
+    scaled = jacobian / prior_precision
+    gram = (scaled @ jacobian.T).double()
+    gram.diagonal().add_(1.0)
+    residual = (noise - prior @ jacobian.T).double()
+    solved = torch.cholesky_solve(residual.T, torch.linalg.cholesky(gram)).T.to(jacobian.dtype)
+    return prior + solved @ scaled
+
+
+def largest_eigenvalue(
+    network: FunctionalNetwork,
+    theta: Tensor,
+    x: Tensor,
+    likelihood: Likelihood,
+    prior_precision: Tensor,
+    scale: float,
+    iterations: int = 30,
+) -> float:
+    """The largest eigenvalue of `scale * J~^T J~ + Lambda` at theta by power iteration, free of any matrix."""
+    with torch.no_grad():
+        root = likelihood.root_curvature(network(theta, x))
+    curvature = root @ root.mT
+
+    def outputs(weights: Tensor) -> Tensor:
+        return network(weights, x)
+
+    def product(v: Tensor) -> Tensor:
+        tangent = jvp(outputs, (theta,), (v,))[1]
+        pull = vjp(outputs, theta)[1]
+        back: Tensor = pull(torch.einsum("bop,bp->bo", curvature, tangent))[0]
+        return scale * back + prior_precision * v
+
+    v = torch.ones_like(theta) / theta.numel() ** 0.5
+    value = 0.0
+    for _ in range(iterations):
+        v = product(v)
+        value = float(v.norm())
+        v = v / value
+    return value

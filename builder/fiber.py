@@ -1,0 +1,259 @@
+"""Fiber sampling: particles walk away from their anchor by drift, and refinement keeps them on the low-loss set.
+
+Particle i of anchor a has a drift direction d_i, a draw from the Gaussian approximation of the posterior at the anchor
+(`builder.curvature`). Step t moves it by `(c_t - c_{t-1}) d_i`, then M gradient steps refine it on the perturbed
+objective whose minimum, for a linear network, is exactly `theta* + c_t d_i`:
+
+    L_t(theta) = sum_i -log p(y_i | f_i) - c_t sum_i <e_i, f_i> + 1/2 norm(theta - c_t delta)^2_Lambda
+
+so refinement neither pulls a particle back to the MAP nor lets it leave the fiber, however many steps are taken, and at
+c = 1 the particles are exact posterior draws of a linear-Gaussian model. This is our reading of "drift and refinement"
+in MetricBNN (arXiv 2512.01500), where the direction is isotropic and the objective is not perturbed: the plain choice
+needs a drift scale of its own for every data set and collapses onto the MAP where M is large.
+
+The drift scales c_1 < ... < c_T grow geometrically. A trajectory so passes through every scale from a hundredth of the
+posterior's radius to beyond it, and which part of it is used is chosen afterwards, on out-of-fold predictions.
+
+Lengths: A anchors, N particles an anchor, T drift steps, M refinement steps, P weights, n rows, O outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from builder.config import FiberConfig
+from builder.curvature import draw_posterior, largest_eigenvalue
+from builder.likelihood import Likelihood
+from builder.network import FunctionalNetwork
+from builder.progress import StepReport, silent
+
+_ACTIVATION_ENTRIES = 2**26
+"""Most activation values held at once in one gradient (about 1 GB with what autograd keeps)."""
+
+
+@dataclass(frozen=True)
+class Fibers:
+    """Trajectories through weight space.
+
+    Attributes:
+        nodes: (T+1, A, N, P), position 0 the anchors.
+        scales: (T+1,) drift scale c_t of each node.
+        loss: (T+1, A, N) unperturbed loss for each training row.
+        stranded: (A, N) bool, particles that diverged and were left at their last sound node.
+        gradient_evaluations: row gradients taken.
+    """
+
+    nodes: Tensor
+    scales: Tensor
+    loss: Tensor
+    stranded: Tensor
+    gradient_evaluations: int
+
+
+def drift_scales(config: FiberConfig) -> Tensor:
+    """(T+1,) drift scales `c_t = c_T (g^t - 1) / (g^T - 1)`, evenly spaced where the growth g is 1."""
+    t = torch.arange(config.steps + 1, dtype=torch.float64)
+    if config.growth == 1:
+        return config.drift_scale * t / config.steps
+    return config.drift_scale * (config.growth**t - 1) / (config.growth**config.steps - 1)
+
+
+def affordable(network: FunctionalNetwork, x: Tensor, anchors: int, config: FiberConfig) -> tuple[int, int]:
+    """(trajectories an anchor, rows of a gradient) within the config's work budget.
+
+    Fewer trajectories come first, down to eight; only then are gradients taken on part of the rows.
+    """
+    per_row = 3 * network.operations(x[:1])
+    steps = config.steps * max(1, config.refinement)
+    rows = len(x)
+    wanted = config.trajectories or 32
+    if config.trajectories is None:
+        wanted = int(min(32, max(8, config.work / (per_row * steps * rows * anchors))))
+    affordable_rows = int(config.work / (per_row * steps * wanted * anchors))
+    return wanted, max(min(rows, 256), min(rows, affordable_rows))
+
+
+def walk_fibers(
+    network: FunctionalNetwork,
+    anchors: Tensor,
+    x: Tensor,
+    y: Tensor,
+    member: Tensor,
+    likelihood: Likelihood,
+    prior_precision: Tensor,
+    config: FiberConfig,
+    seed: int = 0,
+    report: StepReport = silent,
+) -> Fibers:
+    """Walks N particles away from each anchor.
+
+    Args:
+        network: its random weights are those that drift.
+        anchors: (A, P) MAP solutions.
+        x: (n, ...) encoded inputs; y: (n,) targets.
+        member: (A, n) bool, the rows of each anchor.
+        prior_precision: (P,).
+    """
+    generator = torch.Generator().manual_seed(seed + 7919)
+    walk = _Walk(network, anchors, x, y, member, likelihood, prior_precision, config, generator)
+    scales = drift_scales(config)
+    nodes, losses = [walk.position.clone()], [walk.plain_loss()]
+    for t in range(1, config.steps + 1):
+        walk.drift(float(scales[t]), float(scales[t] - scales[t - 1]))
+        for step in range(config.refinement):
+            loss = walk.refine(float(scales[t]))
+            report((t - 1) * config.refinement + step + 1, config.steps * max(1, config.refinement), loss)
+        walk.strand_diverged(nodes[-1])
+        nodes.append(walk.position.clone())
+        losses.append(walk.plain_loss())
+    shape = (config.steps + 1, anchors.shape[0], walk.particles)
+    return Fibers(
+        nodes=torch.stack(nodes).reshape(*shape, -1),
+        scales=scales.to(torch.float32),
+        loss=torch.stack(losses).reshape(shape),
+        stranded=walk.stranded.reshape(shape[1:]),
+        gradient_evaluations=walk.gradient_evaluations,
+    )
+
+
+class _Walk:
+    """State of all particles of all anchors, as one batch of A*N weight vectors."""
+
+    def __init__(
+        self,
+        network: FunctionalNetwork,
+        anchors: Tensor,
+        x: Tensor,
+        y: Tensor,
+        member: Tensor,
+        likelihood: Likelihood,
+        prior_precision: Tensor,
+        config: FiberConfig,
+        generator: torch.Generator,
+    ) -> None:
+        self.network, self.x, self.y, self.likelihood = network, x, y, likelihood
+        self.prior_precision, self.config, self.generator = prior_precision, config, generator
+        self.particles, self.batch_rows = affordable(network, x, len(anchors), config)
+        n, device = len(x), x.device
+        self.position = anchors.repeat_interleave(self.particles, 0).clone()
+        self.member = member.repeat_interleave(self.particles, 0).float()
+        self.scores = torch.zeros(len(self.position), n, likelihood.outputs, device=device)
+        directions, priors, steps = [], [], []
+        for a, (theta, seen) in enumerate(zip(anchors, member, strict=True)):
+            rows = seen.nonzero().squeeze(1)
+            draws = draw_posterior(
+                network,
+                theta,
+                x,
+                rows,
+                likelihood,
+                prior_precision,
+                self.particles,
+                config.curvature_rows,
+                generator,
+            )
+            block = slice(a * self.particles, (a + 1) * self.particles)
+            self.scores[block, draws.rows] = draws.scores
+            directions.append(draws.direction)
+            priors.append(draws.prior)
+            some = rows[:: max(1, len(rows) // 2048)]
+            top = largest_eigenvalue(network, theta, x[some], likelihood, prior_precision, len(rows) / len(some))
+            steps.append(torch.full((self.particles, 1), 1.0 / top, device=device))
+        self.direction, self.prior = torch.cat(directions), torch.cat(priors)
+        self.longest = torch.cat(steps)
+        self.step = self.longest.clone()
+        self.stranded = torch.zeros(len(self.position), dtype=torch.bool, device=device)
+        self.gradient_evaluations = 0
+        # Particles are split where the activations of one gradient would not fit.
+        per_row = network.activations(x[:1])
+        self.group = max(1, min(len(self.position), _ACTIVATION_ENTRIES // max(1, per_row * 64)))
+        self.chunk = max(1, _ACTIVATION_ENTRIES // (self.group * per_row))
+        self._forget()
+
+    def _forget(self) -> None:
+        self.velocity = torch.zeros_like(self.position)
+        self.before: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def drift(self, scale: float, increment: float) -> None:
+        """Moves every particle that is not stranded along its direction."""
+        moving = (~self.stranded).unsqueeze(1)
+        self.position = torch.where(moving, self.position + increment * self.direction, self.position)
+        self.step = torch.minimum(self.longest, 2 * self.step)
+        self._forget()
+
+    def refine(self, scale: float) -> float:
+        """One gradient step with momentum on the perturbed objective; returns the mean loss.
+
+        Where a particle's loss rose, the last step is taken back, its momentum forgotten and its step halved
+        (adaptive restart: O'Donoghue and Candes 2015), since the curvature away from the anchor can be larger.
+        """
+        loss, gradient = self._objective(scale)
+        if self.before is not None and self.batch_rows == len(self.x):
+            position, last_loss, last_gradient = self.before
+            worse = ~(loss <= last_loss + 1e-5 * last_loss.abs() + 1e-6)
+            at = worse.unsqueeze(1)
+            self.position = torch.where(at, position, self.position)
+            gradient = torch.where(at, last_gradient, gradient)
+            loss = torch.where(worse, last_loss, loss)
+            self.velocity = torch.where(at, torch.zeros_like(self.velocity), self.velocity)
+            self.step = torch.where(at, 0.5 * self.step, self.step)
+        self.before = (self.position, loss, gradient)
+        momentum = self.config.momentum
+        self.velocity = momentum * self.velocity + gradient
+        # The momentum sums up gradients, so the step is shortened by as much (times two: stable up to 2/lambda).
+        length = self.step * (2 * (1 - momentum) if momentum > 0.5 else 1.0)
+        moving = (~self.stranded).unsqueeze(1)
+        self.position = torch.where(moving, self.position - length * self.velocity, self.position)
+        return float(loss[torch.isfinite(loss)].mean()) / len(self.x)
+
+    def strand_diverged(self, last: Tensor) -> None:
+        """Leaves particles with values that are not finite at their last node, for good."""
+        bad = ~torch.isfinite(self.position).all(1)
+        self.stranded |= bad
+        self.position = torch.where(bad.unsqueeze(1), last, self.position)
+
+    def plain_loss(self) -> Tensor:
+        """(A*N,) mean -log p(y | f) over each particle's training rows."""
+        found = []
+        with torch.no_grad():
+            for group in self._groups():
+                total = torch.zeros(self.position[group].shape[0], device=self.x.device)
+                for at in range(0, len(self.x), self.chunk):
+                    rows = slice(at, at + self.chunk)
+                    outputs = self.network.batched(self.position[group], self.x[rows])
+                    total += (self.member[group, rows] * self.likelihood.nll(outputs, self.y[rows])).sum(1)
+                found.append(total / self.member[group].sum(1))
+        return torch.cat(found)
+
+    def _groups(self) -> list[slice]:
+        return [slice(at, at + self.group) for at in range(0, len(self.position), self.group)]
+
+    def _objective(self, scale: float) -> tuple[Tensor, Tensor]:
+        """Loss (A*N,) and gradient (A*N, P) of the perturbed objective, on all rows or a random part of them."""
+        n = len(self.x)
+        if self.batch_rows < n:
+            rows = torch.randperm(n, generator=self.generator)[: self.batch_rows].to(self.x.device)
+        else:
+            rows = torch.arange(n, device=self.x.device)
+        up = n / len(rows)
+        losses, gradients = [], []
+        for group in self._groups():
+            theta = self.position[group].detach().requires_grad_()
+            apart = theta - scale * self.prior[group]
+            total = 0.5 * (self.prior_precision * apart**2).sum(1)
+            loss = total.detach()
+            (gradient,) = torch.autograd.grad(total.sum(), theta)
+            for part in torch.split(rows, self.chunk):
+                outputs = self.network.batched(theta, self.x[part])
+                nll = (self.member[group][:, part] * self.likelihood.nll(outputs, self.y[part])).sum(1)
+                tilt = (self.scores[group][:, part] * outputs).sum((1, 2))
+                total = up * (nll - scale * tilt)
+                loss = loss + total.detach()
+                gradient = gradient + torch.autograd.grad(total.sum(), theta)[0]
+            losses.append(loss)
+            gradients.append(gradient)
+        self.gradient_evaluations += len(rows) * len(self.position)
+        return torch.cat(losses), torch.cat(gradients)

@@ -1,0 +1,63 @@
+"""The two likelihoods, each with what the walk needs of it: the loss and its curvature in the network's outputs.
+
+Shapes: N weight vectors, B rows, O outputs. Targets are (B,): standardised numbers or class indices.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Likelihood(Protocol):
+    """log p(y | f) for network outputs f."""
+
+    outputs: int
+
+    def nll(self, f: Tensor, y: Tensor) -> Tensor:
+        """-log p(y | f), (..., B), for outputs f (..., B, O) and targets y (B,)."""
+        ...
+
+    def root_curvature(self, f: Tensor) -> Tensor:
+        """A with A A^T = -d2/df2 log p(y | f) (the Fisher form, free of y), (..., O, O) for f (..., O)."""
+        ...
+
+
+class GaussianLikelihood:
+    """y ~ N(f, noise_std^2) in standardised target units."""
+
+    outputs = 1
+
+    def __init__(self, noise_std: float) -> None:
+        self.noise_std = noise_std
+
+    def nll(self, f: Tensor, y: Tensor) -> Tensor:
+        return gaussian_nll(f[..., 0], y, torch.as_tensor(self.noise_std, dtype=f.dtype, device=f.device))
+
+    def root_curvature(self, f: Tensor) -> Tensor:
+        return torch.full_like(f, 1.0 / self.noise_std).unsqueeze(-1)
+
+
+class CategoricalLikelihood:
+    """y ~ Categorical(softmax(f))."""
+
+    def __init__(self, classes: int) -> None:
+        self.outputs = classes
+
+    def nll(self, f: Tensor, y: Tensor) -> Tensor:
+        return -F.log_softmax(f, dim=-1).gather(-1, y.expand(f.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+
+    def root_curvature(self, f: Tensor) -> Tensor:
+        # diag(p) - p p^T = A A^T with A = diag(sqrt p) - p sqrt(p)^T.
+        p = f.softmax(-1)
+        root = p.sqrt()
+        return torch.diag_embed(root) - p.unsqueeze(-1) * root.unsqueeze(-2)
+
+
+def gaussian_nll(mean: Tensor, y: Tensor, std: Tensor) -> Tensor:
+    """-log N(y; mean, std^2), elementwise."""
+    return 0.5 * ((y - mean) / std) ** 2 + std.log() + 0.5 * math.log(2 * math.pi)

@@ -1,0 +1,148 @@
+"""MAP training: several anchors, each on its own part of the rows, as one batch of weight vectors.
+
+An anchor minimises `sum_i -log p(y_i | f_theta(x_i)) + prior_precision/2 * norm(theta)^2` over its rows. With a
+Gaussian likelihood the noise is learned along with the weights, one for each anchor.
+
+Lengths: A anchors, n rows, P weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from builder.config import MapConfig
+from builder.likelihood import CategoricalLikelihood, gaussian_nll
+from builder.network import FunctionalNetwork, NetworkFactory
+from builder.progress import StepReport, silent
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """MAP solutions.
+
+    Attributes:
+        weights: (A, P).
+        noise_std: (A,) learned noise in standardised target units; ones for classification.
+        prior_precision: of the Gaussian prior.
+        out_of_fold: mean out-of-fold loss for each prior precision tried.
+        loss: mean training loss at the end.
+        gradient_evaluations: row gradients taken.
+    """
+
+    weights: Tensor
+    noise_std: Tensor
+    prior_precision: float
+    out_of_fold: dict[float, float]
+    loss: float
+    gradient_evaluations: int
+
+
+def initial_weights(factory: NetworkFactory, network: FunctionalNetwork, seeds: Sequence[int]) -> Tensor:
+    """(A, P): one freshly initialised network for each seed."""
+    found = []
+    for seed in seeds:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            found.append(network.flatten(dict(factory().named_parameters())))
+    return torch.stack(found)
+
+
+def train_anchors(
+    network: FunctionalNetwork,
+    factory: NetworkFactory,
+    x: Tensor,
+    y: Tensor,
+    member: Tensor,
+    config: MapConfig,
+    seed: int = 0,
+    report: StepReport = silent,
+) -> Anchors:
+    """Trains one anchor for each row of `member`, and picks the prior precision by the rows each did not see.
+
+    Args:
+        network: all weights random.
+        x: (n, ...) encoded inputs.
+        y: (n,) standardised targets (float) or class indices (int64).
+        member: (A, n) bool, the rows that each anchor is trained on.
+
+    All prior precisions of the config are trained side by side, A anchors each. The loss that decides between them
+    is, for regression, the out-of-fold NLL at the out-of-fold noise, for classification the out-of-fold NLL.
+    """
+    precisions, anchors = config.prior_precision, member.shape[0]
+    start = initial_weights(factory, network, [seed * 1009 + a for a in range(anchors)]).to(x.device)
+    theta = start.repeat(len(precisions), 1).requires_grad_()
+    log_noise = torch.full((len(theta),), -1.0, device=x.device).requires_grad_()
+    precision = torch.tensor(precisions, device=x.device).repeat_interleave(anchors)
+    weight = member.float().repeat(len(precisions), 1)
+    regression = y.is_floating_point()
+
+    optimiser = torch.optim.Adam([theta, log_noise], lr=config.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.1, anneal_strategy="cos"
+    )
+    generator = torch.Generator().manual_seed(seed)
+    rows = weight.sum(1)
+    batch = min(config.batch_rows, len(x))
+    loss = torch.zeros(len(theta))
+    for step in range(config.steps):
+        if batch < len(x):
+            chosen = torch.randint(len(x), (batch,), generator=generator).to(x.device)
+            xb, yb, wb = x[chosen], y[chosen], weight[:, chosen]
+            wb = wb / wb.sum(1, keepdim=True).clamp(min=1)
+        else:
+            xb, yb, wb = x, y, weight / rows[:, None]
+        each = _nll(network.batched(theta, xb), yb, log_noise.exp()[:, None], regression)
+        loss = (wb * each).sum(1) + 0.5 * precision * (theta**2).sum(1) / rows
+        optimiser.zero_grad()
+        torch.autograd.backward(loss.sum())
+        optimiser.step()
+        schedule.step()
+        if step % 20 == 0 or step == config.steps - 1:
+            report(step + 1, config.steps, float(loss.detach().mean()))
+
+    theta, noise = theta.detach(), log_noise.detach().exp()
+    scores = {
+        p: _out_of_fold(network, theta[i * anchors : (i + 1) * anchors], x, y, member, regression)
+        for i, p in enumerate(precisions)
+    }
+    best = min(scores, key=lambda p: scores[p])
+    part = slice(precisions.index(best) * anchors, (precisions.index(best) + 1) * anchors)
+    return Anchors(
+        weights=theta[part].contiguous(),
+        noise_std=noise[part].contiguous() if regression else torch.ones(anchors, device=x.device),
+        prior_precision=best,
+        out_of_fold=scores,
+        loss=float(loss.detach()[part].mean()),
+        gradient_evaluations=config.steps * batch * len(theta),
+    )
+
+
+def own_fold_outputs(network: FunctionalNetwork, weights: Tensor, x: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs of each anchor on the rows it did not see: (m, O), and the indices (m,) of these rows."""
+    outputs, rows = [], []
+    with torch.no_grad():
+        for theta, seen in zip(weights, member, strict=True):
+            held = (~seen).nonzero().squeeze(1)
+            if held.numel():
+                outputs.append(network(theta, x[held]))
+                rows.append(held)
+    return torch.cat(outputs), torch.cat(rows)
+
+
+def _out_of_fold(
+    network: FunctionalNetwork, weights: Tensor, x: Tensor, y: Tensor, member: Tensor, regression: bool
+) -> float:
+    outputs, rows = own_fold_outputs(network, weights, x, member)
+    noise = (outputs[:, 0] - y[rows]).square().mean().sqrt().clamp(min=1e-6) if regression else torch.ones(())
+    value = float(_nll(outputs, y[rows], noise, regression).mean())
+    return value if value == value else float("inf")
+
+
+def _nll(outputs: Tensor, y: Tensor, noise: Tensor, regression: bool) -> Tensor:
+    if regression:
+        return gaussian_nll(outputs[..., 0], y, noise)
+    return CategoricalLikelihood(outputs.shape[-1]).nll(outputs, y)

@@ -1,0 +1,67 @@
+"""The posterior predictive as the builder scores it: mixtures over weight samples, and their figures.
+
+Always the averaged predictive distribution is scored, never single samples. Lengths: S samples, B rows, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from builder.network import FunctionalNetwork
+
+_OUTPUT_ENTRIES = 2**22
+
+
+def sample_outputs(network: FunctionalNetwork, weights: Tensor, x: Tensor) -> Tensor:
+    """Outputs (S, B, O) of weight samples (S, P) without gradients, in pieces that fit the memory."""
+    rows = max(1, _OUTPUT_ENTRIES * 8 // (len(weights) * network.activations(x[:1])))
+    with torch.no_grad():
+        return torch.cat([network.batched(weights, part) for part in torch.split(x, rows)], dim=1)
+
+
+def gaussian_mixture_nll(
+    mean: Tensor, y: Tensor, noise_var: Tensor | float, log_weight: Tensor | None = None
+) -> Tensor:
+    """-log sum_s w_s N(y; mean_s, noise_var), (B,), for means (S, B); equal weights by default."""
+    variance = torch.as_tensor(noise_var, dtype=mean.dtype, device=mean.device)
+    log = -0.5 * (y - mean) ** 2 / variance - 0.5 * torch.log(2 * math.pi * variance)
+    weight = (
+        log_weight if log_weight is not None else torch.full((len(mean),), -math.log(len(mean)), device=mean.device)
+    )
+    return -torch.logsumexp(log + weight[:, None], 0)
+
+
+def mixture_probabilities(logits: Tensor, temperature: float, log_weight: Tensor | None = None) -> Tensor:
+    """Class probabilities (B, C) averaged over samples, for logits (S, B, C)."""
+    p = (logits / temperature).softmax(-1)
+    if log_weight is None:
+        return p.mean(0)
+    return (p * log_weight.exp()[:, None, None]).sum(0)
+
+
+def categorical_nll(p: Tensor, y: Tensor) -> Tensor:
+    """-log p_y (B,) for probabilities (B, C)."""
+    return -p.gather(1, y[:, None]).squeeze(1).clamp(min=1e-12).log()
+
+
+def expected_calibration_error(p: Tensor, y: Tensor, bins: int = 15) -> float:
+    """ECE of the top class: mean over equal-width confidence bins of |accuracy - confidence| (Guo et al. 2017)."""
+    confidence, label = p.max(1)
+    correct = (label == y).to(p.dtype)
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    gap = torch.zeros(bins, dtype=p.dtype, device=p.device).index_add(0, place, correct - confidence)
+    return float(gap.abs().sum() / len(y))
+
+
+def conformal_quantile(scores: Tensor, level: float) -> float:
+    """The ceil((n+1) level)-th smallest of n sorted scores; beyond n, the larger of the last score and the
+    Gaussian quantile (Vovk et al. 2005)."""
+    n = len(scores)
+    index = math.ceil((n + 1) * level)
+    if index <= n:
+        return float(scores[index - 1])
+    gaussian = float(torch.special.ndtri(torch.tensor(0.5 + level / 2, dtype=torch.float64)))
+    return max(float(scores[-1]), gaussian)
