@@ -1,0 +1,357 @@
+"""The model card of a bundle, in Markdown: every figure of it comes from the manifest."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterable
+from typing import Any, Final
+
+from model_store.manifest import (
+    CategoricalColumn,
+    ClassificationTarget,
+    Manifest,
+    NumericColumn,
+    RegressionCalibration,
+    RegressionTarget,
+    TableInput,
+    TensorInput,
+)
+
+_PREDICTORS: Final = {
+    "posterior": "what the server answers from: weights decoded from the latent plan",
+    "fiber": "the sampled weights themselves, before the autoencoder; the posterior should come close",
+    "map": "the usual point estimate (each anchor alone), calibrated alike; the posterior should be better",
+}
+_SPLITS: Final = {
+    "test": "rows that neither training nor any choice has seen",
+    "out_of_fold": "training rows, each predicted without having been trained on; calibration was chosen on them, so "
+    "they flatter a little",
+}
+_METRICS: Final = {
+    "nll": "negative log likelihood in nats a row: judges prediction and error bar at once, lower is better",
+    "rmse": "root mean squared error of the mean{unit}, lower is better",
+    "coverage": "share of rows inside their {percent} interval, ideally {percent}",
+    "width": "mean width of that interval{unit}, at equal coverage lower is better",
+    "accuracy": "share of rows whose likeliest class is right",
+    "ece": "expected calibration error: how far stated confidence and accuracy lie apart on average, ideally 0",
+}
+_PICTURES: Final = {
+    "posterior.png": "Training data, MAP solutions, posterior samples, mean, interval and its epistemic part; below, "
+    "the two parts of the standard deviation",
+    "calibration.png": "Calibration on the test part, with the band in which chance alone would leave it",
+    "fibers.png": "Loss along the fibers, and the out-of-fold NLL by which their reach was chosen",
+    "latent.png": "The latent space: one curve a trajectory",
+}
+_SHOWN_CATEGORIES: Final = 30
+_SHOWN_VALUES: Final = 64
+
+
+def make_card(manifest: Manifest, pictures: Iterable[str]) -> str:
+    """The model card in Markdown.
+
+    Args:
+        manifest: every figure of the card comes from it. Its version is not named: the store gives it afterwards.
+        pictures: names of the pictures that lie beside the card.
+    """
+    names = set(pictures)
+    sections = [
+        _summary(manifest),
+        _picture("posterior.png", names),
+        _inputs(manifest),
+        _request(manifest),
+        _answer(manifest),
+        _figures(manifest),
+        _picture("calibration.png", names),
+        _calibrated(manifest),
+        _posterior(manifest),
+        _picture("fibers.png", names),
+        _picture("latent.png", names),
+        _build(manifest),
+        _limits(manifest),
+    ]
+    return "\n\n".join(s for s in sections if s) + "\n"
+
+
+def example_request(manifest: Manifest) -> dict[str, Any]:
+    """A body for `/predict` with one row in the middle of the training data."""
+    if isinstance(manifest.inputs, TensorInput):
+        row: Any = [_rounded(manifest.inputs.mean, manifest.inputs.scale)] * math.prod(manifest.inputs.shape)
+    else:
+        row = {c.name: _middle(c) for c in manifest.inputs.columns}
+    return {"model": manifest.name, "inputs": [row]}
+
+
+def _summary(m: Manifest) -> str:
+    target, rows = m.target, f"{m.build.data_rows:,} rows"
+    if isinstance(m.inputs, TableInput):
+        source = _count(len(m.inputs.columns), "column")
+    else:
+        source = f"arrays of shape {' × '.join(map(str, m.inputs.shape))}"
+    if isinstance(target, ClassificationTarget):
+        classes = ", ".join(_escape(str(c)) for c in target.classes)
+        what = (
+            f"Predicts the class **{_escape(target.name)}** from {source}, with a probability for each of its "
+            f"{len(target.classes)} classes and how far the model itself is to be trusted (classification, built on "
+            f"{rows}).\n\nClasses, in the order of the probabilities: {classes}."
+        )
+    else:
+        what = (
+            f"Predicts **{_escape(with_unit(target.name, target.unit))}** from {source}, with an error bar that is "
+            f"split into what more data would reduce (epistemic) and what it would not (aleatoric) (regression, built "
+            f"on {rows})."
+        )
+    return f"# {_escape(m.name)}\n\n{what}"
+
+
+def _inputs(m: Manifest) -> str:
+    spec = m.inputs
+    if isinstance(spec, TensorInput):
+        unit = f" in {_escape(spec.unit)}" if spec.unit else ""
+        shape = " × ".join(map(str, spec.shape))
+        encoded = (
+            "They enter the network as they are."
+            if (spec.mean, spec.scale) == (0.0, 1.0)
+            else f"In training they had the mean {_number(spec.mean)} and the standard deviation {_number(spec.scale)}."
+        )
+        return f"## Inputs\n\nArrays of numbers{unit} of shape {shape}, nested or flat in row-major order. {encoded}"
+    rows = []
+    for column in spec.columns:
+        if isinstance(column, CategoricalColumn):
+            shown = [_escape(c) if c else "(empty)" for c in column.categories[:_SHOWN_CATEGORIES]]
+            more = len(column.categories) - len(shown)
+            values = ", ".join(shown) + (f" and {more} more (`GET /models/{m.name}` lists them)" if more else "")
+        else:
+            values = _range(column)
+        rows.append([_escape(column.name), column.kind, _escape(column.unit or ""), values])
+    return "## Inputs\n\n" + _table(["column", "kind", "unit", "values in training"], rows)
+
+
+def _request(m: Manifest) -> str:
+    body = example_request(m)
+    head = "curl -s http://localhost:8000/predict -H 'Content-Type: application/json' -d "
+    (row,) = body["inputs"]
+    if isinstance(row, list) and len(row) > _SHOWN_VALUES:
+        code = f"import json; print(json.dumps({{'model': {m.name!r}, 'inputs': [[{row[0]!r}] * {len(row)}]}}))"
+        command = f"python3 -c {shlex.quote(code)} |\n  {head}@-"
+        about = "one array of the mean value; put your own in its place"
+    else:
+        command = head + shlex.quote(json.dumps(body, ensure_ascii=False))
+        about = "one row from the middle of the training data"
+    samples = m.latent.plans["predict"].samples
+    options = f"`samples` (posterior samples, {samples} by default), `seed`"
+    if isinstance(m.target, RegressionTarget):
+        options += ", `level` (of the interval)"
+    return (
+        f"## How to ask\n\nOn the machine of `fiberwalk serve`, with {about}:\n\n```sh\n{command}\n```\n\n"
+        f"`inputs` may hold many rows, each an array{_order(m)}. Optional: {options}. The same "
+        "request always gets the same answer. `/ood` takes the same rows."
+    )
+
+
+def _answer(m: Manifest) -> str:
+    if isinstance(m.target, RegressionTarget):
+        unit = _escape(m.target.unit or "the target's unit")
+        rows = [
+            ["`mean`", f"the prediction, in {unit}"],
+            ["`interval`", "`[lo, hi]`: the target lies within it with the probability `level`"],
+            ["`variance`", f"square of the error bar's standard deviation, in ({unit})²: the sum of the next two"],
+            ["`epistemic_variance`", "the part that comes from not knowing the weights; more data would reduce it"],
+            ["`aleatoric_variance`", "the part that is noise in the target; no further rows would reduce it"],
+            ["`entropy`", "the whole uncertainty in nats, for comparing rows; it can be negative"],
+        ]
+    else:
+        rows = [
+            ["`mean`", "probability of every class, in the order above"],
+            ["`label`", "the likeliest class"],
+            ["`variance`", "how much each probability differs between posterior samples"],
+            ["`entropy`", "the whole uncertainty in nats: 0 is certain, log(number of classes) is a blind guess"],
+            [
+                "`expected_entropy`",
+                "the part that is overlap between classes (aleatoric); more data would not reduce it",
+            ],
+            ["`mutual_information`", "the part that comes from not knowing the weights (epistemic); more data would"],
+        ]
+    rows += [
+        ["`score`, `threshold`, `flag`", "from `/ood`: how unfamiliar a row is, the limit, and whether it lies beyond"],
+        ["`model`, `version`, `samples`, `seed`, `level`", "what answered and how it was asked, to repeat it"],
+    ]
+    return "Every field of the answer holds one entry a row:\n\n" + _table(["field", "meaning"], rows)
+
+
+def _figures(m: Manifest) -> str:
+    if not m.metrics:
+        return ""
+    keys = list(dict.fromkeys(k for entry in m.metrics for k in entry.values))
+    rows = [
+        [e.predictor, e.split, f"{e.rows:,}", *(_metric(k, e.values[k]) if k in e.values else "" for k in keys)]
+        for e in m.metrics
+    ]
+    unit = f" in {_escape(_unit(m) or '')}" if _unit(m) else ""
+    about = [f"`{k}`: {said}." for k in keys if (said := _meaning(k, unit))]
+    about += [f"*{p}*: {_PREDICTORS[p]}." for p in dict.fromkeys(e.predictor for e in m.metrics)]
+    about += [f"*{s}*: {_SPLITS[s]}." for s in dict.fromkeys(e.split for e in m.metrics)]
+    table = _table(["predictor", "measured on", "rows", *keys], rows)
+    return "## How good it is\n\n" + table + "\n\n" + "\n".join(f"- {line}" for line in about)
+
+
+def _calibrated(m: Manifest) -> str:
+    c, plan = m.calibration, m.latent.plans[m.ood.plan]
+    if isinstance(c, RegressionCalibration):
+        unit = f" {_escape(_unit(m) or '')}".rstrip()
+        first = (
+            f"- Noise: a standard deviation of {_number(c.noise_std)}{unit}, the same for every row. Intervals are "
+            f"conformal: they reach as many standard deviations as the {c.points:,} rows needed on which the model was "
+            "calibrated, each predicted without having been trained on."
+        )
+    else:
+        first = (
+            f"- Temperature: {_number(c.temperature)} divides every sample's logits, chosen on {c.points:,} rows, each "
+            "predicted without having been trained on."
+        )
+    score = {
+        "epistemic_to_noise": "the logarithm of epistemic over aleatoric variance",
+        "mutual_information": "the mutual information of label and weights, in nats,",
+    }[m.ood.score]
+    return (
+        f"## Calibration and unfamiliar rows\n\n{first}\n- OOD detector: `/ood` flags a row when {score} exceeds "
+        f"{_number(m.ood.threshold)}. The threshold was set on {m.ood.points:,} rows so that a share of "
+        f"{m.ood.false_alarm_rate:.1%} of familiar ones is flagged; it draws {plan.samples} samples by default."
+    )
+
+
+def _posterior(m: Manifest) -> str:
+    net, latent = m.network, m.latent
+    trunk = f"; {net.fixed_weights:,} more stay at the MAP" if net.fixed_weights else ""
+    if net.trunk_outputs:
+        trunk += ", those before the first random one in a trunk that runs once a request"
+    plans = [
+        [f"`{p.name}`", str(p.samples), f"{p.start:.3g} to {p.stop:.3g}", f"{p.drift_scale:.3g}"]
+        for p in latent.plans.values()
+    ]
+    return (
+        f"## Network and posterior\n\n- Network: {_escape(net.description) or 'as exported'}; {net.weights:,} random "
+        f"weights{trunk}; {_count(net.outputs, 'output')}.\n"
+        f"- Posterior: {_count(latent.anchors, 'anchor')} (MAP solutions), {_count(latent.trajectories, 'fiber')} each "
+        f"of {_count(latent.steps, 'drift step')}; {_count(latent.dimension, 'latent dimension')}; decoder of rank "
+        f"{latent.rank} an anchor.\n- The drift scale counts in posterior radii: 1 is the whole width of the Gaussian "
+        "approximation at the anchor.\n\n"
+        + _table(["latent plan", "samples by default", "part of each fiber", "drift scale at its end"], plans)
+    )
+
+
+def _build(m: Manifest) -> str:
+    b = m.build
+    preset = b.config.get("preset")
+    lines = [
+        f"Built {b.created:%Y-%m-%d %H:%M %Z} on {_escape(b.device)} with seed {b.seed}"
+        + (f" and preset `{preset}`" if preset else "")
+        + "; all options stand in `manifest.json`.",
+        f"Data: {b.data_rows:,} rows, fingerprint (sha256) `{b.data_fingerprint}`.",
+    ]
+    if b.libraries:
+        lines.append("Libraries: " + ", ".join(f"{k} {v}" for k, v in b.libraries.items()) + ".")
+    if b.seconds:
+        lines.append("Seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in b.seconds.items()) + ".")
+    lines += [f"**Warning:** {_escape(' '.join(w.split()))}" for w in b.warnings]
+    return "## Build\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _limits(m: Manifest) -> str:
+    lines = [
+        "Calibration holds on average over rows like those of the training data, not for every group of them; when "
+        "the world behind the data changes, calibrate anew.",
+        "Far from the training data the epistemic part grows, but no figure above was measured there: ask `/ood`, and "
+        "do not rely on the width of an error bar for a flagged row.",
+        "The epistemic part covers the weights of this one network. What no such network can represent, columns that "
+        "are missing and errors in the data count as noise.",
+    ]
+    if isinstance(m.target, RegressionTarget):
+        lines.append(
+            "The noise is taken to be equally large everywhere; where it is not, intervals are too wide or narrow."
+        )
+    else:
+        lines.append("A row of a class that is not in the list gets one of those that are.")
+    if isinstance(m.inputs, TableInput) and any(isinstance(c, CategoricalColumn) for c in m.inputs.columns):
+        lines.append("Categories that were not in the data are refused, not guessed.")
+    if m.network.fixed_weights:
+        lines.append(f"{m.network.fixed_weights:,} weights are fixed, and their uncertainty is not in the error bars.")
+    if m.latent.plans["predict"].stop == 0:
+        lines.append("Predictions draw from the anchors alone: here no part of the fibers predicted better.")
+    return "## What the error bars do not cover\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+# ---- words and numbers
+
+
+def _order(m: Manifest) -> str:
+    if isinstance(m.inputs, TensorInput):
+        return f" of {math.prod(m.inputs.shape)} numbers or nested as above"
+    return " of values in the order above or an object keyed by column name"
+
+
+def _picture(name: str, names: set[str]) -> str:
+    return f"![{_PICTURES[name]}.]({name})" if name in names else ""
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _unit(m: Manifest) -> str | None:
+    return m.target.unit if isinstance(m.target, RegressionTarget) else None
+
+
+def with_unit(name: str, unit: str | None) -> str:
+    """A name with its unit in brackets, where it has one."""
+    return f"{name} ({unit})" if unit else name
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown shows letter for letter, on one line, in tables too."""
+    return re.sub(r"([\\`*\[\]<>|~$&]|\b_|_\b)", r"\\\1", " ".join(text.split()))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _metric(key: str, value: float) -> str:
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{value:.1%}" if key in {"accuracy", "ece"} or key.startswith("coverage") else _number(value)
+
+
+def _meaning(key: str, unit: str) -> str:
+    kind, _, level = key.partition("_")
+    return _METRICS.get(kind, "").format(unit=unit, percent=f"{level} %")
+
+
+def _range(column: NumericColumn) -> str:
+    if column.minimum is None or column.maximum is None:
+        return f"{_number(column.mean)} ± {_number(column.scale)}"
+    return f"{column.minimum:.6g} to {column.maximum:.6g}"
+
+
+def _middle(column: NumericColumn | CategoricalColumn) -> float | str:
+    """A typical value: of the range, a whole number where both its ends are; or a category."""
+    if isinstance(column, CategoricalColumn):
+        return next((c for c in column.categories if c), column.categories[0])
+    low, high = column.minimum, column.maximum
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return _rounded(column.mean, column.scale)
+    middle = low / 2 + high / 2
+    return round(middle) if low == round(low) and high == round(high) else _rounded(middle, high - low)
+
+
+def _rounded(value: float, spread: float) -> float:
+    """A value to about a thousandth of the spread around it."""
+    digits = 3 - math.floor(math.log10(spread)) if spread > 0 and math.isfinite(spread) else 6
+    return round(value, digits)

@@ -1,0 +1,89 @@
+"""What a bundle says about itself: its pictures here, its model card in `builder.card`.
+
+Lengths: A anchors, N trajectories an anchor, T drift steps, k latent dimensions, S samples, G grid points, B rows of
+the test part, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from builder import pictures as draw
+from builder.card import make_card, with_unit
+from builder.evaluation import LEVEL
+from builder.predictive import conformal_quantile
+from model_store.manifest import ClassificationTarget, Manifest, RegressionTarget, TableInput, Target
+
+__all__ = ["ReportData", "make_card", "make_pictures"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All that the pictures show, in the target's own units.
+
+    Attributes:
+        manifest: of the bundle.
+        predictions: of the test part; regression `y`, `mean`, `std` (total), `epistemic_std` (B,), classification
+            `y` (B,) class indices and `probabilities` (B, C).
+        interval_scores: (n,) sorted out-of-fold scores |y - mean| / std; empty for classification.
+        fiber_loss: (T+1, A, N), nats a training row.
+        scales: (T+1,) drift scale of each node.
+        reach: last node that predictions use.
+        out_of_fold: NLL with the trajectories up to each node.
+        latents: (A, N, T+1, k).
+        curve: where there is one numeric input column and a real target, else None: `grid` (G,), `map` (A, G),
+            `samples` (S, G), `mean`, `std`, `epistemic_std`, `lower`, `upper` (G,), `x_train`, `y_train` (n,).
+    """
+
+    manifest: Manifest
+    predictions: Mapping[str, Array]
+    interval_scores: Array
+    fiber_loss: Array
+    scales: Array
+    reach: int
+    out_of_fold: list[float]
+    latents: Array
+    curve: Mapping[str, Array] | None = None
+
+
+def make_pictures(data: ReportData) -> dict[str, bytes]:
+    """PNG files by name; a picture that would show nothing (no test rows, no finite latent) is left out."""
+    manifest, target = data.manifest, data.manifest.target
+    found: dict[str, bytes | None] = {}
+    if data.curve is not None and isinstance(manifest.inputs, TableInput):
+        column = manifest.inputs.columns[0]
+        found["posterior.png"] = draw.posterior(
+            data.curve, with_unit(column.name, column.unit), with_unit(target.name, _unit(target)), LEVEL
+        )
+    found["calibration.png"] = _calibration(data)
+    found["fibers.png"] = draw.fibers(data.fiber_loss, data.scales, data.reach, np.array(data.out_of_fold))
+    found["latent.png"] = draw.latent(data.latents, manifest.latent.plans["predict"].stop)
+    return {name: picture for name, picture in found.items() if picture is not None}
+
+
+def _calibration(data: ReportData) -> bytes | None:
+    shown = data.predictions
+    if not len(shown.get("y", ())):
+        return None
+    if isinstance(data.manifest.target, ClassificationTarget):
+        return draw.reliability(shown["y"], shown["probabilities"])
+    scores = torch.from_numpy(np.asarray(data.interval_scores, dtype=np.float64))
+
+    def factor(level: float) -> float:
+        return conformal_quantile(scores, level) if len(scores) else NormalDist().inv_cdf(0.5 + level / 2)
+
+    name = with_unit(data.manifest.target.name, _unit(data.manifest.target))
+    return draw.coverage(shown["y"], shown["mean"], shown["std"], factor, name, LEVEL)
+
+
+def _unit(target: Target) -> str | None:
+    return target.unit if isinstance(target, RegressionTarget) else None
