@@ -15,7 +15,7 @@ Task = Literal["regression", "classification"]
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class DataConfig(_Config):
@@ -76,7 +76,9 @@ class FiberConfig(_Config):
     ] = 2.56
     growth: Annotated[float, Field(ge=1, description="how much longer each drift step is than the one before")] = 2.0
     momentum: Annotated[float, Field(ge=0, lt=1, description="momentum of the refinement")] = 0.8
-    curvature_rows: Annotated[int, Field(ge=1, description="most rows that the curvature is taken from")] = 16384
+    curvature_rows: Annotated[int, Field(ge=1, description="most rows, times outputs, the curvature is taken from")] = (
+        4096
+    )
     work: Annotated[float, Field(gt=0, description="floating point operations that all refinement may take")] = 3e12
 
 
@@ -146,7 +148,7 @@ def make_config(values: dict[str, Any]) -> BuildConfig:
     """
     preset = values.get("preset", "default")
     merged: dict[str, Any] = dict(values)
-    for stage, options in PRESETS.get(preset, {}).items():
+    for stage, options in (PRESETS.get(preset, {}) if isinstance(preset, str) else {}).items():
         given = merged.get(stage, {})
         merged[stage] = {**options, **given} if isinstance(given, dict) else given
     try:

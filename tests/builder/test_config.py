@@ -1,0 +1,142 @@
+"""Options of a build: presets, recipes, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builder.config import PRESETS, BuildConfig, make_config, read_recipe
+from model_store.errors import ConfigError
+
+LEAST: dict[str, Any] = {"name": "m", "data": {"task": "regression"}}
+
+
+def test_the_default_preset_is_the_defaults_of_the_stages() -> None:
+    assert make_config(LEAST) == BuildConfig.model_validate(LEAST)
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_a_preset_sets_what_it_names_and_nothing_else(preset: str) -> None:
+    config = make_config({**LEAST, "preset": preset}).model_dump()
+    expected = make_config(LEAST).model_dump() | {"preset": preset}
+    for stage, options in PRESETS[preset].items():  # type: ignore[index]
+        expected[stage] = expected[stage] | options
+    assert config == expected
+
+
+def test_presets_do_ever_more_work() -> None:
+    fast, default, thorough = (make_config({**LEAST, "preset": p}) for p in ("fast", "default", "thorough"))
+    work = [c.map.steps * len(c.map.prior_precision) * c.fiber.work * c.autoencoder.steps for c in (fast, default)]
+    work.append(thorough.map.steps * len(thorough.map.prior_precision) * thorough.fiber.work)
+    work[2] *= thorough.autoencoder.steps
+    assert work[0] < work[1] < work[2]
+
+
+def test_what_is_given_wins_over_the_preset() -> None:
+    values = {**LEAST, "preset": "fast", "map": {"steps": 77}}
+    config = make_config(values)
+    assert config.map.steps == 77 and config.map.prior_precision == [3.0] and config.autoencoder.steps == 600
+    assert values["map"] == {"steps": 77}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"sead": 1}, "sead"),
+        ({"seed": -1}, "seed"),
+        ({"seed": "many"}, "seed"),
+        ({"device": "tpu"}, "device"),
+        ({"preset": "slow"}, "preset"),
+        ({"preset": ["fast"]}, "preset"),
+        ({"name": None}, "name"),
+        ({"data": {}}, "data.task"),
+        ({"data": {"task": "ranking"}}, "data.task"),
+        ({"data": {"task": "regression", "test_fraction": 0.95}}, "data.test_fraction"),
+        ({"data": {"task": "regression", "max_categories": 1}}, "data.max_categories"),
+        ({"map": {"stepz": 1}}, "map.stepz"),
+        ({"map": {"steps": 0}}, "map.steps"),
+        ({"map": {"anchors": 0}}, "map.anchors"),
+        ({"map": {"prior_precision": []}}, "map.prior_precision"),
+        ({"map": {"prior_precision": [1.0, 0.0]}}, "map.prior_precision.1"),
+        ({"map": {"learning_rate": float("inf")}}, "map.learning_rate"),
+        ({"map": 3}, "map"),
+        ({"fiber": {"steps": 1}}, "fiber.steps"),
+        ({"fiber": {"drift_scale": 0}}, "fiber.drift_scale"),
+        ({"fiber": {"growth": 0.5}}, "fiber.growth"),
+        ({"fiber": {"momentum": 1.0}}, "fiber.momentum"),
+        ({"fiber": {"work": float("nan")}}, "fiber.work"),
+        ({"autoencoder": {"dimension": 0}}, "autoencoder.dimension"),
+        ({"calibration": {"samples": 1}}, "calibration.samples"),
+        ({"calibration": {"false_alarm_rate": 1.0}}, "calibration.false_alarm_rate"),
+    ],
+)
+def test_unknown_missing_and_impossible_options_are_named(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=f"Option {field}: .+") as caught:
+        make_config({**LEAST, **change})
+    assert caught.value.field == field and caught.value.got and caught.value.expected
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    config = make_config(LEAST)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3
+
+
+# ---- recipes
+
+
+def test_file_names_of_a_recipe_are_relative_to_its_folder(tmp_path: Path) -> None:
+    recipe = tmp_path / "sub" / "recipe.toml"
+    recipe.parent.mkdir()
+    recipe.write_text(
+        'name = "wine"\nstore = "bundles"\nwork = "../work"\npreset = "fast"\n'
+        '[data]\nfile = "wine.csv"\ntarget = "quality"\ntask = "regression"\n'
+        '[data.units]\nalcohol = "%"\n'
+        f'[network]\nweights = "{tmp_path / "map.safetensors"}"\nhidden = [20, 20]\n'
+        "[fiber]\nrefinement = 3\n"
+    )
+    config = make_config(read_recipe(recipe))
+    assert config.store == tmp_path / "sub" / "bundles"
+    assert config.work is not None and config.work.resolve() == (tmp_path / "work").resolve()
+    assert config.data.file == tmp_path / "sub" / "wine.csv"
+    assert config.network.weights == tmp_path / "map.safetensors"
+    assert config.data.units == {"alcohol": "%"} and config.network.hidden == [20, 20]
+    assert config.fiber.refinement == 3 and config.map.steps == PRESETS["fast"]["map"]["steps"]
+
+
+def test_every_option_of_a_build_can_be_written_in_a_recipe(tmp_path: Path) -> None:
+    config = make_config({**LEAST, "data": {"task": "classification", "file": "x.csv"}})
+    recipe = tmp_path / "all.toml"
+    recipe.write_text(_toml(config.model_dump(mode="json", exclude_none=True)))
+    again = make_config(read_recipe(recipe))
+    assert again.store == tmp_path / "models" and again.data.file == tmp_path / "x.csv"
+    same = {"store": config.store, "data": config.data}
+    assert again.model_copy(update=same) == config
+
+
+def _toml(values: dict[str, Any]) -> str:
+    plain = "".join(f"{k} = {_value(v)}\n" for k, v in values.items() if not isinstance(v, dict))
+    return plain + "".join(f"[{k}]\n{_toml(v)}" for k, v in values.items() if isinstance(v, dict) and v)
+
+
+def _value(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, str) else str(value).lower()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot be read"), (b"name = ", "is no TOML"), (b"\xff\xfe", "is no TOML")]
+)
+def test_recipes_that_cannot_be_read_say_so(tmp_path: Path, content: bytes | None, message: str) -> None:
+    recipe = tmp_path / "recipe.toml"
+    if content is not None:
+        recipe.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_recipe(recipe)
+    assert caught.value.field == "recipe"
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_recipe(tmp_path)
