@@ -202,6 +202,8 @@ def import_factory(reference: str) -> NetworkFactory:
         raise ConfigError(f"--network {reference} cannot be imported: {e}.", field="network", got=reference) from e
     finally:
         sys.path.remove(here)
+    if not callable(factory):
+        raise ConfigError(f"--network {reference} must be callable.", field="network", got=type(factory).__name__)
 
     def checked() -> nn.Module:
         module = factory()
