@@ -23,12 +23,13 @@ from model_store.manifest import (
 _PREDICTORS: Final = {
     "posterior": "what the server answers from: weights decoded from the latent plan",
     "fiber": "the sampled weights themselves, before the autoencoder; the posterior should come close",
-    "map": "the usual point estimate (each anchor alone), calibrated alike; the posterior should be better",
+    "map": "the usual point estimate, calibrated alike (of several anchors, the mean of each one's figures); the "
+    "posterior should be better",
 }
 _SPLITS: Final = {
     "test": "rows that neither training nor any choice has seen",
-    "out_of_fold": "training rows, each predicted without having been trained on; calibration was chosen on them, so "
-    "they flatter a little",
+    "out_of_fold": "training rows, each predicted by an anchor that was not trained on it; calibration was chosen on "
+    "them, so they flatter a little",
 }
 _METRICS: Final = {
     "nll": "negative log likelihood in nats a row: judges prediction and error bar at once, lower is better",
@@ -94,14 +95,14 @@ def _summary(m: Manifest) -> str:
         classes = ", ".join(_escape(str(c)) for c in target.classes)
         what = (
             f"Predicts the class **{_escape(target.name)}** from {source}, with a probability for each of its "
-            f"{len(target.classes)} classes and how far the model itself is to be trusted (classification, built on "
-            f"{rows}).\n\nClasses, in the order of the probabilities: {classes}."
+            f"{len(target.classes)} classes and how far the model itself is to be trusted. Classification, from a "
+            f"data set of {rows}.\n\nClasses, in the order of the probabilities: {classes}."
         )
     else:
         what = (
             f"Predicts **{_escape(with_unit(target.name, target.unit))}** from {source}, with an error bar that is "
-            f"split into what more data would reduce (epistemic) and what it would not (aleatoric) (regression, built "
-            f"on {rows})."
+            f"split into what more data would reduce (epistemic) and what it would not (aleatoric). Regression, from a "
+            f"data set of {rows}."
         )
     return f"# {_escape(m.name)}\n\n{what}"
 
@@ -134,7 +135,7 @@ def _request(m: Manifest) -> str:
     head = "curl -s http://localhost:8000/predict -H 'Content-Type: application/json' -d "
     (row,) = body["inputs"]
     if isinstance(row, list) and len(row) > _SHOWN_VALUES:
-        code = f"import json; print(json.dumps({{'model': {m.name!r}, 'inputs': [[{row[0]!r}] * {len(row)}]}}))"
+        code = f'import json; print(json.dumps({{"model": "{m.name}", "inputs": [[{row[0]}] * {len(row)}]}}))'
         command = f"python3 -c {shlex.quote(code)} |\n  {head}@-"
         about = "one array of the mean value; put your own in its place"
     else:
@@ -203,13 +204,13 @@ def _calibrated(m: Manifest) -> str:
         unit = f" {_escape(_unit(m) or '')}".rstrip()
         first = (
             f"- Noise: a standard deviation of {_number(c.noise_std)}{unit}, the same for every row. Intervals are "
-            f"conformal: they reach as many standard deviations as the {c.points:,} rows needed on which the model was "
-            "calibrated, each predicted without having been trained on."
+            f"conformal: they reach as many standard deviations as it took on {c.points:,} rows, each predicted by an "
+            "anchor that was not trained on it."
         )
     else:
         first = (
             f"- Temperature: {_number(c.temperature)} divides every sample's logits, chosen on {c.points:,} rows, each "
-            "predicted without having been trained on."
+            "predicted by an anchor that was not trained on it."
         )
     score = {
         "epistemic_to_noise": "the logarithm of epistemic over aleatoric variance",
@@ -217,8 +218,8 @@ def _calibrated(m: Manifest) -> str:
     }[m.ood.score]
     return (
         f"## Calibration and unfamiliar rows\n\n{first}\n- OOD detector: `/ood` flags a row when {score} exceeds "
-        f"{_number(m.ood.threshold)}. The threshold was set on {m.ood.points:,} rows so that a share of "
-        f"{m.ood.false_alarm_rate:.1%} of familiar ones is flagged; it draws {plan.samples} samples by default."
+        f"{_number(m.ood.threshold)}. The threshold was set on {m.ood.points:,} rows so that about "
+        f"{100 * m.ood.false_alarm_rate:.3g}% of familiar ones are flagged; it draws {plan.samples} samples by default."
     )
 
 
@@ -263,8 +264,8 @@ def _limits(m: Manifest) -> str:
     lines = [
         "Calibration holds on average over rows like those of the training data, not for every group of them; when "
         "the world behind the data changes, calibrate anew.",
-        "Far from the training data the epistemic part grows, but no figure above was measured there: ask `/ood`, and "
-        "do not rely on the width of an error bar for a flagged row.",
+        "Far from the training data the epistemic part should grow, but no figure above was measured there: ask "
+        "`/ood`, and do not rely on the width of an error bar for a flagged row.",
         "The epistemic part covers the weights of this one network. What no such network can represent, columns that "
         "are missing and errors in the data count as noise.",
     ]
@@ -348,7 +349,9 @@ def _middle(column: NumericColumn | CategoricalColumn) -> float | str:
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return _rounded(column.mean, column.scale)
     middle = low / 2 + high / 2
-    return round(middle) if low == round(low) and high == round(high) else _rounded(middle, high - low)
+    if low.is_integer() and high.is_integer() and abs(middle) < 1e15:
+        return round(middle)
+    return _rounded(middle, high - low)
 
 
 def _rounded(value: float, spread: float) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -59,13 +60,12 @@ def posterior(curve: Mapping[str, Array], column: str, target: str, level: float
         x, y = (_some(curve[k], _MOST_POINTS) for k in ("x_train", "y_train"))
         top.plot(x, y, ls="", marker="o", ms=3.2, mew=0, color=INK, alpha=0.55, label="training data")
         top.set(xlim=(grid[0], grid[-1]), ylim=_limits(curve), ylabel=clean(target))
-        top.set_title("Posterior predictive")
-        top.legend(loc="lower center", bbox_to_anchor=(0.5, 0.995), ncols=3, borderaxespad=0.2)
+        top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         bottom.plot(grid, epistemic, color=BLUE, lw=1.6, label="epistemic std")
         bottom.plot(grid, np.sqrt(np.maximum(std**2 - epistemic**2, 0)), color=ORANGE, lw=1.6, label="noise std")
         bottom.set(xlabel=clean(column), ylabel="std")
         bottom.set_ylim(bottom=0)
-        bottom.legend(loc="upper center", ncols=2)
+        bottom.legend(loc="lower right", bbox_to_anchor=(1.0, 0.95), ncols=2)
 
     return png(draw, (SIZE[0], 5.4))
 
@@ -137,7 +137,7 @@ def reliability(y: Array, probabilities: Array) -> bytes | None:
     rows = len(y)
     if not rows:
         return None
-    confidence, right_label = probabilities.max(axis=1), probabilities.argmax(axis=1) == y
+    confidence, right_label = probabilities.max(axis=1).astype(np.float64), probabilities.argmax(axis=1) == y
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     count = np.bincount(place, minlength=BINS)
     used = np.flatnonzero(count)
@@ -170,6 +170,7 @@ def reliability(y: Array, probabilities: Array) -> bytes | None:
         right.bar(edges[:-1], count - wrong, width, align="edge", color=BLUE, label="right")
         right.bar(edges[:-1], wrong, width, bottom=count - wrong, align="edge", color=RED, label="wrong")
         right.set(xlim=(0, 1), xlabel="confidence in the likeliest class", ylabel="rows")
+        right.set_ylim(0, 1.08 * count.max())
         right.yaxis.get_major_locator().set_params(integer=True)
         right.set_title(f"{right_label.mean():.1%} of the rows are right")
         right.legend(loc="upper left")
@@ -190,12 +191,12 @@ def fibers(loss: Array, scales: Array, reach: int, out_of_fold: Array) -> bytes:
     nodes = np.arange(len(loss))
     finite = np.where(np.isfinite(loss), loss, np.nan).astype(np.float64).reshape(len(loss), -1)
     rise = finite - finite[:1]
-    lost: NDArray[np.bool_] = np.isnan(rise).any(axis=0)
+    lost: Array = np.asarray(np.isnan(rise).any(axis=0))
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, sharex=True)
-        for i, line in enumerate(_some(rise.T, _MOST_LOSSES)):
-            left.plot(nodes, line, color=BLUE, alpha=0.18, lw=0.7, label="each trajectory" if i == 0 else None)
+        lines = [np.column_stack([nodes, line]) for line in _some(rise.T, _MOST_LOSSES)]
+        left.add_collection(LineCollection(lines, colors=BLUE, alpha=0.18, lw=0.7, label="each trajectory"))
         sound = np.isfinite(rise).any(axis=1)
         left.plot(nodes[sound], np.nanmedian(rise[sound], axis=1), color=INK, lw=1.8, label="median")
         left.set_yscale("symlog", linthresh=_LEAST_RISE)
@@ -218,8 +219,8 @@ def fibers(loss: Array, scales: Array, reach: int, out_of_fold: Array) -> bytes:
             axes.axvspan(-0.3, reach, color=GREEN, alpha=0.1, lw=0)
             said = f"reach: drift scale {scales[reach]:.2g}" if reach else "reach 0: the anchors alone"
             axes.axvline(reach, color=GREEN, lw=1.6, label=said)
-            ticks = _some(nodes, 10)
-            axes.set_xticks(ticks, [f"{scales[t]:.2g}" for t in ticks])
+            ticks = _some(nodes, 11)
+            axes.set_xticks(ticks, [f"{scales[t]:.2g}" for t in ticks], rotation=45)
             axes.set(xlim=(-0.3, len(nodes) - 0.7), xlabel="drift scale")
             axes.legend(loc="upper left")
         if lost.any():
@@ -256,13 +257,15 @@ def latent(nodes: Array, used: float) -> bytes | None:
         axes = figure.subplots()
         colors = anchor_colors(anchors)
         for a in range(anchors):
-            for i, path in enumerate(_some(paths[a], shown)):
-                end = path[low] + (at - low) * (path[low + 1] - path[low])
-                name = f"anchor {a + 1}" if i == 0 and 1 < anchors <= _MOST_NAMED_ANCHORS else None
-                axes.plot(*path.T, color=colors[a], alpha=0.35, lw=1)
-                axes.plot(*np.vstack([path[: low + 1], end]).T, color=colors[a], lw=1.8, label=name)
-                axes.plot(*path[1:].T, color=colors[a], ls="", marker="o", ms=2.2, mew=0, alpha=0.6)
-                axes.plot(*end, color=colors[a], marker="o", ms=5, mec="white", mew=0.7)
+            path = _some(paths[a], shown)
+            ends = path[:, low] + (at - low) * (path[:, low + 1] - path[:, low])
+            near = np.concatenate([path[:, : low + 1], ends[:, None]], axis=1)
+            name = f"anchor {a + 1}" if 1 < anchors <= _MOST_NAMED_ANCHORS else None
+            axes.add_collection(LineCollection(list(path), colors=[colors[a]], alpha=0.35, lw=1))
+            axes.add_collection(LineCollection(list(near), colors=[colors[a]], lw=1.8, label=name))
+            inner = path[:, 1:].reshape(-1, 2)
+            axes.plot(*inner.T, color=colors[a], ls="", marker="o", ms=2.2, mew=0, alpha=0.6)
+            axes.plot(*ends.T, color=colors[a], ls="", marker="o", ms=5, mec="white", mew=0.7)
         axes.plot(*paths[finite][0, 0], color=INK, marker="*", ms=13, mec="white", ls="", label="anchor (MAP)")
         axes.plot([], [], color=GREY, lw=1.8, marker="o", ms=5, mec="white", label="part that predictions draw from")
         axes.plot([], [], color=GREY, lw=1, alpha=0.5, label="beyond it, for the OOD detector")
@@ -293,13 +296,12 @@ def main_axes(points: Array) -> tuple[Array, tuple[float, float]]:
     centred = np.asarray(points, dtype=np.float64) - points.mean(axis=0)
     if centred.shape[1] < 2:
         centred = np.pad(centred, ((0, 0), (0, 1)))
-    _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
-    if len(axes) < 2:
-        axes, sizes = np.eye(2, centred.shape[1]), np.zeros(2)
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    largest, axes = np.maximum(values[:-3:-1], 0.0), vectors[:, :-3:-1]
     # The sign of an axis is free; this one makes it the same on every machine.
-    signs = np.sign(axes[np.arange(2), np.abs(axes[:2]).argmax(axis=1)])
-    total = max(float((sizes**2).sum()), 1e-300)
-    return centred @ (axes[:2] * signs[:, None]).T, (float(sizes[0] ** 2 / total), float(sizes[1] ** 2 / total))
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
+    first, second = largest / max(float(values.sum()), 1e-300)
+    return centred @ axes, (float(first), float(second))
 
 
 def _limits(curve: Mapping[str, Array]) -> tuple[float, float]:
