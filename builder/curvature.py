@@ -72,11 +72,11 @@ def draw_posterior(
         rows: (n_a,) indices of the rows that the anchor was trained on.
         prior_precision: (P,).
         draws: N.
-        most_rows: rows that H is taken from at most; of more, a random part stands for all, weighted up.
+        most_rows: rows times outputs that H is taken from at most; of more, a random part stands for all, weighted up.
         generator: a CPU generator, so that a build does not depend on the device.
     """
     weights, device = theta.shape[0], theta.device
-    limit = max(1, min(most_rows, rows.numel()))
+    limit = max(1, min(most_rows // likelihood.outputs, rows.numel()))
     per_chunk = max(1, _JACOBIAN_ENTRIES // (weights * likelihood.outputs))
     dense = limit * likelihood.outputs > weights and weights <= 4096
     if not dense:
@@ -120,17 +120,51 @@ def _solve_in_weights(
         jacobian = scaled_jacobian(network, theta, x[part], likelihood).double() * up
         hessian += jacobian.T @ jacobian
         right += noise[:, part].flatten(1).double() @ jacobian
-    factor = torch.linalg.cholesky(hessian)
-    return torch.cholesky_solve(right.T, factor).T.to(theta.dtype).contiguous()
+    return torch.cholesky_solve(right.T, _cholesky(hessian)).T.to(theta.dtype).contiguous()
 
 
 def _solve_in_rows(jacobian: Tensor, prior_precision: Tensor, noise: Tensor, prior: Tensor) -> Tensor:
-    scaled = jacobian / prior_precision
-    gram = (scaled @ jacobian.T).double()
+    # In units of the prior, and in float64: where the noise is small the gram's entries are far beyond its identity.
+    width = prior_precision.double().rsqrt()
+    scaled = jacobian.double() * width
+    gram = scaled @ scaled.T
     gram.diagonal().add_(1.0)
-    residual = (noise - prior @ jacobian.T).double()
-    solved = torch.cholesky_solve(residual.T, torch.linalg.cholesky(gram)).T.to(jacobian.dtype)
-    return prior + solved @ scaled
+    residual = noise.double() - (prior.double() / width) @ scaled.T
+    solved = torch.cholesky_solve(residual.T, _cholesky(gram)).T
+    return (prior.double() + solved @ scaled * width).to(jacobian.dtype)
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """Cholesky factor of a positive definite matrix whose small eigenvalues may be lost in rounding."""
+    diagonal = matrix.diagonal()
+    diagonal.add_(len(matrix) * torch.finfo(matrix.dtype).eps * diagonal.max())
+    factor: Tensor = torch.linalg.cholesky(matrix)
+    return factor
+
+
+def linear_response(
+    network: FunctionalNetwork,
+    theta: Tensor,
+    x: Tensor,
+    likelihood: Likelihood,
+    directions: Tensor,
+    scale: float = 1.0,
+) -> Tensor:
+    """`sqrt(scale) J~ v` (m, B*O) for directions v (m, P): what a step does to the outputs, in units of their noise."""
+    with torch.no_grad():
+        root = likelihood.root_curvature(network(theta, x))
+
+    def outputs(weights: Tensor) -> Tensor:
+        return network(weights, x)
+
+    def respond(v: Tensor) -> Tensor:
+        tangent = jvp(outputs, (theta,), (v,))[1]
+        return torch.einsum("bzo,bz->bo", root, tangent).flatten()
+
+    per_chunk = max(1, _JACOBIAN_ENTRIES // (network.activations(x[:1]) * len(x)))
+    with torch.no_grad():
+        found: Tensor = torch.cat([vmap(respond)(part) for part in torch.split(directions, per_chunk)])
+    return scale**0.5 * found
 
 
 def largest_eigenvalue(
@@ -156,7 +190,9 @@ def largest_eigenvalue(
         back: Tensor = pull(torch.einsum("bop,bp->bo", curvature, tangent))[0]
         return scale * back + prior_precision * v
 
-    v = torch.ones_like(theta) / theta.numel() ** 0.5
+    # Not the vector of ones: equal shifts of all logits are in the null space of a classifier's curvature.
+    v = torch.randn(theta.shape, generator=torch.Generator().manual_seed(0)).to(theta)
+    v = v / v.norm()
     value = 0.0
     for _ in range(iterations):
         v = product(v)
