@@ -113,8 +113,7 @@ def coverage(
                 right.errorbar(
                     mean[at], y[at], xerr=half[at], fmt="o", ms=3.5, mew=0, lw=0.9, alpha=0.75, color=color, label=label
                 )
-        ends = np.array([np.r_[y[some], mean[some]].min(), np.r_[y[some], mean[some]].max()])
-        right.plot(ends, ends, color=GREY, lw=1, ls="--", zorder=0)
+        right.axline((mean.mean(), mean.mean()), slope=1, color=GREY, lw=1, ls="--", zorder=0)
         right.set(xlabel=f"predicted {clean(target)}", ylabel=f"measured {clean(target)}")
         right.set_title(f"Predictions with {level:.0%} intervals" + _of(len(some), rows))
         right.legend(loc="upper left")
@@ -173,7 +172,7 @@ def reliability(y: Array, probabilities: Array) -> bytes | None:
         right.set_ylim(0, 1.08 * count.max())
         right.yaxis.get_major_locator().set_params(integer=True)
         right.set_title(f"{right_label.mean():.1%} of the rows are right")
-        right.legend(loc="upper left")
+        right.legend(loc="best")
         percent(right.xaxis)
 
     return png(draw)
@@ -191,7 +190,7 @@ def fibers(loss: Array, scales: Array, reach: int, out_of_fold: Array) -> bytes:
     nodes = np.arange(len(loss))
     finite = np.where(np.isfinite(loss), loss, np.nan).astype(np.float64).reshape(len(loss), -1)
     rise = finite - finite[:1]
-    lost: Array = np.asarray(np.isnan(rise).any(axis=0))
+    lost = int(np.isnan(rise).any(axis=0).sum())
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, sharex=True)
@@ -206,7 +205,7 @@ def fibers(loss: Array, scales: Array, reach: int, out_of_fold: Array) -> bytes:
         left.set_ylim(lowest * 1.5 - 0.1 * _LEAST_RISE, largest * 1.5)
         left.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
         left.set_ylabel("rise of the loss over the anchor's (nats a row)")
-        left.set_title(f"Loss along {rise.shape[1]} fibers")
+        left.set_title(f"Loss along {rise.shape[1]} fibers" + (f" ({lost} diverged)" if lost else ""))
         values = np.asarray(out_of_fold, dtype=np.float64)
         shown, beyond, (low, high) = _within_sight(values)
         right.plot(nodes[: len(values)], shown, color=BLUE, marker="o", ms=5, lw=1.6)
@@ -223,11 +222,6 @@ def fibers(loss: Array, scales: Array, reach: int, out_of_fold: Array) -> bytes:
             axes.set_xticks(ticks, [f"{scales[t]:.2g}" for t in ticks], rotation=45)
             axes.set(xlim=(-0.3, len(nodes) - 0.7), xlabel="drift scale")
             axes.legend(loc="upper left")
-        if lost.any():
-            left.text(
-                0.98, 0.02, f"{lost.sum()} of {len(lost)} left the finite numbers",
-                transform=left.transAxes, ha="right", va="bottom", color=RED, fontsize=9,
-            )  # fmt: skip
 
     return png(draw)
 
