@@ -9,6 +9,7 @@ R than weights P the same draw is made by Matheron's rule in R dimensions, so co
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -163,8 +164,7 @@ def linear_response(
 
     per_chunk = max(1, _JACOBIAN_ENTRIES // (network.activations(x[:1]) * len(x)))
     with torch.no_grad():
-        found: Tensor = torch.cat([vmap(respond)(part) for part in torch.split(directions, per_chunk)])
-    return scale**0.5 * found
+        return math.sqrt(scale) * torch.cat([vmap(respond)(part) for part in torch.split(directions, per_chunk)])
 
 
 def largest_eigenvalue(
