@@ -178,7 +178,7 @@ def reliability(y: Array, probabilities: Array) -> bytes | None:
     return png(draw)
 
 
-def fibers(loss: Array, scales: Array, reach: int, out_of_fold: Array) -> bytes:
+def fibers(loss: Array, scales: Array, reach: int, out_of_fold: Array, standardized: bool) -> bytes:
     """Loss along the fibers, and what using them up to each node does to out-of-fold predictions.
 
     Args:
@@ -186,10 +186,12 @@ def fibers(loss: Array, scales: Array, reach: int, out_of_fold: Array) -> bytes:
         scales: (T+1,) drift scale of each node.
         reach: last node that predictions use.
         out_of_fold: (at most T+1,) NLL with the trajectories up to each node.
+        standardized: whether that NLL is of a standardised target, and so another than the metrics' by a constant.
     """
     nodes = np.arange(len(loss))
     finite = np.where(np.isfinite(loss), loss, np.nan).astype(np.float64).reshape(len(loss), -1)
     rise = finite - finite[:1]
+    of = ", target standardised" if standardized else ""
     lost = int(np.isnan(rise).any(axis=0).sum())
 
     def draw(figure: Figure) -> None:
@@ -212,7 +214,7 @@ def fibers(loss: Array, scales: Array, reach: int, out_of_fold: Array) -> bytes:
         if beyond.any():
             at = nodes[: len(values)][beyond]
             right.plot(at, shown[beyond], color=RED, marker="^", ms=8, ls="", label="beyond the axis", clip_on=False)
-        right.set(ylim=(low, high), ylabel="out-of-fold NLL (nats a row)")
+        right.set(ylim=(low, high), ylabel=f"out-of-fold NLL (nats a row{of})")
         right.set_title("Predicting with them up to each node")
         for axes in (left, right):
             axes.axvspan(-0.3, reach, color=GREEN, alpha=0.1, lw=0)

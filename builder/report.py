@@ -28,7 +28,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that the pictures show, in the target's own units.
+    """All that the pictures show; predictions and curve are in the target's own units.
 
     Attributes:
         manifest: of the bundle.
@@ -38,7 +38,7 @@ class ReportData:
         fiber_loss: (T+1, A, N), nats a training row.
         scales: (T+1,) drift scale of each node.
         reach: last node that predictions use.
-        out_of_fold: NLL with the trajectories up to each node.
+        out_of_fold: NLL with the trajectories up to each node, of the standardised target.
         latents: (A, N, T+1, k).
         curve: where there is one numeric input column and a real target, else None: `grid` (G,), `map` (A, G),
             `samples` (S, G), `mean`, `std`, `epistemic_std`, `lower`, `upper` (G,), `x_train`, `y_train` (n,).
@@ -65,7 +65,10 @@ def make_pictures(data: ReportData) -> dict[str, bytes]:
             data.curve, with_unit(column.name, column.unit), with_unit(target.name, _unit(target)), LEVEL
         )
     found["calibration.png"] = _calibration(data)
-    found["fibers.png"] = draw.fibers(data.fiber_loss, data.scales, data.reach, np.array(data.out_of_fold))
+    standardized = isinstance(target, RegressionTarget)
+    found["fibers.png"] = draw.fibers(
+        data.fiber_loss, data.scales, data.reach, np.array(data.out_of_fold), standardized
+    )
     found["latent.png"] = draw.latent(data.latents, manifest.latent.plans["predict"].stop)
     return {name: picture for name, picture in found.items() if picture is not None}
 

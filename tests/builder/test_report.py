@@ -261,6 +261,12 @@ def test_the_reach_is_marked_where_it_is() -> None:
         assert [t.get_text() for t in axes.get_xticklabels()][:2] == ["0", "0.005"]
 
 
+def test_the_nll_says_which_units_it_is_in() -> None:
+    real, classes = (panels(data, "fibers.png")[1].get_ylabel() for data in (regression(), classified()))
+    assert real == "out-of-fold NLL (nats a row, target standardised)"
+    assert classes == "out-of-fold NLL (nats a row)"
+
+
 def test_a_posterior_of_anchors_alone_says_so() -> None:
     left, right = panels(replace(regression(), reach=0), "fibers.png")
     assert "reach 0: the anchors alone" in labels(left) & labels(right)
