@@ -7,10 +7,12 @@ Trajectories become curves in a latent space of k dimensions, from the anchor at
     Ld = mean(norm(D(z) - theta)^2) / mean(norm(theta)^2)     decoding gives the weights back
 
 (MetricBNN, arXiv 2512.01500; its exact formulas are not public, these are our reading.) Three things are ours. The
-autoencoder lives in the span of the samples, on `rank` coordinates of their singular value decomposition, so its cost
-does not grow with P. As drift scales grow geometrically, weights are measured in units of the drift scale at their
-place: without that the small scales, where most of the posterior mass lies, would be lost in the error of the large
-ones. And Ld is also taken between the nodes, at the positions from which the server will draw.
+autoencoder lives in the span of the samples, on `rank` coordinates, so its cost does not grow with P. Distances are
+measured in the metric of the posterior's curvature, `norm(v)^2 = v^T H v`: an error that the predictions feel counts,
+and one that they do not feel hardly does, which plain distances in weight space get wrong. As drift scales grow
+geometrically, weights are measured in units of the drift scale at their place: without that the small scales, where
+most of the posterior mass lies, would be lost in the error of the large ones. And Ld is also taken between the nodes,
+at the positions from which the server will draw.
 
 Lengths: A anchors, N trajectories, T steps, P weights, k latent dimensions.
 """
@@ -18,6 +20,7 @@ Lengths: A anchors, N trajectories, T steps, P weights, k latent dimensions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +29,8 @@ from torch import Tensor, nn
 from builder.config import AutoencoderConfig
 from builder.decoder import WeightDecoder
 from builder.progress import StepReport, silent
+
+Metric = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,14 @@ def train_autoencoder(
     config: AutoencoderConfig,
     seed: int = 0,
     report: StepReport = silent,
+    metric: Metric | None = None,
 ) -> LatentModel:
     """Trains one autoencoder an anchor, all as one batch.
 
     Args:
         nodes: (T+1, A, N, P) trajectories, node 0 the anchor.
         scales: (T+1,) their drift scales, 0 first, growing.
+        metric: gives the inner products (m, m) of vectors (m, P) at anchor a; by default the Euclidean ones.
     """
     steps, anchors, trajectories, weights = nodes.shape[0] - 1, *nodes.shape[1:]
     device = nodes.device
@@ -64,8 +71,10 @@ def train_autoencoder(
     means = nodes[0, :, 0]
     away = (nodes[1:] - means[:, None]).permute(1, 2, 0, 3)
     scaled = (away / unit[1:, None]).reshape(anchors, trajectories * steps, weights)
-    rank = min(config.rank or trajectories, trajectories * steps, weights)
-    basis, coordinates, basis_error = _span(scaled, rank)
+    rank = min(config.rank or 2 * trajectories, trajectories * steps, weights)
+    inner = metric or (lambda _, vectors: vectors @ vectors.T)
+    grams = torch.stack([inner(a, vectors) for a, vectors in enumerate(scaled)])
+    basis, coordinates, basis_error = _span(scaled, grams, rank)
     spread = coordinates.square().mean().sqrt().clamp(min=1e-12)
     coordinates = coordinates / spread
 
@@ -74,7 +83,9 @@ def train_autoencoder(
         torch.manual_seed(seed + 104729)
         growth = _growth(unit)
         encoder = _Encoder(anchors, rank, config.hidden, config.dimension).to(device)
-        decoder = WeightDecoder(anchors, config.dimension, config.hidden, rank, weights, growth=growth).to(device)
+        decoder = WeightDecoder(anchors, config.dimension, config.hidden, rank, weights, growth=growth, knots=steps).to(
+            device
+        )
     decoder.set_head(means, basis * spread)
     target = coordinates.reshape(anchors, trajectories, steps, rank)
 
@@ -103,6 +114,7 @@ def train_autoencoder(
 
     with torch.no_grad():
         latents = encoder.nodes(target)
+        _solve_table(decoder, latents, unit, target)
         error = float(_error(decoder, latents[:, :, 1:], unit[1:], target) / size)
     return LatentModel(
         decoder=decoder.requires_grad_(False),
@@ -131,10 +143,12 @@ class _Encoder(nn.Module):
         return torch.cat([torch.zeros_like(z[:, :, :1]), z], dim=2)
 
 
-def _span(scaled: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """Basis (A, rank, P) of the samples (A, m, P), their coordinates (A, m, rank), and the relative squared error."""
-    gram = (scaled @ scaled.mT).double()
-    values, vectors = torch.linalg.eigh(gram)
+def _span(scaled: Tensor, grams: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """Basis (A, rank, P) of the samples (A, m, P), their coordinates (A, m, rank), and the relative squared error.
+
+    The best of that rank in the metric of the grams (A, m, m), in which the basis is orthonormal.
+    """
+    values, vectors = torch.linalg.eigh(grams.double())
     top = vectors[..., -rank:].flip(-1).to(scaled.dtype)
     norms = values[..., -rank:].flip(-1).clamp(min=0).sqrt().to(scaled.dtype)
     basis = (top.mT @ scaled) / norms.clamp(min=1e-12).unsqueeze(-1)
@@ -188,6 +202,36 @@ def _error_between(decoder: WeightDecoder, z: Tensor, unit: Tensor, target: Tens
     # Close to the origin the scale goes to zero: the first half of the first step counts by its middle.
     floor = scale_at(torch.full_like(here, 0.5 / steps), _growth(unit))
     return ((out - true) / torch.maximum(here, floor)[..., None]).square().mean()
+
+
+_BETWEEN = 4
+_RIDGE = 1e-6
+
+
+def _solve_table(decoder: WeightDecoder, z: Tensor, unit: Tensor, target: Tensor) -> None:
+    """Sets the decoder's table to the least-squares solution for what its network leaves over.
+
+    The latents are fixed by then, and the table is linear, so no gradient step could do better.
+    """
+    count = z.shape[2] - 1
+    wanted = torch.cat([torch.zeros_like(target[:, :, :1]), target * unit[1:, None]], dim=2)
+    features, left = [], []
+    for part in torch.arange(1, _BETWEEN + 1, device=z.device) / _BETWEEN:
+        at = z[:, :, :-1] + part * (z[:, :, 1:] - z[:, :, :-1])
+        here = scale_at((torch.arange(count, device=z.device) + part) / count, _growth(unit))
+        share = ((here - unit[:-1]) / (unit[1:] - unit[:-1]))[:, None]
+        goal = (wanted[:, :, :-1] + share * (wanted[:, :, 1:] - wanted[:, :, :-1])) / here[:, None]
+        flat = at.flatten(1, 2)
+        decoder.table.zero_()
+        length = flat.square().sum(-1, keepdim=True).add(1e-12).sqrt()
+        own = scale_at(length.clamp(max=1.5), _growth(unit)) / here.repeat(z.shape[1])[:, None]
+        rest = goal.flatten(1, 2) - decoder.coordinates(flat) / here.repeat(z.shape[1])[:, None]
+        features.append(decoder.table_features(flat) * own)
+        left.append(rest)
+    a, b = torch.cat(features, 1).double(), torch.cat(left, 1).double()
+    gram = a.mT @ a
+    gram.diagonal(dim1=-2, dim2=-1).add_(_RIDGE * a.shape[1] / a.shape[2])
+    decoder.table.copy_(torch.linalg.solve(gram, a.mT @ b).to(z.dtype))
 
 
 def scale_at(position: Tensor, growth: float) -> Tensor:

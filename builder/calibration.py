@@ -109,6 +109,7 @@ class Calibrated:
 
     Attributes:
         spread: noise standard deviation (standardised target units), or the temperature.
+        map_spread: the same for the anchors without fibers.
         interval_scores: sorted scores behind the intervals (regression), empty for classification.
         detector: the OOD detector.
         points: rows behind all of it.
@@ -117,6 +118,7 @@ class Calibrated:
     """
 
     spread: float
+    map_spread: float
     interval_scores: Tensor
     detector: OodDetector
     points: int
@@ -164,7 +166,8 @@ def calibrate(
 
     if regression:
         noise, nll = _fit_noise(own[..., 0], target)
-        _, map_nll = _fit_noise(at_map[..., 0], target)
+        map_noise, map_nll = _fit_noise(at_map[..., 0], target)
+        map_spread = math.sqrt(map_noise)
         between = torch.cat([f[..., 0].mean(1).var(0, unbiased=len(f) > 1) for f in drawn])
         disagreement = float(between.mean()) if len(anchors) > 1 else 0.0
         noise = max(noise - disagreement, _LEAST_NOISE_SHARE * noise)
@@ -174,7 +177,7 @@ def calibrate(
         ood = (own_wide[..., 0].var(0, unbiased=True) / noise).clamp(min=1e-12).log()
     else:
         spread, nll = _fit_temperature(own, target)
-        _, map_nll = _fit_temperature(at_map, target)
+        map_spread, map_nll = _fit_temperature(at_map, target)
         scores, coverage = torch.zeros(0), math.nan
         ood = _mutual_information(own_wide, spread)
     ordered = ood.sort().values
@@ -186,7 +189,7 @@ def calibrate(
         false_alarm_rate=config.false_alarm_rate,
         points=len(ordered),
     )
-    return Calibrated(spread, scores, detector, len(target), nll, map_nll, coverage)
+    return Calibrated(spread, map_spread, scores, detector, len(target), nll, map_nll, coverage)
 
 
 def _outputs_of_anchors(posterior: DecodedPosterior, plan: LatentPlan, x: Tensor, held: list[Tensor]) -> list[Tensor]:

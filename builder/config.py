@@ -85,13 +85,13 @@ class FiberConfig(_Config):
 class AutoencoderConfig(_Config):
     """The contrastive autoencoder over weight space."""
 
-    dimension: Annotated[int, Field(ge=1, description="latent dimensions k")] = 16
+    dimension: Annotated[int, Field(ge=1, description="latent dimensions k")] = 32
     hidden: Annotated[int, Field(ge=1, description="width of the hidden layers")] = 64
     rank: Annotated[
         int | None,
-        Field(ge=1, description="columns an anchor of the decoder's linear head; default: as many as fibers"),
+        Field(ge=1, description="columns an anchor of the decoder's linear head; default: two a fiber"),
     ] = None
-    steps: Annotated[int, Field(ge=1, description="Adam steps")] = 1000
+    steps: Annotated[int, Field(ge=1, description="Adam steps")] = 500
     learning_rate: Annotated[float, Field(gt=0, description="highest rate of the schedule")] = 1e-2
     attraction: Annotated[float, Field(ge=0, description="weight of L+, steps of equal latent length")] = 1.0
     repulsion: Annotated[float, Field(ge=0, description="weight of L-, other points kept apart")] = 0.01

@@ -29,22 +29,42 @@ class WeightDecoder(nn.Module):
         weights: P.
         layers: number of hidden layers.
         growth: the drift scale at position u is expm1(growth * u) / expm1(growth); 0 means u itself.
+        knots: nodes of a trajectory. Beside the network stands a table, linear in the latent's direction and piecewise
+            linear in its length, so that as many trajectories as latent dimensions are decoded exactly.
     """
 
     head: Tensor
 
     def __init__(
-        self, anchors: int, dimension: int, hidden: int, rank: int, weights: int, layers: int = 2, growth: float = 0.0
+        self,
+        anchors: int,
+        dimension: int,
+        hidden: int,
+        rank: int,
+        weights: int,
+        layers: int = 2,
+        growth: float = 0.0,
+        knots: int = 1,
     ) -> None:
         super().__init__()
-        self.anchors, self.dimension, self.rank, self.growth = anchors, dimension, rank, growth
+        self.anchors, self.dimension, self.rank, self.growth, self.knots = anchors, dimension, rank, growth, knots
+        self.arguments = {
+            "anchors": anchors,
+            "dimension": dimension,
+            "hidden": hidden,
+            "rank": rank,
+            "weights": weights,
+            "layers": layers,
+            "growth": growth,
+            "knots": knots,
+        }
         sizes = [dimension + 1, *[hidden] * layers, rank]
         self.matrices = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, fan_out in itertools.pairwise(sizes):
             self.matrices.append(nn.Parameter(torch.randn(anchors, fan_in, fan_out) / math.sqrt(fan_in)))
             self.biases.append(nn.Parameter(torch.zeros(anchors, 1, fan_out)))
-        self.shortcut = nn.Parameter(torch.randn(anchors, dimension + 1, rank) / math.sqrt(dimension))
+        self.table = nn.Parameter(torch.zeros(anchors, dimension * knots, rank))
         self.register_buffer("head", torch.zeros(anchors * (1 + rank), weights))
 
     def set_head(self, means: Tensor, bases: Tensor) -> None:
@@ -55,16 +75,25 @@ class WeightDecoder(nn.Module):
         """Coordinates (A, M, rank) of latents (A, M, k), row a decoded by anchor a."""
         # The tiny constant keeps direction and gradient finite at the anchor itself, where the length is zero.
         length = (latents.square().sum(-1, keepdim=True) + 1e-12).sqrt()
-        h = polar = torch.cat([latents / length, length], dim=-1)
+        h = torch.cat([latents / length, length], dim=-1)
         last = len(self.matrices) - 1
         for i, (w, b) in enumerate(zip(self.matrices, self.biases, strict=True)):
             h = torch.baddbmm(b, h, w)
             if i < last:
                 h = torch.tanh(h)
-        h = h + polar @ self.shortcut
+        h = h + self.table_features(latents) @ self.table
         if self.growth:
             length = torch.expm1(self.growth * length.clamp(max=1.5)) / math.expm1(self.growth)
         return h * length
+
+    def table_features(self, latents: Tensor) -> Tensor:
+        """(A, M, k*knots): the direction of latents (A, M, k) times piecewise linear functions of their length."""
+        length = (latents.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+        knot = torch.arange(1, self.knots + 1, dtype=latents.dtype, device=latents.device)
+        # Below the first knot and beyond the last the table is constant.
+        place = (length * self.knots).clamp(1.0, float(self.knots))
+        hats = (1 - (place - knot).abs()).clamp(min=0)
+        return ((latents / length).unsqueeze(-1) * hats.unsqueeze(-2)).flatten(-2)
 
     def forward(self, latents: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """Args:

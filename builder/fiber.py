@@ -42,6 +42,7 @@ class Fibers:
         nodes: (T+1, A, N, P), position 0 the anchors.
         scales: (T+1,) drift scale c_t of each node.
         loss: (T+1, A, N) unperturbed loss for each training row.
+        drift_length: (A, N) length of the whole drift, without refinement.
         stranded: (A, N) bool, particles that diverged and were left at their last sound node.
         gradient_evaluations: row gradients taken.
     """
@@ -49,6 +50,7 @@ class Fibers:
     nodes: Tensor
     scales: Tensor
     loss: Tensor
+    drift_length: Tensor
     stranded: Tensor
     gradient_evaluations: int
 
@@ -114,6 +116,7 @@ def walk_fibers(
         nodes=torch.stack(nodes).reshape(*shape, -1),
         scales=scales.to(torch.float32),
         loss=torch.stack(losses).reshape(shape),
+        drift_length=(scales[-1] * walk.direction.norm(dim=1)).to(torch.float32).reshape(shape[1:]),
         stranded=walk.stranded.reshape(shape[1:]),
         gradient_evaluations=walk.gradient_evaluations,
     )

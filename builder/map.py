@@ -36,7 +36,7 @@ class Anchors:
     weights: Tensor
     noise_std: Tensor
     prior_precision: float
-    out_of_fold: dict[float, float]
+    out_of_fold: dict[str, float]
     loss: float
     gradient_evaluations: int
 
@@ -115,10 +115,26 @@ def train_anchors(
         weights=theta[part].contiguous(),
         noise_std=noise[part].contiguous() if regression else torch.ones(anchors, device=x.device),
         prior_precision=best,
-        out_of_fold=scores,
+        out_of_fold={str(p): score for p, score in scores.items()},
         loss=float(loss.detach()[part].mean()),
         gradient_evaluations=config.steps * batch * len(theta),
     )
+
+
+def given_anchor(network: FunctionalNetwork, x: Tensor, y: Tensor, member: Tensor, config: MapConfig) -> Anchors:
+    """The user's own trained weights as the one anchor; the noise is that of its residuals.
+
+    The prior precision cannot be chosen by training here: it is the middle one of the config's.
+    """
+    weights = network.current()[None]
+    noise, loss = torch.ones(1, device=x.device), 0.0
+    with torch.no_grad():
+        outputs = network(weights[0], x[member[0]])
+        if y.is_floating_point():
+            noise = (outputs[:, 0] - y[member[0]]).square().mean().sqrt().clamp(min=1e-6).reshape(1)
+        loss = float(_nll(outputs, y[member[0]], noise, y.is_floating_point()).mean())
+    precision = sorted(config.prior_precision)[len(config.prior_precision) // 2]
+    return Anchors(weights, noise, precision, {}, loss, 0)
 
 
 def own_fold_outputs(network: FunctionalNetwork, weights: Tensor, x: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:

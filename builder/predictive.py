@@ -60,7 +60,8 @@ def conformal_quantile(scores: Tensor, level: float) -> float:
     """The ceil((n+1) level)-th smallest of n sorted scores; beyond n, the larger of the last score and the
     Gaussian quantile (Vovk et al. 2005)."""
     n = len(scores)
-    index = math.ceil((n + 1) * level)
+    # Whole numbers must not be rounded up for the last bit of a product.
+    index = math.ceil((n + 1) * level - 1e-9)
     if index <= n:
         return float(scores[index - 1])
     gaussian = float(torch.special.ndtri(torch.tensor(0.5 + level / 2, dtype=torch.float64)))

@@ -1,1 +1,1 @@
-"""fiberwalk."""
+"""The command `fiberwalk`, which joins builder, model store and server."""

@@ -1,0 +1,114 @@
+"""The method's failure signatures, looked for in every build, each with the advice that helps.
+
+MetricBNN (arXiv 2512.01500) names four: samples that cluster near the MAP, predictions that diverge, a high
+reconstruction error, and calibration that gets worse than the MAP's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from builder.autoencoder import LatentModel
+from builder.calibration import Calibrated, Reach
+from builder.fiber import Fibers
+
+MOST_RECONSTRUCTION_ERROR = 0.05
+LEAST_MOVEMENT = 0.02
+MOST_LOSS_RISE = 2.0
+MOST_NLL_LOSS = 0.02
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One failure signature that was seen.
+
+    Attributes:
+        code: `clustering`, `divergence`, `reconstruction` or `calibration`.
+        message: what was measured.
+        advice: what to change.
+    """
+
+    code: str
+    message: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}"
+
+
+def examine(fibers: Fibers, reach: Reach, latent: LatentModel, calibrated: Calibrated) -> list[Finding]:
+    """All failure signatures that a build shows; an empty list where it shows none."""
+    found = [
+        _clustering(fibers, reach),
+        _divergence(fibers, reach),
+        _reconstruction(latent),
+        _calibration(calibrated),
+    ]
+    return [f for f in found if f is not None]
+
+
+def movement(fibers: Fibers) -> Tensor:
+    """(A, N) share of the whole drift that refinement left: net way over the way drifted in the last step.
+
+    Near 1 where particles went where drift took them, near 0 where refinement pulled them back to the MAP.
+    """
+    last = (fibers.nodes[-1] - fibers.nodes[0]).norm(dim=-1)
+    share: Tensor = last / fibers.drift_length.clamp(min=1e-12)
+    return share
+
+
+def _clustering(fibers: Fibers, reach: Reach) -> Finding | None:
+    moved = float(movement(fibers).median())
+    if moved < LEAST_MOVEMENT:
+        return Finding(
+            "clustering",
+            f"The samples cluster near the MAP: refinement left {moved:.1%} of their drift.",
+            "Lower fiber.refinement, or raise fiber.drift_scale.",
+        )
+    if reach.node == 0:
+        return Finding(
+            "clustering",
+            "No part of the fibers predicts better out of fold than the anchors alone, which are what is served.",
+            "Raise fiber.refinement, or fiber.steps with a smaller fiber.drift_scale, to try small drifts too.",
+        )
+    return None
+
+
+def _divergence(fibers: Fibers, reach: Reach) -> Finding | None:
+    stranded = float(fibers.stranded.float().mean())
+    rise = fibers.loss[reach.node] - fibers.loss[0]
+    far = float((~(rise < MOST_LOSS_RISE)).float().mean())
+    if stranded > 0.1 or far > 0.1:
+        return Finding(
+            "divergence",
+            f"Predictions diverge: {stranded:.0%} of the particles left the finite numbers, {far:.0%} of those in use "
+            f"lost more than {MOST_LOSS_RISE:g} nats a row.",
+            "Lower fiber.drift_scale, or raise fiber.refinement.",
+        )
+    return None
+
+
+def _reconstruction(latent: LatentModel) -> Finding | None:
+    if latent.reconstruction_error > MOST_RECONSTRUCTION_ERROR:
+        part = f", {latent.basis_error:.1%} of it by the rank alone" if latent.basis_error > 0.01 else ""
+        return Finding(
+            "reconstruction",
+            f"The decoder's reconstruction error is high: {latent.reconstruction_error:.1%} of the square{part}.",
+            "Raise autoencoder.dimension, autoencoder.hidden, autoencoder.steps"
+            + (" or autoencoder.rank." if part else "."),
+        )
+    return None
+
+
+def _calibration(calibrated: Calibrated) -> Finding | None:
+    loss = calibrated.nll - calibrated.map_nll
+    if not loss <= MOST_NLL_LOSS:
+        return Finding(
+            "calibration",
+            "The posterior predicts worse than the MAP: "
+            f"out-of-fold NLL {calibrated.nll:.3f} against {calibrated.map_nll:.3f}.",
+            "The latent structure is wrong: raise autoencoder.steps or autoencoder.dimension.",
+        )
+    return None

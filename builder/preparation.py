@@ -1,0 +1,100 @@
+"""What a build starts from: the device, the network and who is trained on what."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from builder.config import BuildConfig
+from builder.data import Dataset, assign_folds
+from builder.network import (
+    MLP,
+    FunctionalNetwork,
+    NetworkFactory,
+    import_factory,
+    load_weights,
+    refuse_untrained_batch_norm,
+)
+from model_store.errors import ConfigError
+
+
+def choose_device(config: BuildConfig) -> torch.device:
+    """The device asked for. Raises ConfigError where CUDA is asked for and missing."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("There is no CUDA device here; use --device cpu.", field="--device", got="cuda")
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def standardized(config: BuildConfig) -> bool:
+    """Whether numbers are encoded as z-scores: by default unless trained weights, made for the numbers as they are."""
+    return config.network.weights is None if config.data.standardize is None else config.data.standardize
+
+
+def make_factory(config: BuildConfig, dataset: Dataset) -> NetworkFactory:
+    """Makes the network named in the config, or the default MLP for the data."""
+    if config.network.factory is not None:
+        return import_factory(config.network.factory)
+    shape = dataset.x.shape[1:]
+
+    def make() -> nn.Module:
+        mlp = MLP(int(np.prod(shape)), config.network.hidden, dataset.outputs, config.network.activation)
+        return mlp if len(shape) == 1 else nn.Sequential(nn.Flatten(), *mlp)
+
+    return make
+
+
+def make_module(config: BuildConfig, dataset: Dataset, factory: NetworkFactory) -> nn.Module:
+    """The module with its first or given weights.
+
+    Raises:
+        ConfigError: it does not fit the data, or cannot be trained.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        module = factory()
+    if config.network.weights is not None:
+        load_weights(module, config.network.weights)
+    else:
+        refuse_untrained_batch_norm(module)
+    network = FunctionalNetwork(module)
+    try:
+        outputs = network(network.current(), torch.from_numpy(dataset.x[:2])).shape[1]
+    except (RuntimeError, ValueError, TypeError) as e:
+        raise ConfigError(
+            f"The network does not take the data: {e}",
+            field="network",
+            expected=f"a network for inputs of shape (rows, {', '.join(map(str, dataset.x.shape[1:]))})",
+        ) from e
+    if outputs != dataset.outputs:
+        raise ConfigError(
+            "The network has the wrong number of outputs.",
+            field="network",
+            expected=f"{dataset.outputs} output(s): " + ("one a class" if dataset.outputs > 1 else "the mean"),
+            got=str(outputs),
+        )
+    return module
+
+
+def assign_members(config: BuildConfig, module: nn.Module, y: Tensor) -> Tensor:
+    """(A, n) bool: which of the training rows (targets y) each anchor is trained on.
+
+    Anchors are cross-fitted, each leaving out its fold. Where weights are given, or some stay fixed and so are the same
+    for all anchors, there is one anchor and one held-out part instead.
+    """
+    all_random = FunctionalNetwork(module, config.network.posterior).fixed_weights == 0
+    cross_fit = config.network.weights is None and all_random
+    anchors = config.map.anchors or (5 if cross_fit else 1)
+    if anchors > 1 and not cross_fit:
+        raise ConfigError(
+            "With given or partly fixed weights all anchors would share what they have seen; use one.",
+            field="map.anchors",
+            expected="1",
+            got=str(anchors),
+        )
+    strata = np.zeros(len(y), dtype=np.int64) if y.is_floating_point() else y.cpu().numpy()
+    folds = anchors if anchors > 1 else max(2, round(1 / config.map.holdout))
+    fold = torch.from_numpy(assign_folds(strata, folds, config.seed))
+    return torch.stack([fold != a for a in range(anchors)])

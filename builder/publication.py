@@ -1,0 +1,173 @@
+"""From trained stages to a published bundle: ONNX files, arrays, manifest, pictures and model card."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save as save_arrays
+
+from builder.evaluation import LEVEL, predict_test
+from builder.export import export_decoder, export_network
+from builder.predictive import conformal_quantile, sample_outputs
+from builder.report import ReportData, make_card, make_pictures
+from builder.trained import Trained
+from model_store.bundle import Bundle
+from model_store.encoding import TableEncoder
+from model_store.manifest import (
+    ARRAYS_FILE,
+    BASE_FILE,
+    CARD_FILE,
+    DECODER_FILE,
+    TRUNK_FILE,
+    BuildInfo,
+    ClassificationCalibration,
+    LatentSpace,
+    Manifest,
+    Metrics,
+    NetworkSpec,
+    NumericColumn,
+    RegressionCalibration,
+    RegressionTarget,
+    TableInput,
+)
+from model_store.store import ModelStore
+
+_CURVE_POINTS = 301
+_CURVE_SAMPLES = 256
+_LIBRARIES = ("fiberwalk", "torch", "onnx", "numpy", "pandas", "safetensors")
+
+
+def publish(trained: Trained, metrics: list[Metrics], warnings: list[str], seconds: dict[str, float]) -> Bundle:
+    """Exports everything and publishes it as the next version of `trained.config.name`.
+
+    Raises:
+        ConfigError: the network cannot be exported, or ONNX computes something else than torch.
+        StoreError: the store refuses it.
+    """
+    exported = export_network(trained.network, trained.x[:4].cpu())
+    files = {DECODER_FILE: export_decoder(trained.latent.decoder), BASE_FILE: exported.base}
+    if exported.trunk is not None:
+        files[TRUNK_FILE] = exported.trunk
+    arrays: dict[str, NDArray[Any]] = {"nodes": np.ascontiguousarray(trained.posterior.nodes)}
+    scores = trained.calibrated.interval_scores.cpu().numpy()
+    if len(scores):
+        arrays["interval_scores"] = scores
+    files[ARRAYS_FILE] = save_arrays(arrays)
+    manifest = _manifest(trained, exported.spec, metrics, warnings, seconds)
+    pictures = make_pictures(_report_data(trained, manifest, scores))
+    files |= pictures
+    files[CARD_FILE] = make_card(manifest, pictures).encode()
+    return ModelStore(trained.config.store).publish(manifest, files)
+
+
+def _manifest(
+    trained: Trained, network: NetworkSpec, metrics: list[Metrics], warnings: list[str], seconds: dict[str, float]
+) -> Manifest:
+    config, dataset, calibrated = trained.config, trained.dataset, trained.calibrated
+    target = dataset.target
+    calibration: RegressionCalibration | ClassificationCalibration
+    if isinstance(target, RegressionTarget):
+        calibration = RegressionCalibration(noise_std=calibrated.spread * target.scale, points=calibrated.points)
+    else:
+        calibration = ClassificationCalibration(temperature=calibrated.spread, points=calibrated.points)
+    anchors, trajectories, points, dimension = trained.posterior.nodes.shape
+    return Manifest(
+        name=config.name,
+        version=1,
+        inputs=dataset.inputs,
+        target=target,
+        network=network,
+        latent=LatentSpace(
+            anchors=anchors,
+            trajectories=trajectories,
+            steps=points - 1,
+            dimension=dimension,
+            rank=trained.latent.decoder.rank,
+            plans=trained.plans,
+        ),
+        calibration=calibration,
+        ood=calibrated.detector,
+        metrics=metrics,
+        build=BuildInfo(
+            created=datetime.now(UTC),
+            # Where files lie on the machine of the build is nobody else's business.
+            config=config.model_dump(mode="json", exclude={"store": True, "work": True, "data": {"file"}}),
+            libraries={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+            data_fingerprint=dataset.fingerprint,
+            data_rows=len(dataset.y),
+            seed=config.seed,
+            device=trained.x.device.type,
+            seconds=seconds,
+            warnings=warnings,
+        ),
+    )
+
+
+def _report_data(trained: Trained, manifest: Manifest, scores: NDArray[Any]) -> ReportData:
+    target = trained.dataset.target
+    test = predict_test(trained)
+    predictions: dict[str, NDArray[Any]] = {}
+    if isinstance(target, RegressionTarget):
+        assert test.mean is not None and test.std is not None and test.epistemic_std is not None
+        predictions = {
+            "y": _own(test.y, target),
+            "mean": _own(test.mean, target),
+            "std": test.std.cpu().numpy() * target.scale,
+            "epistemic_std": test.epistemic_std.cpu().numpy() * target.scale,
+        }
+    elif test.probabilities is not None:
+        predictions = {"y": test.y.cpu().numpy(), "probabilities": test.probabilities.cpu().numpy()}
+    fibers = trained.fibers
+    return ReportData(
+        manifest=manifest,
+        predictions=predictions,
+        interval_scores=scores,
+        fiber_loss=fibers.loss.cpu().numpy(),
+        scales=fibers.scales.cpu().numpy(),
+        reach=trained.reach.node,
+        out_of_fold=trained.reach.out_of_fold,
+        latents=trained.posterior.nodes,
+        curve=_curve(trained),
+    )
+
+
+def _own(values: torch.Tensor, target: RegressionTarget) -> NDArray[np.float64]:
+    own: NDArray[np.float64] = values.double().cpu().numpy() * target.scale + target.mean
+    return own
+
+
+def _curve(trained: Trained) -> dict[str, NDArray[Any]] | None:
+    """The posterior over the one input column, a third of its range beyond the data on either side."""
+    inputs, target = trained.dataset.inputs, trained.dataset.target
+    if not isinstance(inputs, TableInput) or not isinstance(target, RegressionTarget) or len(inputs.columns) != 1:
+        return None
+    column = inputs.columns[0]
+    if not isinstance(column, NumericColumn) or column.minimum is None or column.maximum is None:
+        return None
+    margin = (column.maximum - column.minimum) / 3 or 1.0
+    grid = np.linspace(column.minimum - margin, column.maximum + margin, _CURVE_POINTS)
+    x = torch.from_numpy(TableEncoder(inputs).encode_matrix(grid[:, None])).to(trained.x.device)
+    weights, _ = trained.posterior.draw(trained.plans["predict"], _CURVE_SAMPLES)
+    samples = _own(sample_outputs(trained.network, weights, x)[..., 0], target)
+    noise = trained.calibrated.spread * target.scale
+    mean, epistemic = samples.mean(0), samples.std(0)
+    std = np.sqrt(epistemic**2 + noise**2)
+    half = conformal_quantile(trained.calibrated.interval_scores, LEVEL) * std
+    return {
+        "grid": grid,
+        "map": _own(sample_outputs(trained.network, trained.anchors, x)[..., 0], target),
+        "samples": samples,
+        "mean": mean,
+        "std": std,
+        "epistemic_std": epistemic,
+        "lower": mean - half,
+        "upper": mean + half,
+        "x_train": trained.x[:, 0].double().cpu().numpy() * column.scale + column.mean,
+        "y_train": _own(trained.y, target),
+    }

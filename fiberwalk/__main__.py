@@ -1,0 +1,5 @@
+"""`python -m fiberwalk`."""
+
+from fiberwalk.cli import app
+
+app()

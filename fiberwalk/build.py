@@ -1,0 +1,81 @@
+"""The command `fiberwalk build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from model_store.errors import FiberwalkError
+
+
+def register(app: typer.Typer) -> None:
+    """Adds `build` to the command."""
+    app.command()(build)
+
+
+def build(
+    recipe: Annotated[Path | None, typer.Argument(help="TOML with any option, one table a stage.")] = None,
+    data: Annotated[Path | None, typer.Option(help="CSV, Parquet or .npz (arrays x, y).")] = None,
+    target: Annotated[str | None, typer.Option(help="Column to predict; not needed for .npz.")] = None,
+    task: Annotated[str | None, typer.Option(help="regression or classification.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(envvar="FIBERWALK_STORE", help="Folder of the model store; default: models.")
+    ] = None,
+    network: Annotated[str | None, typer.Option(help="module:factory of your own nn.Module.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="safetensors with its trained weights.")] = None,
+    posterior: Annotated[str | None, typer.Option(help="REGEX: names of the random parameters; default: all.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Column to leave out; may be repeated.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    seed: Annotated[int | None, typer.Option(help="A build is a function of its inputs and this.")] = None,
+    preset: Annotated[str | None, typer.Option(help="fast, default or thorough.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder for finished stages, which are then kept.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Train the posterior of a network on a data file and publish it in the model store."""
+    console = Console(stderr=True)
+    try:
+        from builder.config import make_config, read_recipe
+        from builder.pipeline import run_build
+        from builder.progress import StageBars
+    except ImportError as e:
+        console.print(f"{e.name} is missing; to build: pip install 'fiberwalk[build]'", markup=False)
+        raise typer.Exit(1) from e
+    options: dict[str, dict[str, Any] | Any] = {
+        "": {"name": name, "store": store, "device": device, "seed": seed, "preset": preset, "work": work},
+        "data": {"file": data, "target": target, "task": task, "drop": drop or None},
+        "network": {"factory": network, "weights": weights, "posterior": posterior},
+    }
+    try:
+        values: dict[str, Any] = read_recipe(recipe) if recipe else {}
+        for table, given in options.items():
+            place = values.setdefault(table, {}) if table else values
+            if isinstance(place, dict):
+                place.update({k: v for k, v in given.items() if v is not None})
+        for option, there in (("--name", values.get("name")), ("--task", values["data"].get("task"))):
+            if not there:
+                console.print(f"Say {option}, or name a recipe that does.", markup=False)
+                raise typer.Exit(2)
+        config = make_config(values)
+        result = run_build(config, bars=StageBars(console, quiet))
+    except FiberwalkError as e:
+        console.print(f"[red]{type(e).__name__}[/red]: ", end="")
+        console.print(e.message, markup=False, highlight=False)
+        for label, detail in (("field", e.field), ("expected", e.expected), ("got", e.got)):
+            if detail:
+                console.print(f"  {label}: {detail}", markup=False, highlight=False)
+        raise typer.Exit(1) from e
+    except KeyboardInterrupt as e:
+        console.print("Stopped. Finished stages are kept: the same command goes on from there.")
+        raise typer.Exit(130) from e
+    bundle = result.bundle
+    table_ = Table("predictor", "split", "rows", "figures", title=f"{bundle.name}@{bundle.version}")
+    for m in result.metrics:
+        figures = "  ".join(f"{k} {v:.4g}" for k, v in m.values.items())
+        table_.add_row(m.predictor, m.split, str(m.rows), figures)
+    Console().print(table_)
+    Console().print(f"Published in {bundle.path}. Serve it: fiberwalk serve --store {config.store}", highlight=False)
