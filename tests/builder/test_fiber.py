@@ -1,0 +1,321 @@
+"""Fibers: exact posterior draws of linear models, low loss and soundness of others, the same on every machine."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from builder import fiber
+from builder.config import FiberConfig
+from builder.fiber import Fibers, affordable, drift_scales, walk_fibers
+from builder.likelihood import CategoricalLikelihood, GaussianLikelihood
+from builder.network import MLP, FunctionalNetwork
+from tests.builder.linear import LinearModel, assert_draws_from, linear_classifier, linear_gaussian
+
+EVEN: dict[str, Any] = {"growth": 1.0, "drift_scale": 1.0, "work": 1e18}
+
+
+def walk(model: LinearModel, anchors: Tensor, member: Tensor, seed: int = 0, **options: Any) -> Fibers:
+    config = FiberConfig(**options)
+    return walk_fibers(
+        model.network, anchors, model.x, model.y, member, model.likelihood, model.precision, config, seed
+    )
+
+
+def two_folds(rows: int) -> Tensor:
+    """Members of two anchors, each leaving out rows of its own."""
+    row = torch.arange(rows)
+    return torch.stack([row % 3 != 0, row % 5 != 1])
+
+
+def solutions(model: LinearModel, member: Tensor) -> Tensor:
+    return torch.stack([model.solution(seen.nonzero().squeeze(1)) for seen in member])
+
+
+# ---- linear models
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "steps", "refinement"),
+    [(60, 3, 2, 0), (60, 3, 2, 40), (60, 3, 7, 5), (20, 30, 3, 0), (20, 30, 3, 20)],
+)
+def test_particles_of_a_linear_model_are_posterior_draws(rows: int, inputs: int, steps: int, refinement: int) -> None:
+    model = linear_gaussian(rows, inputs)
+    member = two_folds(rows)
+    anchors = solutions(model, member)
+
+    fibers = walk(model, anchors, member, steps=steps, refinement=refinement, trajectories=2000, **EVEN)
+
+    assert fibers.nodes.shape == (steps + 1, 2, 2000, inputs + 1)
+    for a, seen in enumerate(member):
+        hessian = model.hessian(anchors[a], seen.nonzero().squeeze(1))
+        assert torch.equal(fibers.nodes[0, a], anchors[a].expand(2000, -1))
+        assert_draws_from(fibers.nodes[-1, a], anchors[a], hessian)
+        # Half-way the spread is half: the nodes are the posterior at its drift scale.
+        assert_draws_from(fibers.nodes[1, a], anchors[a], hessian * steps**2)
+        with pytest.raises(AssertionError):
+            assert_draws_from(fibers.nodes[-1, a], anchors[a], model.hessian(anchors[1 - a], ~seen))
+    assert not fibers.stranded.any()
+
+
+def test_refinement_leaves_a_linear_model_where_drift_has_put_it() -> None:
+    model = linear_gaussian()
+    member = two_folds(60)
+    anchors = solutions(model, member)
+    drift, refined = (walk(model, anchors, member, steps=3, refinement=m, trajectories=50, **EVEN) for m in (0, 200))
+    spread = drift.nodes[-1].std()
+    assert float((drift.nodes - refined.nodes).abs().max() / spread) < 1e-3
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.8, 0.95])
+def test_refinement_finds_the_fiber_from_beside_it(momentum: float) -> None:
+    model = linear_gaussian()
+    member = two_folds(60)
+    anchors = solutions(model, member)
+    aside = anchors + 0.3
+    options = {"steps": 2, "trajectories": 20, "momentum": momentum, **EVEN}
+    exact = walk(model, anchors, member, refinement=0, **options)
+    found = walk(model, aside, member, refinement=300, **options)
+    error = (found.nodes[1:] - exact.nodes[1:]).abs().max() / exact.nodes[-1].std()
+    assert float(error) < 0.02
+
+
+def test_refinement_of_logistic_regression_lowers_the_perturbed_loss() -> None:
+    model = linear_classifier()
+    member = torch.ones(1, 80, dtype=torch.bool)
+    start = torch.zeros(1, model.network.weights)
+    values = []
+    for m in (0, 5, 300):
+        seen: list[float] = []
+        config = FiberConfig(steps=2, refinement=max(m, 1), trajectories=30, **EVEN)
+        walk_fibers(
+            model.network,
+            start,
+            model.x,
+            model.y,
+            member,
+            model.likelihood,
+            model.precision,
+            config,
+            report=lambda done, steps, loss, seen=seen: seen.append(loss),  # type: ignore[misc]
+        )
+        values.append(seen[-1])
+    assert values[0] > values[1] > values[2]
+
+
+def test_part_of_the_rows_for_a_gradient_keeps_the_posterior_near() -> None:
+    model = linear_gaussian(1000)
+    member = torch.ones(1, 1000, dtype=torch.bool)
+    anchors = solutions(model, member)
+    fibers = walk(model, anchors, member, trajectories=200, steps=2, refinement=10, **{**EVEN, "work": 1.0})
+    assert fibers.gradient_evaluations == 200 * 2 * 10 * 256
+    root = torch.linalg.cholesky(model.hessian(anchors[0]))
+    white = (fibers.nodes[-1, 0] - anchors[0]).double() @ root
+    assert 0.8 < float(white.square().mean()) < 3.0
+
+
+# ---- a network
+
+
+def sine(rows: int = 80) -> tuple[FunctionalNetwork, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.randn(rows, 1, generator=generator)
+    y = torch.sin(2 * x[:, 0]) + 0.1 * torch.randn(rows, generator=generator)
+    torch.manual_seed(0)
+    return FunctionalNetwork(MLP(1, [20], 1, "tanh")), x, y
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[FunctionalNetwork, Tensor, Tensor, Tensor]:
+    """A network fitted to a noisy sine by plain optimisation, all rows; (network, MAP (1, P), x, y)."""
+    network, x, y = sine()
+    theta = network.current().clone().requires_grad_()
+    optimiser = torch.optim.Adam([theta], lr=0.02)
+    for _ in range(600):
+        loss = GaussianLikelihood(0.1).nll(network(theta, x), y).sum() + 0.5 * theta.square().sum()
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+    return network, theta.detach()[None], x, y
+
+
+def walk_sine(fitted: tuple[FunctionalNetwork, Tensor, Tensor, Tensor], seed: int = 0, **options: Any) -> Fibers:
+    network, anchor, x, y = fitted
+    member = torch.arange(len(x))[None] % 5 != 0
+    config = FiberConfig(**{"trajectories": 12, "steps": 5, "refinement": 15, "work": 1e18, **options})
+    precision = torch.ones(network.weights)
+    return walk_fibers(network, anchor, x, y, member, GaussianLikelihood(0.1), precision, config, seed)
+
+
+Fitted = tuple[FunctionalNetwork, Tensor, Tensor, Tensor]
+
+
+def test_refined_trajectories_stay_on_the_low_loss_set(fitted: Fitted) -> None:
+    drift, some, much = (walk_sine(fitted, refinement=m) for m in (0, 15, 100))
+    at_map = float(drift.loss[0, 0, 0])
+    excess = [(f.loss[1:, 0] - at_map).median(1).values for f in (drift, some, much)]
+    assert bool((excess[2] < excess[1]).all() and (excess[1] < excess[0]).all())
+    # Beyond the reach of the linear model, drift alone is off by hundreds of nats a row.
+    assert bool((excess[1][2:] < 0.1 * excess[0][2:]).all())
+    # Posterior samples of P = 61 weights lose about P/2 nats over the 64 rows, at half the radius a quarter of it.
+    assert float(much.scales[3]) == pytest.approx(0.578, abs=0.01)
+    assert float(excess[2][2]) < 61 / 64
+    for found in (some, much):
+        assert not found.stranded.any() and torch.isfinite(found.nodes).all()
+
+
+def test_refined_trajectories_keep_their_distance_from_the_anchor(fitted: Fitted) -> None:
+    # Much refinement does not collapse them onto the MAP: they end as far away, whatever M.
+    reached = [
+        float((f.nodes[-1] - f.nodes[0]).norm(dim=-1).median())
+        for f in (walk_sine(fitted, refinement=m, drift_scale=1.0) for m in (10, 150))
+    ]
+    assert reached[1] > 0.5 * reached[0]
+
+
+def test_losses_and_drift_lengths_are_those_of_the_nodes(fitted: Fitted) -> None:
+    network, _, x, y = fitted
+    fibers = walk_sine(fitted, refinement=0)
+    seen = torch.arange(len(x)) % 5 != 0
+    with torch.no_grad():
+        outputs = network.batched(fibers.nodes[3, 0], x[seen])
+    assert torch.allclose(fibers.loss[3, 0], GaussianLikelihood(0.1).nll(outputs, y[seen]).mean(1), rtol=1e-4)
+    length = (fibers.nodes[-1] - fibers.nodes[0]).norm(dim=-1)
+    assert torch.allclose(fibers.drift_length, length, rtol=1e-4)
+    assert fibers.gradient_evaluations == 0
+
+
+def test_the_held_out_rows_do_not_matter(fitted: Fitted) -> None:
+    network, anchor, x, y = fitted
+    changed = y.clone()
+    changed[::5] += 10
+    first, second = walk_sine(fitted), walk_sine((network, anchor, x, changed))
+    assert torch.equal(first.nodes, second.nodes)
+    changed[1] += 10
+    assert not torch.equal(first.nodes, walk_sine((network, anchor, x, changed)).nodes)
+
+
+@pytest.mark.parametrize("refinement", [0, 15])
+def test_a_walk_in_groups_and_chunks_is_the_same_walk(
+    fitted: Fitted, refinement: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, _, x, _ = fitted
+    whole = walk_sine(fitted, refinement=refinement, drift_scale=1.0)
+    # Five particles and 64 of the 80 rows at once.
+    monkeypatch.setattr(fiber, "_ACTIVATION_ENTRIES", 64 * 5 * network.activations(x[:1]))
+    sizes = set()
+    batched = FunctionalNetwork.batched
+
+    def seen(self: FunctionalNetwork, thetas: Tensor, rows: Tensor) -> Tensor:
+        sizes.add((len(thetas), len(rows)))
+        return batched(self, thetas, rows)
+
+    monkeypatch.setattr(FunctionalNetwork, "batched", seen)
+    parts = walk_sine(fitted, refinement=refinement, drift_scale=1.0)
+    assert sizes == {(5, 64), (5, 16), (2, 64), (2, 16)}
+    scale = whole.nodes[-1].sub(whole.nodes[0]).abs().mean()
+    assert float((whole.nodes - parts.nodes).abs().max() / scale) < 0.01
+    assert torch.allclose(whole.loss, parts.loss, rtol=0.02)
+    assert whole.gradient_evaluations == parts.gradient_evaluations
+
+
+def test_a_walk_follows_its_seed_bit_for_bit(fitted: Fitted) -> None:
+    before = torch.random.get_rng_state()
+    first, again, other = (walk_sine(fitted, seed=s) for s in (4, 4, 5))
+    assert torch.equal(first.nodes, again.nodes) and torch.equal(first.loss, again.loss)
+    assert not torch.equal(first.nodes[1], other.nodes[1])
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+class Exploding(nn.Module):
+    """Outputs that leave float32 for weights not far from zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(1, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.outer(torch.exp(8 * self.inner(x) ** 2))
+        return out
+
+
+def test_diverging_particles_are_stranded_with_finite_weights() -> None:
+    torch.manual_seed(0)
+    network, (_, x, y) = FunctionalNetwork(Exploding()), sine(40)
+    member = torch.ones(1, 40, dtype=torch.bool)
+    config = FiberConfig(trajectories=20, steps=6, refinement=6, drift_scale=60.0, work=1e18)
+    anchor = 0.1 * network.current()[None]
+    precision = torch.full((network.weights,), 0.1)
+    fibers = walk_fibers(network, anchor, x, y, member, GaussianLikelihood(1.0), precision, config)
+    assert fibers.stranded.any()
+    assert torch.isfinite(fibers.nodes).all()
+    left = fibers.nodes[:, fibers.stranded]
+    assert torch.equal(left[-1], left[-2])
+
+
+def test_a_classifier_walks_too() -> None:
+    model = linear_classifier()
+    network = FunctionalNetwork(MLP(2, [10], 3))
+    member = torch.ones(2, 80, dtype=torch.bool)
+    anchors = torch.stack([network.current(), 0.5 * network.current()])
+    config = FiberConfig(trajectories=6, steps=4, refinement=10)
+    precision = torch.ones(network.weights)
+    fibers = walk_fibers(network, anchors, model.x, model.y, member, CategoricalLikelihood(3), precision, config)
+    assert fibers.nodes.shape == (5, 2, 6, network.weights) and torch.isfinite(fibers.nodes).all()
+    assert fibers.loss.shape == (5, 2, 6) and fibers.stranded.shape == fibers.drift_length.shape == (2, 6)
+    # An anchor that is no optimum is refined towards one.
+    assert float(fibers.loss[1].mean()) < float(fibers.loss[0].mean())
+
+
+# ---- scales and budget
+
+
+def test_drift_scales_grow_geometrically_to_the_last() -> None:
+    scales = drift_scales(FiberConfig(steps=5, drift_scale=3.1, growth=2.0))
+    assert scales[0] == 0 and float(scales[-1]) == pytest.approx(3.1)
+    step = scales.diff()
+    assert torch.allclose(step[1:] / step[:-1], torch.full((4,), 2.0, dtype=torch.float64))
+
+
+def test_drift_scales_without_growth_are_even() -> None:
+    assert torch.allclose(
+        drift_scales(FiberConfig(steps=4, drift_scale=2.0, growth=1.0)), torch.linspace(0, 2, 5, dtype=torch.float64)
+    )
+
+
+def test_the_budget_takes_trajectories_first_then_rows() -> None:
+    network, x, _ = sine(1000)
+    per_gradient = 3 * network.operations(x[:1])
+
+    def fit(share: float, **options: Any) -> tuple[int, int]:
+        """What is affordable with this share of what 32 trajectories on all rows cost."""
+        work = share * per_gradient * 1000 * 32 * 2 * 9 * 15
+        return affordable(network, x, 2, FiberConfig(work=work, **options))
+
+    assert fit(10) == (32, 1000)
+    assert fit(0.51) == (16, 1000)
+    assert fit(0.251) == (8, 1000)
+    assert fit(0.126) == (8, pytest.approx(504, abs=1))
+    assert fit(1e-6) == (8, 256)
+    assert fit(1.01, trajectories=64) == (64, pytest.approx(505, abs=1))
+    assert affordable(network, x[:100], 2, FiberConfig(work=1.0)) == (8, 100)
+
+
+def test_progress_is_reported_step_by_step(fitted: Fitted) -> None:
+    network, anchor, x, y = fitted
+    seen: list[tuple[int, int, float]] = []
+    config = FiberConfig(trajectories=2, steps=3, refinement=4)
+    member = torch.ones(1, len(x), dtype=torch.bool)
+    precision = torch.ones(network.weights)
+    likelihood = GaussianLikelihood(0.1)
+
+    def report(done: int, steps: int, loss: float) -> None:
+        seen.append((done, steps, loss))
+
+    walk_fibers(network, anchor, x, y, member, likelihood, precision, config, report=report)
+    assert [s[:2] for s in seen] == [(i, 12) for i in range(1, 13)]
+    assert all(math.isfinite(s[2]) for s in seen)
