@@ -99,7 +99,8 @@ def train_autoencoder(
         apart = (z[:, :, 1:] - z[:, :, :-1]).norm(dim=-1)
         attraction = (steps * apart - 1).square().mean()
         pairs = _far_pairs(z, generator)
-        repulsion = -(pairs + 1e-6).log().mean()
+        # One short trajectory may have no far pair among those drawn.
+        repulsion = -(pairs + 1e-6).log().mean() if pairs.numel() else torch.zeros((), device=device)
         between = torch.rand(z.shape[:3], generator=generator).to(device)[:, :, 1:]
         reconstruction = 0.5 * (
             _error(decoder, z[:, :, 1:], unit[1:], target) + _error_between(decoder, z, unit, target, between)

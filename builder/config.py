@@ -148,7 +148,7 @@ def make_config(values: dict[str, Any]) -> BuildConfig:
     """
     preset = values.get("preset", "default")
     merged: dict[str, Any] = dict(values)
-    for stage, options in (PRESETS.get(preset, {}) if isinstance(preset, str) else {}).items():
+    for stage, options in next((options for name, options in PRESETS.items() if name == preset), {}).items():
         given = merged.get(stage, {})
         merged[stage] = {**options, **given} if isinstance(given, dict) else given
     try:

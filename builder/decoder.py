@@ -74,7 +74,8 @@ class WeightDecoder(nn.Module):
     def coordinates(self, latents: Tensor) -> Tensor:
         """Coordinates (A, M, rank) of latents (A, M, k), row a decoded by anchor a."""
         # The tiny constant keeps direction and gradient finite at the anchor itself, where the length is zero.
-        length = (latents.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+        squared = latents.square().sum(-1, keepdim=True)
+        length = (squared + 1e-12).sqrt()
         h = torch.cat([latents / length, length], dim=-1)
         last = len(self.matrices) - 1
         for i, (w, b) in enumerate(zip(self.matrices, self.biases, strict=True)):
@@ -82,6 +83,7 @@ class WeightDecoder(nn.Module):
             if i < last:
                 h = torch.tanh(h)
         h = h + self.table_features(latents) @ self.table
+        length = squared / length  # exactly zero there, so that the anchor decodes to its own weights
         if self.growth:
             length = torch.expm1(self.growth * length.clamp(max=1.5)) / math.expm1(self.growth)
         return h * length
