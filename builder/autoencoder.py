@@ -90,10 +90,11 @@ def train_autoencoder(
     target = coordinates.reshape(anchors, trajectories, steps, rank)
 
     optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=config.learning_rate)
+    # torch divides by zero where the share of the steps that rise is exactly one step; of 0.11 it never is.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.1, anneal_strategy="cos"
+        optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.11, anneal_strategy="cos"
     )
-    size = target.square().mean()
+    size = target.square().mean().clamp(min=1e-12)
     for step in range(config.steps):
         z = encoder.nodes(target)
         apart = (z[:, :, 1:] - z[:, :, :-1]).norm(dim=-1)

@@ -81,8 +81,9 @@ def train_anchors(
     regression = y.is_floating_point()
 
     optimiser = torch.optim.Adam([theta, log_noise], lr=config.learning_rate)
+    # torch divides by zero where the share of the steps that rise is exactly one step; of 0.11 it never is.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.1, anneal_strategy="cos"
+        optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.11, anneal_strategy="cos"
     )
     generator = torch.Generator().manual_seed(seed)
     rows = weight.sum(1)

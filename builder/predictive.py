@@ -61,8 +61,8 @@ def conformal_quantile(scores: Tensor, level: float) -> float:
     Gaussian quantile (Vovk et al. 2005)."""
     n = len(scores)
     # Whole numbers must not be rounded up for the last bit of a product.
-    index = math.ceil((n + 1) * level - 1e-9)
+    index = max(math.ceil((n + 1) * level - 1e-9), 1)
     if index <= n:
         return float(scores[index - 1])
     gaussian = float(torch.special.ndtri(torch.tensor(0.5 + level / 2, dtype=torch.float64)))
-    return max(float(scores[-1]), gaussian)
+    return max(float(scores[-1]), gaussian) if n else gaussian

@@ -206,3 +206,9 @@ def test_progress_ends_at_the_last_step() -> None:
         network, lambda: nn.Linear(3, 1), x, y, folds(30, 2), config, report=lambda d, s, _: seen.append((d, s))
     )
     assert seen[-1] == (45, 45) and seen == sorted(seen)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_any_number_of_steps_is_a_schedule(steps: int) -> None:
+    x, y = line(30)
+    assert torch.isfinite(train(x, y, folds(30, 2), steps=steps).weights).all()
