@@ -11,10 +11,12 @@ Lengths: A anchors, N trajectories, T steps, n rows, m held-out rows of one anch
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from builder.config import CalibrationConfig
@@ -31,6 +33,7 @@ from model_store.manifest import LatentPlan, OodDetector
 from model_store.plan import draw_latents
 
 _SEARCH_ROWS = 4096
+_LARGEST_NLL_LOSS = 0.01
 _LEAST_NOISE_SHARE = 0.2
 """The noise left after the anchors' disagreement is taken off: never less than this share of the out-of-fold one."""
 _SAMPLES_PER_ANCHOR = 64
@@ -42,7 +45,7 @@ class Reach:
 
     Attributes:
         node: last node of the predictive plan; 0 means that the anchors alone predict best.
-        wide: last node of the OOD plan, beyond the predictive plan where there is one.
+        wide: last node of the OOD plan: the same, but for a reach too short to show any spread.
         out_of_fold: NLL with the trajectories up to each node, in the target's standardised units.
     """
 
@@ -62,15 +65,28 @@ def choose_reach(network: FunctionalNetwork, fibers: Fibers, x: Tensor, y: Tenso
         targets.append(y[held])
     f, target = torch.cat(outputs, 1), torch.cat(targets)
     f = f.reshape(count, -1, *f.shape[1:])
-    scores, regression = [], y.is_floating_point()
+    rows, regression = [], y.is_floating_point()
     for last in range(count):
         used = f[: last + 1].flatten(0, 1)
         weight = _position_weights(last, f.shape[1], used.device)
         fit = _fit_noise(used[..., 0], target, weight) if regression else _fit_temperature(used, target, weight)
-        scores.append(fit[1])
-    node = int(np.argmin(np.nan_to_num(scores, nan=np.inf)))
-    # One more doubling of the drift tells unfamiliar rows apart better than it predicts (method notes).
-    return Reach(node=node, wide=min(count - 1, max(node + 1, 3)), out_of_fold=scores)
+        rows.append(fit[1])
+    node = _furthest_as_good_as_best(torch.stack(rows))
+    # Without any reach there still must be a spread to tell familiar from unfamiliar.
+    return Reach(node=node, wide=max(node, min(3, count - 1)), out_of_fold=[float(r.mean()) for r in rows])
+
+
+def _furthest_as_good_as_best(nll: Tensor) -> int:
+    """The last of the nodes whose NLL (T+1, B) the rows cannot tell from the best one's.
+
+    Where familiar rows do not decide, more of the posterior is the honest choice: it is needed where there are none.
+    A difference counts as none up to the standard error of the paired differences, and up to a hundredth of a nat.
+    """
+    mean = torch.nan_to_num(nll.mean(1), nan=math.inf)
+    worse = nll - nll[mean.argmin()]
+    error = worse.std(1) / nll.shape[1] ** 0.5
+    good = worse.mean(1) <= error.clamp(max=_LARGEST_NLL_LOSS)
+    return int(good.nonzero().max())
 
 
 def _position_weights(last: int, particles: int, device: torch.device) -> Tensor:
@@ -82,25 +98,25 @@ def _position_weights(last: int, particles: int, device: torch.device) -> Tensor
     return (weight / weight.sum()).log()
 
 
-def _fit_noise(mean: Tensor, y: Tensor, log_weight: Tensor | None = None) -> tuple[float, float]:
-    """The noise variance with the least mixture NLL of means (S, B), and that NLL."""
+def _fit_noise(mean: Tensor, y: Tensor, log_weight: Tensor | None = None) -> tuple[float, Tensor]:
+    """The noise variance with the least mixture NLL of means (S, B), and that NLL of each row (B,)."""
     base = float((mean.mean(0) - y).square().mean().clamp(min=1e-10))
     if not math.isfinite(base):
-        return 1.0, math.inf
-    grid = [base * 10**e for e in np.linspace(-2.0, 0.3, 24)]
-    values = [float(gaussian_mixture_nll(mean, y, v, log_weight).mean()) for v in grid]
-    best = int(np.argmin(np.nan_to_num(values, nan=np.inf)))
-    return grid[best], values[best]
+        return 1.0, torch.full_like(y, math.inf)
+    return _best_of(base * np.logspace(-2.0, 0.3, 24), lambda v: gaussian_mixture_nll(mean, y, v, log_weight))
 
 
-def _fit_temperature(logits: Tensor, y: Tensor, log_weight: Tensor | None = None) -> tuple[float, float]:
-    """The temperature with the least NLL of the averaged probabilities of logits (S, B, C), and that NLL."""
+def _fit_temperature(logits: Tensor, y: Tensor, log_weight: Tensor | None = None) -> tuple[float, Tensor]:
+    """The temperature with the least NLL of the averaged probabilities of logits (S, B, C), and that NLL (B,)."""
     if not bool(torch.isfinite(logits).all()):
-        return 1.0, math.inf
-    grid = [float(t) for t in np.geomspace(0.4, 4.0, 21)]
-    values = [float(categorical_nll(mixture_probabilities(logits, t, log_weight), y).mean()) for t in grid]
-    best = int(np.argmin(values))
-    return grid[best], values[best]
+        return 1.0, torch.full(logits.shape[1:2], math.inf, device=logits.device)
+    grid = np.geomspace(0.4, 4.0, 21)
+    return _best_of(grid, lambda t: categorical_nll(mixture_probabilities(logits, t, log_weight), y))
+
+
+def _best_of(grid: NDArray[np.float64], nll: Callable[[float], Tensor]) -> tuple[float, Tensor]:
+    found = [(float(value), nll(float(value))) for value in grid]
+    return min(found, key=lambda f: float(torch.nan_to_num(f[1].mean(), nan=math.inf)))
 
 
 @dataclass(frozen=True)
@@ -165,8 +181,8 @@ def calibrate(
     own_wide = torch.cat([f[a] for a, f in enumerate(wide)], dim=1)
 
     if regression:
-        noise, nll = _fit_noise(own[..., 0], target)
-        map_noise, map_nll = _fit_noise(at_map[..., 0], target)
+        noise, rows_nll = _fit_noise(own[..., 0], target)
+        map_noise, map_rows = _fit_noise(at_map[..., 0], target)
         map_spread = math.sqrt(map_noise)
         between = torch.cat([f[..., 0].mean(1).var(0, unbiased=len(f) > 1) for f in drawn])
         disagreement = float(between.mean()) if len(anchors) > 1 else 0.0
@@ -176,10 +192,11 @@ def calibrate(
         spread = math.sqrt(noise)
         ood = (own_wide[..., 0].var(0, unbiased=True) / noise).clamp(min=1e-12).log()
     else:
-        spread, nll = _fit_temperature(own, target)
-        map_spread, map_nll = _fit_temperature(at_map, target)
+        spread, rows_nll = _fit_temperature(own, target)
+        map_spread, map_rows = _fit_temperature(at_map, target)
         scores, coverage = torch.zeros(0), math.nan
         ood = _mutual_information(own_wide, spread)
+    nll, map_nll = float(rows_nll.mean()), float(map_rows.mean())
     ordered = ood.sort().values
     index = min(len(ordered), math.ceil((len(ordered) + 1) * (1 - config.false_alarm_rate)))
     detector = OodDetector(

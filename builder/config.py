@@ -54,7 +54,7 @@ class MapConfig(_Config):
         ),
     ] = None
     holdout: Annotated[float, Field(gt=0, lt=0.9, description="share held out to calibrate where anchors = 1")] = 0.2
-    steps: Annotated[int, Field(ge=1, description="Adam steps")] = 2500
+    steps: Annotated[int, Field(ge=1, description="Adam steps")] = 4000
     batch_rows: Annotated[int, Field(ge=1, description="rows of a minibatch")] = 512
     learning_rate: Annotated[float, Field(gt=0, description="highest rate of the one-cycle schedule")] = 0.01
     prior_precision: Annotated[
@@ -70,7 +70,9 @@ class FiberConfig(_Config):
         int | None, Field(ge=1, description="fibers an anchor; default: 32, fewer where the work budget is spent")
     ] = None
     steps: Annotated[int, Field(ge=2, description="drift steps T")] = 9
-    refinement: Annotated[int, Field(ge=0, description="gradient steps M after each drift step")] = 15
+    refinement: Annotated[
+        int | None, Field(ge=0, description="gradient steps M after each drift step; default: 15 to 60, as work allows")
+    ] = None
     drift_scale: Annotated[
         float, Field(gt=0, description="length of the whole drift in posterior radii; calibration picks the part used")
     ] = 2.56
@@ -126,14 +128,14 @@ class BuildConfig(_Config):
 
 PRESETS: Final[dict[Preset, dict[str, dict[str, Any]]]] = {
     "fast": {
-        "map": {"steps": 1000, "prior_precision": [3.0]},
-        "fiber": {"refinement": 8, "work": 5e11},
+        "map": {"steps": 1500, "prior_precision": [3.0]},
+        "fiber": {"work": 5e11},
         "autoencoder": {"steps": 600},
     },
     "default": {},
     "thorough": {
-        "map": {"steps": 6000, "prior_precision": [0.1, 0.3, 1.0, 3.0, 10.0, 30.0]},
-        "fiber": {"trajectories": 64, "refinement": 40, "work": 1e14},
+        "map": {"steps": 10000, "prior_precision": [0.1, 0.3, 1.0, 3.0, 10.0, 30.0]},
+        "fiber": {"trajectories": 64, "work": 1e14},
         "autoencoder": {"steps": 4000, "hidden": 128},
     },
 }

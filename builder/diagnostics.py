@@ -80,7 +80,7 @@ def _divergence(fibers: Fibers, reach: Reach) -> Finding | None:
     stranded = float(fibers.stranded.float().mean())
     rise = fibers.loss[reach.node] - fibers.loss[0]
     far = float((~(rise < MOST_LOSS_RISE)).float().mean())
-    if stranded > 0.1 or far > 0.1:
+    if stranded > 0.1 or far > 0.5:
         return Finding(
             "divergence",
             f"Predictions diverge: {stranded:.0%} of the particles left the finite numbers, {far:.0%} of those in use "

@@ -35,6 +35,7 @@ from model_store.manifest import LatentPlan, Metrics
 Stage = TypeVar("Stage", Anchors, Fibers)
 
 _METRIC_ROWS = 512
+_OOD_START = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def run_build(
 
 
 def make_plans(config: BuildConfig, fibers: Fibers, reach: Reach) -> dict[str, LatentPlan]:
-    """The plan for predicting, up to the chosen reach, and the wider one for OOD, beyond it."""
+    """The plan for predicting, up to the chosen reach, and the one for OOD: its outer part, where samples differ most."""
     last = reach.node / reach.wide
     return {
         "predict": LatentPlan(
@@ -171,7 +172,7 @@ def make_plans(config: BuildConfig, fibers: Fibers, reach: Reach) -> dict[str, L
         "ood": LatentPlan(
             name="ood",
             samples=config.calibration.ood_samples,
-            start=min(last, 1 - 1 / reach.wide),
+            start=_OOD_START * (last or 1.0),
             stop=1.0,
             drift_scale=float(fibers.scales[reach.wide]),
         ),
