@@ -1,0 +1,333 @@
+"""What is chosen on out-of-fold predictions: reach, noise or temperature, interval scores, OOD threshold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from builder.autoencoder import train_autoencoder
+from builder.calibration import Calibrated, DecodedPosterior, calibrate, choose_reach
+from builder.config import AutoencoderConfig, CalibrationConfig, FiberConfig
+from builder.decoder import WeightDecoder
+from builder.fiber import Fibers, walk_fibers
+from builder.likelihood import CategoricalLikelihood
+from builder.network import FunctionalNetwork
+from builder.predictive import categorical_nll, gaussian_mixture_nll, mixture_probabilities, sample_outputs
+from model_store.manifest import ClassificationCalibration, LatentPlan, RegressionCalibration, RegressionTarget
+from service.predictive import epistemic_to_noise, mutual_information, regression
+from tests.builder.linear import linear_classifier
+from tests.builder.walked import NOISE, Walked, wave
+
+RATE = 0.1
+STANDARD = RegressionTarget(name="y", mean=0.0, scale=1.0)
+
+
+def plans(start: float = 0.0, stop: float = 0.6, ood: tuple[float, float] = (0.6, 1.0)) -> dict[str, LatentPlan]:
+    return {
+        "predict": LatentPlan(name="predict", samples=32, start=start, stop=stop, drift_scale=1.0),
+        "ood": LatentPlan(name="ood", samples=64, start=ood[0], stop=ood[1], drift_scale=1.0),
+    }
+
+
+# ---- reach
+
+
+def line_fibers(anchor: float, end: float, spread: float, particles: int = 8, steps: int = 6) -> Fibers:
+    """Slopes that start at the anchor and move evenly to about the end; intercepts stay at zero."""
+    way = end - anchor + spread * torch.randn(particles, generator=torch.Generator().manual_seed(1))
+    slopes = anchor + torch.linspace(0, 1, steps + 1)[:, None] * way
+    nodes = torch.stack([slopes, torch.zeros_like(slopes)], -1)[:, None].expand(-1, 2, -1, -1).contiguous()
+    shape = nodes.shape[:3]
+    return Fibers(
+        nodes=nodes,
+        scales=torch.linspace(0, 1, steps + 1),
+        loss=torch.zeros(shape),
+        drift_length=torch.ones(shape[1:]),
+        stranded=torch.zeros(shape[1:], dtype=torch.bool),
+        gradient_evaluations=0,
+    )
+
+
+def line_data(rows: int = 400, noise: float = 0.1) -> tuple[FunctionalNetwork, Tensor, Tensor, Tensor]:
+    """y = 2 x and noise, halves of the rows for two anchors."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 1, generator=generator)
+    y = 2 * x[:, 0] + noise * torch.randn(rows, generator=generator)
+    member = torch.arange(rows)[None] % 2 != torch.arange(2)[:, None]
+    return FunctionalNetwork(nn.Linear(1, 1)), x, y, member
+
+
+def test_drift_that_hurts_is_not_used() -> None:
+    network, x, y, member = line_data()
+    reach = choose_reach(network, line_fibers(anchor=2.0, end=5.0, spread=1.0), x, y, member)
+    assert reach.node == 0 and reach.wide >= 1
+    assert reach.out_of_fold[0] == min(reach.out_of_fold) and len(reach.out_of_fold) == 7
+
+
+def test_drift_that_helps_is_used() -> None:
+    network, x, y, member = line_data()
+    reach = choose_reach(network, line_fibers(anchor=1.0, end=3.0, spread=0.1), x, y, member)
+    assert reach.node >= 4 and reach.wide >= reach.node
+    assert reach.out_of_fold[reach.node] < reach.out_of_fold[0] - 0.1
+
+
+def test_drift_beyond_what_helps_is_not_used() -> None:
+    network, x, y, member = line_data()
+    reach = choose_reach(network, line_fibers(anchor=1.9, end=8.0, spread=3.0), x, y, member)
+    assert reach.node <= 2 and reach.out_of_fold[-1] > reach.out_of_fold[reach.node] + 0.05
+
+
+def test_the_out_of_fold_loss_of_the_anchors_is_theirs() -> None:
+    network, x, y, member = line_data()
+    reach = choose_reach(network, line_fibers(anchor=2.0, end=5.0, spread=1.0), x, y, member)
+    noise = (y - 2 * x[:, 0]).square().mean()
+    expected = gaussian_mixture_nll(2 * x[None, :, 0], y, noise).mean()
+    assert reach.out_of_fold[0] == pytest.approx(float(expected), abs=0.005)
+
+
+def test_nodes_that_are_no_numbers_are_out_of_reach() -> None:
+    network, x, y, member = line_data()
+    fibers = line_fibers(anchor=1.0, end=3.0, spread=0.1)
+    nodes = fibers.nodes.clone()
+    nodes[3:, 0, 2] = math.inf
+    assert choose_reach(network, replace(fibers, nodes=nodes), x, y, member).node < 3
+
+
+def test_reach_is_chosen_on_rows_that_were_not_seen() -> None:
+    network, x, y, member = line_data()
+    member = torch.ones_like(member)
+    member[:, :100] = False
+    fibers = line_fibers(anchor=1.0, end=3.0, spread=0.1)
+    first = choose_reach(network, fibers, x, y, member)
+    changed = y.clone()
+    changed[100:] += 50
+    assert choose_reach(network, fibers, x, changed, member) == first
+    changed[:100] += 50
+    assert choose_reach(network, fibers, x, changed, member) != first
+
+
+def test_the_reach_of_a_classifier_prefers_what_helps() -> None:
+    model = linear_classifier(rows=400, classes=2)
+    member = torch.arange(400)[None] % 2 != torch.arange(2)[:, None]
+    best = fit_classifier(model.network, model.x, model.y)
+    ends = {"worse": -best, "better": best}
+    starts = {"worse": best, "better": torch.zeros_like(best)}
+    node = {}
+    for name in ends:
+        position = torch.linspace(0, 1, 7)[:, None, None, None]
+        nodes = (starts[name] + position * (ends[name] - starts[name])).expand(7, 2, 3, -1).contiguous()
+        fibers = replace(line_fibers(0.0, 1.0, 0.0), nodes=nodes)
+        node[name] = choose_reach(model.network, fibers, model.x, model.y, member).node
+    assert node["worse"] <= 2 and node["better"] >= 4
+
+
+def fit_classifier(network: FunctionalNetwork, x: Tensor, y: Tensor) -> Tensor:
+    theta = torch.zeros(network.weights, requires_grad=True)
+    optimiser = torch.optim.LBFGS([theta], max_iter=50)
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = CategoricalLikelihood(2).nll(network(theta, x), y).mean()
+        torch.autograd.backward(loss)
+        return loss
+
+    optimiser.step(closure)  # type: ignore[arg-type]
+    return theta.detach()
+
+
+# ---- where only the anchors are drawn
+
+
+def at_anchors(network: FunctionalNetwork, anchors: Tensor) -> DecodedPosterior:
+    """A posterior that is its anchors alone."""
+    decoder = WeightDecoder(len(anchors), 2, 4, 1, network.weights)
+    decoder.set_head(anchors, torch.zeros(len(anchors), 1, network.weights))
+    return DecodedPosterior(network, decoder, np.zeros((len(anchors), 3, 4, 2), dtype=np.float32))
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.4])
+def test_the_noise_of_true_anchors_is_the_truth(noise: float) -> None:
+    network, x, y, member = line_data(2000, noise)
+    anchors = torch.tensor([[2.0, 0.0]]).expand(2, -1).contiguous()
+    found = calibrate(at_anchors(network, anchors), anchors, plans(), x, y, member, CalibrationConfig())
+    # 2000 rows: a standard error of 1.6 %.
+    assert found.spread == pytest.approx(noise, rel=0.07) and found.map_spread == pytest.approx(noise, rel=0.07)
+    assert found.nll == pytest.approx(math.log(noise) + 0.5 * math.log(2 * math.pi * math.e), abs=0.06)
+    assert found.nll == pytest.approx(found.map_nll, abs=1e-4)
+    assert found.points == 2000 and found.coverage == pytest.approx(0.9, abs=0.001)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.5])
+def test_the_temperature_undoes_logits_of_the_wrong_size(factor: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    network = FunctionalNetwork(nn.Linear(4, 3))
+    truth = 1.5 * torch.randn(network.weights, generator=generator)
+    x = torch.randn(3000, 4, generator=generator)
+    p = network(truth, x).detach().softmax(-1)
+    y = torch.multinomial(p, 1, generator=generator)[:, 0]
+    member = torch.arange(3000)[None] % 2 != torch.arange(2)[:, None]
+    anchors = (factor * truth).expand(2, -1).contiguous()
+    found = calibrate(at_anchors(network, anchors), anchors, plans(), x, y, member, CalibrationConfig())
+    assert found.spread == pytest.approx(factor, rel=0.15) and found.map_spread == pytest.approx(factor, rel=0.15)
+    assert found.nll == pytest.approx(float(categorical_nll(p, y).mean()), abs=0.01)
+    assert found.interval_scores.numel() == 0 and math.isnan(found.coverage)
+
+
+# ---- a decoded posterior
+
+
+@pytest.fixture(scope="module")
+def posterior(walked: Walked) -> DecodedPosterior:
+    used = slice(0, 5)
+    latent = train_autoencoder(
+        walked.fibers.nodes[used], walked.fibers.scales[used], AutoencoderConfig(steps=300, hidden=32)
+    )
+    return DecodedPosterior(walked.network, latent.decoder, latent.nodes.numpy())
+
+
+@pytest.fixture(scope="module")
+def calibrated(walked: Walked, posterior: DecodedPosterior) -> Calibrated:
+    config = CalibrationConfig(false_alarm_rate=RATE)
+    return calibrate(posterior, walked.anchors.weights, plans(), walked.x, walked.y, walked.member, config)
+
+
+def served(posterior: DecodedPosterior, plan: LatentPlan, x: Tensor) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """Outputs (S, B, 1) and anchors (S,) that a server computes by default."""
+    weights, anchor = posterior.draw(plan, plan.samples)
+    return sample_outputs(posterior.network, weights, x).numpy(), anchor.numpy()
+
+
+def noise_of(calibrated: Calibrated) -> RegressionCalibration:
+    return RegressionCalibration(noise_std=calibrated.spread, points=calibrated.points)
+
+
+def test_the_noise_is_close_to_the_truth(calibrated: Calibrated) -> None:
+    # 240 rows: a standard error of 5 %, and a grid of 12 %.
+    assert calibrated.spread == pytest.approx(NOISE, rel=0.2)
+    assert calibrated.points == 240
+
+
+def test_the_posterior_scores_no_worse_than_the_anchors(calibrated: Calibrated) -> None:
+    assert calibrated.nll <= calibrated.map_nll + 0.02
+
+
+def test_intervals_cover_new_rows(posterior: DecodedPosterior, calibrated: Calibrated) -> None:
+    x, y = wave(3000, seed=9)
+    outputs, _ = served(posterior, plans()["predict"], x)
+    scores = calibrated.interval_scores.numpy()
+    assert bool((np.diff(scores) >= 0).all()) and scores.dtype == np.float64 and len(scores) == 240
+    for level in (0.5, 0.9, 0.95):
+        interval = regression(outputs, STANDARD, noise_of(calibrated), level, scores)["interval"]
+        covered = float(((interval[:, 0] <= y.numpy()) & (y.numpy() <= interval[:, 1])).mean())
+        # The quantile of 240 scores has a standard error of up to 3 %.
+        assert covered == pytest.approx(level, abs=0.08)
+
+
+def test_false_alarms_come_at_the_rate_asked_for(posterior: DecodedPosterior, calibrated: Calibrated) -> None:
+    x, _ = wave(3000, seed=9)
+    outputs, anchor = served(posterior, plans()["ood"], x)
+    score = epistemic_to_noise(outputs, anchor, STANDARD, noise_of(calibrated))
+    alarms = float((score > calibrated.detector.threshold).mean())
+    assert 0.03 < alarms < 0.2
+    assert calibrated.detector.false_alarm_rate == RATE and calibrated.detector.points == 240
+
+
+def test_rows_far_outside_are_flagged(posterior: DecodedPosterior, calibrated: Calibrated) -> None:
+    far = torch.cat([torch.linspace(4, 8, 20), torch.linspace(-8, -4, 20)])[:, None]
+    outputs, anchor = served(posterior, plans()["ood"], far)
+    score = epistemic_to_noise(outputs, anchor, STANDARD, noise_of(calibrated))
+    assert float((score > calibrated.detector.threshold).mean()) > 0.9
+
+
+def draws_of_anchor(posterior: DecodedPosterior, plan: LatentPlan, a: int, x: Tensor) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """What calibration sees of the rows that anchor a did not see: 64 samples of that anchor alone."""
+    weights, anchor = posterior.draw(plan, 64 * len(posterior.nodes), seed=1)
+    own = weights[anchor == a]
+    return sample_outputs(posterior.network, own, x).numpy(), np.full(len(own), a)
+
+
+def expected_threshold(scores: list[np.ndarray], rate: float) -> float:  # type: ignore[type-arg]
+    ordered = np.sort(np.concatenate(scores))
+    return float(ordered[min(len(ordered), math.ceil((len(ordered) + 1) * (1 - rate))) - 1])
+
+
+def test_the_threshold_is_a_quantile_of_the_servers_own_score(
+    walked: Walked, posterior: DecodedPosterior, calibrated: Calibrated
+) -> None:
+    scores = []
+    for a, seen in enumerate(walked.member):
+        outputs, anchor = draws_of_anchor(posterior, plans()["ood"], a, walked.x[~seen])
+        # In the target's own units, as a server computes it.
+        target = RegressionTarget(name="y", mean=3.0, scale=7.0)
+        noise = RegressionCalibration(noise_std=7.0 * calibrated.spread, points=240)
+        scores.append(epistemic_to_noise(outputs, anchor, target, noise))
+    assert calibrated.detector.score == "epistemic_to_noise"
+    assert calibrated.detector.threshold == pytest.approx(expected_threshold(scores, RATE), abs=1e-3)
+
+
+def test_calibration_draws_the_same_every_time(
+    walked: Walked, posterior: DecodedPosterior, calibrated: Calibrated
+) -> None:
+    config = CalibrationConfig(false_alarm_rate=RATE)
+    again = calibrate(posterior, walked.anchors.weights, plans(), walked.x, walked.y, walked.member, config)
+    assert torch.equal(again.interval_scores, calibrated.interval_scores)
+    assert replace(again, interval_scores=calibrated.interval_scores) == calibrated
+
+
+def test_each_row_is_judged_by_the_anchor_that_did_not_see_it(
+    walked: Walked, posterior: DecodedPosterior, calibrated: Calibrated
+) -> None:
+    # An anchor that puts out one more is right about targets that are one more, where it is asked.
+    shifted = walked.anchors.weights.clone()
+    shifted[1, -1] += 1.0
+    config = CalibrationConfig(false_alarm_rate=RATE)
+    spread = {}
+    for a in (0, 1):
+        y = walked.y + (~walked.member[a]).float()
+        spread[a] = calibrate(posterior, shifted, plans(), walked.x, y, walked.member, config).map_spread
+    assert spread[1] == pytest.approx(calibrated.map_spread, rel=1e-3)
+    assert spread[0] == pytest.approx(math.sqrt(calibrated.map_spread**2 + 1.0), rel=0.1)
+
+
+# ---- classification
+
+
+def test_a_classifiers_threshold_is_a_quantile_of_the_servers_mutual_information() -> None:
+    model = linear_classifier(rows=200)
+    network = model.network
+    member = torch.arange(200)[None] % 2 != torch.arange(2)[:, None]
+    anchors = torch.stack([0.9 * torch.ones(network.weights), torch.zeros(network.weights)])
+    fibers = walk_fibers(
+        network,
+        anchors,
+        model.x,
+        model.y,
+        member,
+        model.likelihood,
+        model.precision,
+        FiberConfig(trajectories=8, steps=4, refinement=30),
+    )
+    latent = train_autoencoder(fibers.nodes, fibers.scales, AutoencoderConfig(steps=100, hidden=16))
+    posterior = DecodedPosterior(network, latent.decoder, latent.nodes.numpy())
+    config = CalibrationConfig(false_alarm_rate=RATE)
+    found = calibrate(posterior, anchors, plans(), model.x, model.y, member, config)
+
+    scores = []
+    for a, seen in enumerate(member):
+        outputs, anchor = draws_of_anchor(posterior, plans()["ood"], a, model.x[~seen])
+        calibration = ClassificationCalibration(temperature=found.spread, points=1)
+        scores.append(mutual_information(outputs, anchor, calibration))
+    assert found.detector.score == "mutual_information" and found.detector.points == 200
+    assert found.detector.threshold == pytest.approx(expected_threshold(scores, RATE), abs=1e-5)
+    # The NLL is that of the averaged probabilities, at the temperature found.
+    outputs, _ = draws_of_anchor(posterior, plans()["predict"], 0, model.x[~member[0]])
+    other, _ = draws_of_anchor(posterior, plans()["predict"], 1, model.x[~member[1]])
+    p = torch.cat([mixture_probabilities(torch.from_numpy(f), found.spread) for f in (outputs, other)])
+    labels = torch.cat([model.y[~seen] for seen in member])
+    assert found.nll == pytest.approx(float(categorical_nll(p, labels).mean()), abs=1e-4)
+    assert found.nll < found.map_nll
