@@ -19,7 +19,7 @@ T = 6
 
 
 def train(nodes: Tensor, scales: Tensor, seed: int = 0, metric: Any = None, **options: Any) -> LatentModel:
-    config = AutoencoderConfig(**{"dimension": 16, "hidden": 32, "steps": 400, **options})
+    config = AutoencoderConfig(**{"dimension": 16, "hidden": 32, "steps": 300, **options})
     return train_autoencoder(nodes, scales, config, seed, metric=metric)
 
 
@@ -68,7 +68,7 @@ def test_decoded_nodes_predict_as_the_fibers(walked: Walked, curved: bool) -> No
         response = linear_response(network, walked.anchors.weights[anchor], walked.x, likelihood, vectors)
         return response @ response.T + vectors @ vectors.T
 
-    latent = train(fibers.nodes, fibers.scales, metric=inner if curved else None, rank=60, dimension=32)
+    latent = train(fibers.nodes, fibers.scales, metric=inner if curved else None, rank=60, dimension=32, steps=200)
     with torch.no_grad():
         decoded = network.batched(decode(latent, latent.nodes).flatten(0, 2), walked.x)
         sampled = network.batched(fibers.nodes.permute(1, 2, 0, 3).flatten(0, 2), walked.x)
@@ -184,7 +184,7 @@ def test_trajectories_with_even_steps_are_learned_too() -> None:
     way = torch.randn(1, 1, 8, 30, generator=generator)
     position = torch.linspace(0, 1, 6)
     nodes = 1 + way * position[:, None, None, None]
-    latent = train(nodes, position)
+    latent = train(nodes, position, steps=150)
     assert latent.decoder.growth == 0 and latent.reconstruction_error < 0.02
 
 
@@ -206,7 +206,7 @@ def test_no_movement_at_all_stays_finite() -> None:
 def test_one_trajectory_of_two_steps_is_enough() -> None:
     way = torch.randn(9, generator=torch.Generator().manual_seed(0))
     nodes = torch.stack([t * way for t in (0.0, 1.0, 3.0)])[:, None, None]
-    latent = train(nodes, torch.tensor([0.0, 1.0, 3.0]), steps=400)
+    latent = train(nodes, torch.tensor([0.0, 1.0, 3.0]), steps=150)
     assert latent.reconstruction_error < 0.01 and torch.isfinite(latent.nodes).all()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from builder.autoencoder import train_autoencoder
@@ -23,6 +25,7 @@ from service.predictive import epistemic_to_noise, mutual_information, regressio
 from tests.builder.linear import linear_classifier
 from tests.builder.walked import NOISE, Walked, wave
 
+Array = NDArray[Any]
 RATE = 0.1
 STANDARD = RegressionTarget(name="y", mean=0.0, scale=1.0)
 
@@ -196,7 +199,7 @@ def calibrated(walked: Walked, posterior: DecodedPosterior) -> Calibrated:
     return calibrate(posterior, walked.anchors.weights, plans(), walked.x, walked.y, walked.member, config)
 
 
-def served(posterior: DecodedPosterior, plan: LatentPlan, x: Tensor) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def served(posterior: DecodedPosterior, plan: LatentPlan, x: Tensor) -> tuple[Array, Array]:
     """Outputs (S, B, 1) and anchors (S,) that a server computes by default."""
     weights, anchor = posterior.draw(plan, plan.samples)
     return sample_outputs(posterior.network, weights, x).numpy(), anchor.numpy()
@@ -244,14 +247,14 @@ def test_rows_far_outside_are_flagged(posterior: DecodedPosterior, calibrated: C
     assert float((score > calibrated.detector.threshold).mean()) > 0.9
 
 
-def draws_of_anchor(posterior: DecodedPosterior, plan: LatentPlan, a: int, x: Tensor) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def draws_of_anchor(posterior: DecodedPosterior, plan: LatentPlan, a: int, x: Tensor) -> tuple[Array, Array]:
     """What calibration sees of the rows that anchor a did not see: 64 samples of that anchor alone."""
     weights, anchor = posterior.draw(plan, 64 * len(posterior.nodes), seed=1)
     own = weights[anchor == a]
     return sample_outputs(posterior.network, own, x).numpy(), np.full(len(own), a)
 
 
-def expected_threshold(scores: list[np.ndarray], rate: float) -> float:  # type: ignore[type-arg]
+def expected_threshold(scores: list[Array], rate: float) -> float:
     ordered = np.sort(np.concatenate(scores))
     return float(ordered[min(len(ordered), math.ceil((len(ordered) + 1) * (1 - rate))) - 1])
 

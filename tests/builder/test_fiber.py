@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from builder import fiber
 from builder.config import FiberConfig
-from builder.fiber import Fibers, affordable, drift_scales, walk_fibers
+from builder.fiber import Fibers, Plan, drift_scales, plan_work, walk_fibers
 from builder.likelihood import CategoricalLikelihood, GaussianLikelihood
 from builder.network import MLP, FunctionalNetwork
 from tests.builder.linear import LinearModel, assert_draws_from, linear_classifier, linear_gaussian
@@ -287,22 +287,34 @@ def test_drift_scales_without_growth_are_even() -> None:
     )
 
 
-def test_the_budget_takes_trajectories_first_then_rows() -> None:
+@pytest.mark.parametrize(
+    ("gradients", "options", "expected"),
+    [
+        (10 * 32 * 60, {}, Plan(32, 60, 1000)),
+        (32 * 30, {}, Plan(32, 30, 1000)),
+        (32 * 15, {}, Plan(32, 15, 1000)),
+        (16 * 15, {}, Plan(16, 15, 1000)),
+        (8 * 15, {}, Plan(8, 15, 1000)),
+        (8 * 15 / 2, {}, Plan(8, 15, 500)),
+        (1e-6, {}, Plan(8, 15, 256)),
+        (64 * 30, {"trajectories": 64}, Plan(64, 30, 1000)),
+        (16 * 40, {"refinement": 40}, Plan(16, 40, 1000)),
+        (64 * 10 / 2, {"trajectories": 64, "refinement": 10}, Plan(64, 10, 500)),
+        (20, {"refinement": 0}, Plan(20, 0, 1000)),
+    ],
+)
+def test_the_budget_takes_refinement_first_then_trajectories_then_rows(
+    gradients: float, options: dict[str, Any], expected: Plan
+) -> None:
+    """A budget of so many gradients on all rows, for each drift step of each anchor."""
     network, x, _ = sine(1000)
-    per_gradient = 3 * network.operations(x[:1])
+    work = 1.001 * gradients * 3 * network.operations(x[:1]) * 1000 * 2 * 9
+    assert plan_work(network, x, 2, FiberConfig(work=work, **options)) == expected
 
-    def fit(share: float, **options: Any) -> tuple[int, int]:
-        """What is affordable with this share of what 32 trajectories on all rows cost."""
-        work = share * per_gradient * 1000 * 32 * 2 * 9 * 15
-        return affordable(network, x, 2, FiberConfig(work=work, **options))
 
-    assert fit(10) == (32, 1000)
-    assert fit(0.51) == (16, 1000)
-    assert fit(0.251) == (8, 1000)
-    assert fit(0.126) == (8, pytest.approx(504, abs=1))
-    assert fit(1e-6) == (8, 256)
-    assert fit(1.01, trajectories=64) == (64, pytest.approx(505, abs=1))
-    assert affordable(network, x[:100], 2, FiberConfig(work=1.0)) == (8, 100)
+def test_few_rows_are_all_taken_whatever_the_budget() -> None:
+    network, x, _ = sine(100)
+    assert plan_work(network, x, 2, FiberConfig(work=1.0)).rows == 100
 
 
 def test_progress_is_reported_step_by_step(fitted: Fitted) -> None:

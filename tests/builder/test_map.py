@@ -59,10 +59,10 @@ def test_anchors_of_a_linear_model_are_ridge_solutions(precision: float) -> None
         assert float(noise) == pytest.approx(float(residual.square().mean().sqrt()), rel=0.01)
 
 
-@pytest.mark.parametrize("noise", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("noise", [0.1, 1.0])
 def test_the_noise_is_learned(noise: float) -> None:
     x, y = line(400, noise)
-    anchors = train(x, y, folds(400, 2), prior_precision=[0.1], steps=1500)
+    anchors = train(x, y, folds(400, 2), prior_precision=[0.1], steps=800)
     # A standard deviation from 200 rows has a standard error of 5 %.
     assert torch.allclose(anchors.noise_std, torch.full((2,), noise), rtol=0.15)
 
@@ -70,10 +70,10 @@ def test_the_noise_is_learned(noise: float) -> None:
 def test_minibatches_reach_the_ridge_solution_too() -> None:
     x, y = line(600)
     member = folds(600, 2)
-    anchors = train(x, y, member, batch_rows=100, steps=1500)
+    anchors = train(x, y, member, batch_rows=100, steps=1000)
     for theta, noise, seen in zip(anchors.weights, anchors.noise_std, member, strict=True):
         assert torch.allclose(theta, ridge(x[seen], y[seen], 2.0, float(noise)), atol=0.03)
-    assert anchors.gradient_evaluations == 1500 * 100 * 2
+    assert anchors.gradient_evaluations == 1000 * 100 * 2
 
 
 def test_logistic_regression_reaches_its_stationary_point() -> None:
