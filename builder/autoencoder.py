@@ -233,7 +233,9 @@ def _solve_table(decoder: WeightDecoder, z: Tensor, unit: Tensor, target: Tensor
     a, b = torch.cat(features, 1).double(), torch.cat(left, 1).double()
     gram = a.mT @ a
     gram.diagonal(dim1=-2, dim2=-1).add_(_RIDGE * a.shape[1] / a.shape[2])
-    decoder.table.copy_(torch.linalg.solve(gram, a.mT @ b).to(z.dtype))
+    # One anchor at a time: batched factorisations have failed in threaded MKL.
+    for anchor, (matrix, right) in enumerate(zip(gram, a.mT @ b, strict=True)):
+        decoder.table[anchor] = torch.cholesky_solve(right, torch.linalg.cholesky(matrix)).to(z.dtype)
 
 
 def scale_at(position: Tensor, growth: float) -> Tensor:

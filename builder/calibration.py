@@ -85,8 +85,8 @@ def _furthest_as_good_as_best(nll: Tensor) -> int:
     mean = torch.nan_to_num(nll.mean(1), nan=math.inf)
     worse = nll - nll[mean.argmin()]
     error = worse.std(1) / nll.shape[1] ** 0.5
-    good = worse.mean(1) <= error.clamp(max=_LARGEST_NLL_LOSS)
-    return int(good.nonzero().max())
+    good = (worse.mean(1) <= torch.nan_to_num(error).clamp(max=_LARGEST_NLL_LOSS)).nonzero()
+    return int(good.max()) if len(good) else 0
 
 
 def _position_weights(last: int, particles: int, device: torch.device) -> Tensor:

@@ -160,7 +160,7 @@ def run_build(
 
 
 def make_plans(config: BuildConfig, fibers: Fibers, reach: Reach) -> dict[str, LatentPlan]:
-    """The plan for predicting, up to the chosen reach, and the one for OOD: its outer part, where samples differ most."""
+    """The plan for predicting, up to the chosen reach, and the one for OOD: its outer part, where samples differ."""
     last = reach.node / reach.wide
     return {
         "predict": LatentPlan(
