@@ -75,7 +75,7 @@ class Plan:
 def plan_work(network: FunctionalNetwork, x: Tensor, anchors: int, config: FiberConfig) -> Plan:
     """Spends the config's work budget where it helps most.
 
-    Refinement is cut first, from 60 steps to 15, then trajectories, from 32 to 8; only then are gradients taken on part
+    Refinement is cut first, from 200 steps to 15, then trajectories, from 32 to 8; only then are gradients taken on part
     of the rows. What the config fixes stays as it is.
     """
     each = 3.0 * network.operations(x[:1]) * config.steps * anchors
@@ -84,7 +84,7 @@ def plan_work(network: FunctionalNetwork, x: Tensor, anchors: int, config: Fiber
     def share(fixed: int | None, most: int, least: int, cost: float) -> int:
         return fixed if fixed is not None else int(min(most, max(least, config.work / cost)))
 
-    refinement = share(config.refinement, 60, 15, each * rows * (config.trajectories or 32))
+    refinement = share(config.refinement, 200, 15, each * rows * (config.trajectories or 32))
     trajectories = share(config.trajectories, 32, 8, each * rows * max(1, refinement))
     return Plan(trajectories, refinement, share(None, rows, min(rows, 256), each * trajectories * max(1, refinement)))
 

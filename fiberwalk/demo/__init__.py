@@ -112,7 +112,7 @@ def _ask(address: str, route: str, **body: Any) -> dict[str, Any]:
 
 
 def _show_snelson(console: Console, address: str) -> None:
-    rows = {"in the data": [0.5, 1.2, 4.5], "in the gap": [2.25], "far outside": [-6.0, 14.0]}
+    rows = {"data": [0.5, 1.2, 4.5], "gap": [2.25], "outside": [-6.0, 14.0]}
     inputs = [[x] for xs in rows.values() for x in xs]
     p, o = (
         _ask(address, "/predict", model="snelson", inputs=inputs),
@@ -126,7 +126,7 @@ def _show_snelson(console: Console, address: str) -> None:
         "aleatoric std",
         "epistemic std",
         "OOD",
-        title="\nsnelson: /predict, /ood",
+        title="snelson",
     )
     places = [place for place, xs in rows.items() for _ in xs]
     for i, place in enumerate(places):
@@ -138,7 +138,7 @@ def _show_snelson(console: Console, address: str) -> None:
             f"{low:.2f} to {high:.2f}",
             f"{p['aleatoric_variance'][i] ** 0.5:.2f}",
             f"{p['epistemic_variance'][i] ** 0.5:.2f}",
-            "[bold red]unfamiliar[/bold red]" if o["flag"][i] else "familiar",
+            "[bold red]flagged[/bold red]" if o["flag"][i] else "no",
         )
     console.print(table)
 
@@ -150,14 +150,14 @@ def _show_digits(console: Console, address: str) -> None:
         x, y = z["x"], z["y"]
     rng = np.random.default_rng(0)
     rows = [(f"a {y[i]}", x[i]) for i in (0, 1, 2)]
-    rows += [("half a 3, half an 8", (x[3].astype(int) + x[8]) // 2), ("random pixels", rng.integers(0, 17, 64))]
-    rows.append(("a digit, inverted", 16 - x[4].astype(int)))
+    rows += [("a 3 over an 8", (x[3].astype(int) + x[8]) // 2), ("random pixels", rng.integers(0, 17, 64))]
+    rows.append(("inverted", 16 - x[4].astype(int)))
     inputs = [np.asarray(v).tolist() for _, v in rows]
     p, o = (
         _ask(address, "/predict", model="digits", inputs=inputs),
         _ask(address, "/ood", model="digits", inputs=inputs),
     )
-    table = Table("input", "label", "probability", "aleatoric (nats)", "epistemic (nats)", "OOD", title="\ndigits")
+    table = Table("input", "label", "probability", "aleatoric (nats)", "epistemic (nats)", "OOD", title="digits")
     for i, (what, _) in enumerate(rows):
         best = max(range(len(p["mean"][i])), key=p["mean"][i].__getitem__)
         deviation = p["variance"][i][best] ** 0.5
@@ -167,6 +167,6 @@ def _show_digits(console: Console, address: str) -> None:
             f"{p['mean'][i][best]:.2f} ± {deviation:.2f}",
             f"{p['expected_entropy'][i]:.3f}",
             f"{p['mutual_information'][i]:.3f}",
-            "[bold red]unfamiliar[/bold red]" if o["flag"][i] else "familiar",
+            "[bold red]flagged[/bold red]" if o["flag"][i] else "no",
         )
     console.print(table)
