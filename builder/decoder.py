@@ -73,9 +73,10 @@ class WeightDecoder(nn.Module):
 
     def coordinates(self, latents: Tensor) -> Tensor:
         """Coordinates (A, M, rank) of latents (A, M, k), row a decoded by anchor a."""
-        # The tiny constant keeps direction and gradient finite at the anchor itself, where the length is zero.
+        # The least length keeps direction and gradient finite at the anchor itself. A clamp, since the ONNX exporter
+        # drops the addition of a constant that small.
         squared = latents.square().sum(-1, keepdim=True)
-        length = (squared + 1e-12).sqrt()
+        length = squared.clamp(min=1e-12).sqrt()
         h = torch.cat([latents / length, length], dim=-1)
         last = len(self.matrices) - 1
         for i, (w, b) in enumerate(zip(self.matrices, self.biases, strict=True)):
@@ -90,7 +91,7 @@ class WeightDecoder(nn.Module):
 
     def table_features(self, latents: Tensor) -> Tensor:
         """(A, M, k*knots): the direction of latents (A, M, k) times piecewise linear functions of their length."""
-        length = (latents.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+        length = latents.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
         knot = torch.arange(1, self.knots + 1, dtype=latents.dtype, device=latents.device)
         # Below the first knot and beyond the last the table is constant.
         place = (length * self.knots).clamp(1.0, float(self.knots))

@@ -79,6 +79,7 @@ def export_decoder(decoder: WeightDecoder) -> bytes:
     generator = torch.Generator().manual_seed(0)
     for n in (1, 5):
         z = torch.randn(n, decoder.dimension, generator=generator)
+        z[0] = 0.0  # the anchor itself
         a = torch.randint(decoder.anchors, (n,), generator=generator)
         got = session.run({"latents": z.numpy(), "anchors": a.numpy()})
         with torch.no_grad():

@@ -1,0 +1,232 @@
+"""A whole build: what it publishes, that it repeats and resumes, and networks of the user's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import builder.pipeline as pipeline
+from builder.pipeline import BuildResult, run_build
+from builder.trained import Trained
+from model_store.errors import ConfigError
+from model_store.manifest import TRUNK_FILE, CategoricalColumn, TableInput
+from tests.builder.builds import build_table, config, serve, table
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
+    """A regression on a number and a category, from a CSV file."""
+    return build_table(tmp_path_factory.mktemp("built"))
+
+
+def contents(result: BuildResult) -> dict[str, Any]:
+    """Everything of a manifest that its inputs determine; the card tells the date."""
+    manifest = result.bundle.manifest.model_dump(mode="json")
+    del manifest["version"], manifest["build"]["created"], manifest["build"]["seconds"], manifest["files"]["card.md"]
+    return manifest
+
+
+def fail(*_: object, **__: object) -> None:
+    raise AssertionError("the stage is run again")
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_bundle_is_whole(built: BuildResult) -> None:
+    bundle = built.bundle
+    bundle.verify()
+    manifest = bundle.manifest
+    assert isinstance(manifest.inputs, TableInput)
+    assert [c.name for c in manifest.inputs.columns] == ["a", "colour"]
+    assert isinstance(manifest.inputs.columns[1], CategoricalColumn)
+    assert manifest.inputs.columns[1].categories == ["blue", "red"]
+    assert (manifest.latent.anchors, manifest.latent.trajectories) == (2, 6)
+    assert set(manifest.build.seconds) >= {"map", "fiber", "autoencoder", "calibration"}
+    assert {"card.md", "decoder.onnx", "base.onnx"} <= set(manifest.files)
+
+
+def test_metrics_are_published(built: BuildResult) -> None:
+    assert built.bundle.manifest.metrics == built.metrics
+    found = {(m.predictor, m.split): m for m in built.metrics}
+    parts = {("posterior", "out_of_fold"), ("map", "out_of_fold")}
+    assert set(found) == parts | {(p, "test") for p in ("posterior", "fiber", "map")}
+    posterior = found["posterior", "test"]
+    assert posterior.rows == 16
+    assert set(posterior.values) == {"nll", "rmse", "coverage_90", "width_90"}
+    assert all(math.isfinite(v) for m in built.metrics for v in m.values.values())
+
+
+def test_the_prediction_is_the_known_function(built: BuildResult) -> None:
+    a = np.linspace(-1.5, 1.5, 21)
+    for colour, shift in (("blue", 0.0), ("red", 1.0)):
+        answer = serve(built.bundle, [[float(v), colour] for v in a])
+        # Within the noise (0.3) of 144 training rows.
+        assert np.sqrt(np.mean((answer["mean"] - 2 * np.sin(2 * a) - shift) ** 2)) < 0.4
+
+
+def test_no_file_names_of_the_builder_are_published(built: BuildResult) -> None:
+    text = (built.bundle.path / "manifest.json").read_text()
+    assert str(built.bundle.path.parent) not in text
+    assert "table.csv" not in text
+
+
+def test_the_same_inputs_give_the_same_bundle(tmp_path: Path, built: BuildResult) -> None:
+    again = build_table(tmp_path / "again")
+    assert contents(again) == contents(built)
+    other = build_table(tmp_path / "other", seed=1)
+    files = [r.bundle.manifest.files for r in (built, other)]
+    assert files[0]["arrays.safetensors"] != files[1]["arrays.safetensors"]
+    assert files[0]["decoder.onnx"] != files[1]["decoder.onnx"]
+
+
+def test_an_interrupted_build_goes_on(tmp_path: Path, built: BuildResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "walk_fibers", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build_table(tmp_path)
+    assert [p.name for p in (tmp_path / "work").iterdir()] == ["map.safetensors"]
+    assert not list((tmp_path / "models").glob("*/*/manifest.json"))
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "train_anchors", fail)
+        resumed = build_table(tmp_path)
+    assert contents(resumed) == contents(built)
+
+    # Everything is finished now: the same build again trains nothing.
+    for stage in ("train_anchors", "walk_fibers", "train_autoencoder"):
+        monkeypatch.setattr(pipeline, stage, fail)
+    repeated = build_table(tmp_path)
+    assert repeated.bundle.version == 2
+    assert contents(repeated) == contents(built)
+    # But not with another seed.
+    with pytest.raises(AssertionError, match="run again"):
+        build_table(tmp_path, seed=1)
+
+
+def test_a_damaged_work_file_is_ignored(tmp_path: Path, built: BuildResult) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "map.safetensors").write_bytes(b"\x08cut off")
+    assert contents(build_table(tmp_path)) == contents(built)
+
+
+def test_work_of_no_named_folder_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    build_table(tmp_path, work=None)
+    assert not (tmp_path / ".fiberwalk" / "tiny").exists()
+
+
+# ---- networks of the user's own
+
+
+class Headed(nn.Module):
+    """A body, whose weights may stay fixed, and a head."""
+
+    def __init__(self, inputs: int = 3, outputs: int = 1) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(inputs, 12), nn.Tanh(), nn.Linear(12, 8), nn.Tanh())
+        self.head = nn.Linear(8, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.body(x))
+        return out
+
+
+def watched(patch: pytest.MonkeyPatch) -> list[Trained]:
+    """What the next builds publish, as torch has it."""
+    seen: list[Trained] = []
+    publish = pipeline.publish
+
+    def keep(trained: Trained, *rest: Any) -> Any:
+        seen.append(trained)
+        return publish(trained, *rest)
+
+    patch.setattr(pipeline, "publish", keep)
+    return seen
+
+
+def test_a_fixed_body_becomes_a_trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watched(monkeypatch)
+    table().to_csv(tmp_path / "table.csv", index=False)
+    result = run_build(config(tmp_path, map={"anchors": None}, network={"posterior": "head"}), factory=Headed)
+    manifest = result.bundle.manifest
+    result.bundle.verify()
+    assert TRUNK_FILE in manifest.files
+    assert manifest.latent.anchors == 1
+    assert manifest.network.weights == 9
+    assert {p.name for p in manifest.network.parameters} == {"head.weight", "head.bias"}
+
+    (trained,) = seen
+    module, target = trained.network.module, trained.dataset.target
+    plan = trained.plans["predict"]
+    weights = trained.posterior.draw(plan, plan.samples)[0]
+    rows = [[0.5, "red"], [-1.2, "blue"], [1.9, "red"]]
+    x = torch.tensor([[(v - manifest.inputs.columns[0].mean) / manifest.inputs.columns[0].scale,
+                       float(c == "blue"), float(c == "red")] for v, c in rows])  # fmt: skip
+    with torch.no_grad():
+        # By hand: the body once, then every sample's head.
+        outputs = [module.body(x) @ w[:8] + w[8] for w in weights]
+    expected = torch.stack(outputs).mean(0).numpy() * target.scale + target.mean
+    np.testing.assert_allclose(serve(result.bundle, rows)["mean"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_given_weights_are_the_anchor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watched(monkeypatch)
+    torch.manual_seed(3)
+    module = Headed()
+    optimizer = torch.optim.Adam(module.parameters(), 0.02)
+    frame = table()
+    x = torch.tensor(np.c_[frame["a"], frame["colour"] == "blue", frame["colour"] == "red"], dtype=torch.float32)
+    y = torch.tensor(frame["y"].to_numpy(), dtype=torch.float32)
+    for _ in range(200):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(module(x)[:, 0], y).backward()
+        optimizer.step()
+    save_file(module.state_dict(), tmp_path / "trained.safetensors")
+    monkeypatch.setattr(pipeline, "train_anchors", fail)
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    options = {"map": {"anchors": None}, "network": {"weights": tmp_path / "trained.safetensors"}}
+    result = run_build(config(tmp_path, **options), factory=Headed)
+    given = torch.cat([p.detach().flatten() for p in module.parameters()])
+    (trained,) = seen
+    assert torch.equal(trained.anchors, given[None])
+    # Made for the numbers as they are: nothing is standardised.
+    assert isinstance(result.bundle.manifest.inputs, TableInput)
+    assert (result.bundle.manifest.inputs.columns[0].mean, result.bundle.manifest.inputs.columns[0].scale) == (0, 1)
+    at_map = module(torch.tensor([[0.5, 0.0, 1.0]])).item()
+    answer = serve(result.bundle, [[0.5, "red"]])
+    assert abs(answer["mean"][0] - at_map) < 1
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
+@pytest.mark.parametrize(
+    ("factory", "message", "expected"),
+    [
+        (lambda: Headed(outputs=2), "wrong number of outputs", "1 output"),
+        (lambda: Headed(inputs=7), "does not take the data", "inputs of shape (rows, 3)"),
+        (normed, "batch normalisation", None),
+    ],
+    ids=["outputs", "inputs", "batch norm"],
+)
+def test_a_network_that_does_not_fit_is_refused(
+    tmp_path: Path, factory: Callable[[], nn.Module], message: str, expected: str | None
+) -> None:
+    table().to_csv(tmp_path / "table.csv", index=False)
+    with pytest.raises(ConfigError, match=message) as e:
+        run_build(config(tmp_path), factory=factory)
+    assert e.value.field == "network"
+    if expected:
+        assert e.value.expected is not None
+        assert expected in e.value.expected
+    assert not (tmp_path / "models").exists()

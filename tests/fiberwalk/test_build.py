@@ -1,0 +1,140 @@
+"""`fiberwalk build`, as a user meets it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import builder.pipeline as pipeline
+from fiberwalk.cli import app
+from model_store import ModelStore
+
+RECIPE = """
+name = "waves"
+[data]
+file = "table.csv"
+target = "y"
+task = "regression"
+[network]
+hidden = [8]
+[map]
+anchors = 2
+steps = 100
+prior_precision = [1.0]
+[fiber]
+trajectories = 4
+steps = 3
+refinement = 3
+[autoencoder]
+dimension = 4
+steps = 20
+"""
+NETWORK = """
+from torch import nn
+def make():
+    return nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1))
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a table and a recipe for it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FIBERWALK_STORE", raising=False)
+    x = np.random.default_rng(0).uniform(-2, 2, 80)
+    y = np.sin(2 * x) + 0.2 * np.random.default_rng(1).normal(size=80)
+    np.savetxt(tmp_path / "table.csv", np.c_[x, y], delimiter=",", header="x,y", comments="")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner(env={"COLUMNS": "240"}).invoke(app, ["build", *arguments])
+
+
+def test_options_alone(folder: Path) -> None:
+    options = "--data table.csv --target y --task regression --name waves --store here --preset fast"
+    result = run(*options.split(), "--device", "cpu", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert "waves@1" in result.stdout
+    assert "coverage_90" in result.stdout
+    assert "fiberwalk serve --store here" in result.stdout
+    assert result.stderr == ""
+    bundle = ModelStore(folder / "here").open("waves")
+    bundle.verify()
+    assert bundle.manifest.build.config["preset"] == "fast"
+    assert bundle.manifest.build.config["map"]["steps"] == 1500
+
+
+def test_a_recipe_and_options_over_it(folder: Path) -> None:
+    (folder / "own_network.py").write_text(NETWORK)
+    result = run("recipe.toml", "--name", "other", "--seed", "5", "--network", "own_network:make")
+    assert result.exit_code == 0, result.stderr
+    manifest = ModelStore(folder / "models").open("other").manifest
+    assert manifest.build.seed == 5
+    assert manifest.network.weights == 19
+    # Progress goes to stderr, so that stdout is the result alone.
+    assert "MAP training" in result.stderr
+    assert "MAP training" not in result.stdout
+
+
+def test_an_interrupted_build_says_how_to_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "train_autoencoder", interrupt)
+    result = run("recipe.toml", "--quiet")
+    assert result.exit_code == 130
+    assert "the same command goes on from there" in result.stderr
+    kept = {p.name for p in (folder / ".fiberwalk" / "waves").iterdir()}
+    assert kept == {"map.safetensors", "fiber.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("", 2, "Say --name"),
+        ("--data table.csv --target y --name a", 2, "Say --task"),
+        ("--task regression --name a", 1, "DataError: Name the data with --data FILE."),
+        ("--task regression --name a --data nothing.csv --target y", 1, "DataError: There is no file nothing.csv."),
+        ("--task regression --name a --data table.csv", 1, "DataError: Name the column to predict with --target."),
+        ("--task regression --name a --data table.csv --target z", 1, "DataError: There is no column 'z'."),
+        ("--task fortune --name a --data table.csv --target y", 1, "ConfigError: Option data.task"),
+        ("recipe.toml --preset lazy", 1, "ConfigError: Option preset"),
+        ("recipe.toml --seed -1", 1, "ConfigError: Option seed"),
+        ("recipe.toml --posterior (", 1, "ConfigError: --posterior is no regular expression"),
+        ("recipe.toml --network json:nothing", 1, "ConfigError: --network json:nothing cannot be imported"),
+        ("recipe.toml --network json:__name__", 1, "ConfigError: --network json:__name__ must be callable"),
+        ("recipe.toml --weights nothing.safetensors", 1, "ConfigError: --weights nothing.safetensors cannot be read"),
+        ("missing.toml", 1, "ConfigError: The recipe missing.toml cannot be read"),
+        ("table.csv", 1, "ConfigError: The recipe table.csv is no TOML"),
+        ("--seed many", 2, "Invalid value for '--seed'"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(folder: Path, arguments: str, code: int, message: str) -> None:
+    result = run(*arguments.split())
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert not (folder / "models").exists()
+
+
+def test_an_unknown_option_of_a_recipe_is_named(folder: Path) -> None:
+    (folder / "recipe.toml").write_text(RECIPE + "legs = 4\n")
+    result = run("recipe.toml")
+    assert result.exit_code == 1
+    assert "autoencoder.legs" in result.stderr
+
+
+def test_help_names_every_option() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    options = "data target task name store network weights posterior drop device seed preset work quiet"
+    for option in options.split():
+        assert f"--{option}" in result.stdout
