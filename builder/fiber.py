@@ -75,8 +75,8 @@ class Plan:
 def plan_work(network: FunctionalNetwork, x: Tensor, anchors: int, config: FiberConfig) -> Plan:
     """Spends the config's work budget where it helps most.
 
-    Refinement is cut first, from 200 steps to 15, then trajectories, from 32 to 8; only then are gradients taken on part
-    of the rows. What the config fixes stays as it is.
+    Refinement is cut first, from 200 steps to 15, then trajectories, from 32 to 8; only then are gradients taken on
+    part of the rows. What the config fixes stays as it is.
     """
     each = 3.0 * network.operations(x[:1]) * config.steps * anchors
     rows = len(x)
