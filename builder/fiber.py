@@ -115,7 +115,7 @@ def walk_fibers(
     scales = drift_scales(config)
     nodes, losses = [walk.position.clone()], [walk.plain_loss()]
     for t in range(1, config.steps + 1):
-        walk.drift(float(scales[t]), float(scales[t] - scales[t - 1]))
+        walk.drift(float(scales[t] - scales[t - 1]))
         for step in range(walk.refinement):
             loss = walk.refine(float(scales[t]))
             report((t - 1) * walk.refinement + step + 1, config.steps * walk.refinement, loss)
@@ -192,7 +192,7 @@ class _Walk:
         self.velocity = torch.zeros_like(self.position)
         self.before: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def drift(self, scale: float, increment: float) -> None:
+    def drift(self, increment: float) -> None:
         """Moves every particle that is not stranded along its direction."""
         moving = (~self.stranded).unsqueeze(1)
         self.position = torch.where(moving, self.position + increment * self.direction, self.position)
