@@ -6,21 +6,21 @@ Trajectories become curves in a latent space of k dimensions, from the anchor at
     L- = mean(-log norm(z_i - z_j))                           other nodes of the anchor are pushed apart
     Ld = mean(norm(D(z) - theta)^2) / mean(norm(theta)^2)     decoding gives the weights back
 
-(MetricBNN, arXiv 2512.01500; its exact formulas are not public, these are our reading.) Three things are ours. The
-autoencoder lives in the span of the samples, on `rank` coordinates, so its cost does not grow with P. Distances are
-measured in the metric of the posterior's curvature, `norm(v)^2 = v^T H v`: an error that the predictions feel counts,
-and one that they do not feel hardly does, which plain distances in weight space get wrong. As drift scales grow
-geometrically, weights are measured in units of the drift scale at their place: without that the small scales, where
-most of the posterior mass lies, would be lost in the error of the large ones. And Ld is also taken between the nodes,
-at the positions from which the server will draw.
+(MetricBNN, arXiv 2512.01500; its exact formulas are not public, these are our reading.) Four things are ours. The
+autoencoder lives in the span of the samples, on `rank` coordinates, so its cost does not grow with P; the basis is the
+best one in the metric of the posterior's curvature, and just as many columns are taken as the predictions need. Node t
+lies at length t/T by construction, so a latent's length is its position, and L+ makes trajectories straight rays. As
+drift scales grow geometrically, weights are measured in units of the drift scale at their place: without that the
+small scales would be lost in the error of the large ones. And the decoder's table, linear once the latents are known,
+is solved for after training: as far as the features tell trajectories apart, nodes then decode to the sampled weights
+themselves, and what lies between two nodes to weights between theirs.
 
-Lengths: A anchors, N trajectories, T steps, P weights, k latent dimensions.
+Lengths: A anchors, N trajectories, T steps, P weights, k latent dimensions, F features of the decoder.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +28,14 @@ from torch import Tensor, nn
 
 from builder.config import AutoencoderConfig
 from builder.decoder import WeightDecoder
+from builder.metric import EuclideanMetric, WeightMetric
 from builder.progress import StepReport, silent
 
-Metric = Callable[[int, Tensor], Tensor]
+_TOLERATED_DIVERGENCE = 0.01
+_HEAD_ENTRIES = 2**25
+"""Most entries of a head whose rank is chosen automatically (128 MB)."""
+_NODE_WEIGHT = 3.0
+_RIDGE = 1e-8
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class LatentModel:
     Attributes:
         decoder: latents to weights.
         nodes: (A, N, T+1, k) latents.
-        reconstruction_error: relative squared error of the decoded nodes, in units of their drift scale.
+        reconstruction_error: mean divergence of the decoded nodes from the sampled ones; 1 is as much as the noise.
         basis_error: the part of it that the rank of the head alone causes.
     """
 
@@ -56,27 +61,26 @@ def train_autoencoder(
     config: AutoencoderConfig,
     seed: int = 0,
     report: StepReport = silent,
-    metric: Metric | None = None,
+    metric: WeightMetric | None = None,
 ) -> LatentModel:
     """Trains one autoencoder an anchor, all as one batch.
 
     Args:
         nodes: (T+1, A, N, P) trajectories, node 0 the anchor.
         scales: (T+1,) their drift scales, 0 first, growing.
-        metric: gives the inner products (m, m) of vectors (m, P) at anchor a; by default the Euclidean ones.
+        metric: of weight space; by default the Euclidean one, in units of the mean square of the way to the anchor.
     """
     steps, anchors, trajectories, weights = nodes.shape[0] - 1, *nodes.shape[1:]
     device = nodes.device
     unit = (scales / scales[-1]).to(device)
     means = nodes[0, :, 0]
-    away = (nodes[1:] - means[:, None]).permute(1, 2, 0, 3)
-    scaled = (away / unit[1:, None]).reshape(anchors, trajectories * steps, weights)
-    rank = min(config.rank or 2 * trajectories, trajectories * steps, weights)
-    inner = metric or (lambda _, vectors: vectors @ vectors.T)
-    grams = torch.stack([inner(a, vectors) for a, vectors in enumerate(scaled)])
-    basis, coordinates, basis_error = _span(scaled, grams, rank)
-    spread = coordinates.square().mean().sqrt().clamp(min=1e-12)
-    coordinates = coordinates / spread
+    away = (nodes[1:] - means[:, None]).permute(1, 2, 0, 3).flatten(1, 2)
+    metric = metric or EuclideanMetric(max(float(away.square().sum(-1).mean()), 1e-30))
+    basis, coordinates, basis_error = _span(means, away, config.rank, trajectories, metric)
+    rank = basis.shape[1]
+    target = coordinates.reshape(anchors, trajectories, steps, rank) / unit[1:, None]
+    spread = target.square().mean().sqrt().clamp(min=1e-12)
+    target = target / spread
 
     generator = torch.Generator().manual_seed(seed + 104729)
     with torch.random.fork_rng(devices=[]):
@@ -86,15 +90,17 @@ def train_autoencoder(
         decoder = WeightDecoder(anchors, config.dimension, config.hidden, rank, weights, growth=growth, knots=steps).to(
             device
         )
+        last = nn.Parameter(torch.zeros(anchors, config.dimension + config.hidden, rank, device=device))
     decoder.set_head(means, basis * spread)
-    target = coordinates.reshape(anchors, trajectories, steps, rank)
 
-    optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=config.learning_rate)
+    hidden = [*decoder.matrices, *decoder.biases]
+    optimiser = torch.optim.Adam([*encoder.parameters(), *hidden, last], lr=config.learning_rate)
     # torch divides by zero where the share of the steps that rise is exactly one step; of 0.11 it never is.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.11, anneal_strategy="cos"
     )
-    size = target.square().mean().clamp(min=1e-12)
+    wanted = target.flatten(1, 2)
+    size = wanted.square().mean().clamp(min=1e-12)
     for step in range(config.steps):
         z = encoder.nodes(target)
         apart = (z[:, :, 1:] - z[:, :, :-1]).norm(dim=-1)
@@ -102,26 +108,23 @@ def train_autoencoder(
         pairs = _far_pairs(z, generator)
         # One short trajectory may have no far pair among those drawn.
         repulsion = -(pairs + 1e-6).log().mean() if pairs.numel() else torch.zeros((), device=device)
-        between = torch.rand(z.shape[:3], generator=generator).to(device)[:, :, 1:]
-        reconstruction = 0.5 * (
-            _error(decoder, z[:, :, 1:], unit[1:], target) + _error_between(decoder, z, unit, target, between)
-        )
-        loss = reconstruction / size + config.attraction * attraction + config.repulsion * repulsion
+        reconstruction = (decoder.features(z[:, :, 1:].flatten(1, 2)) @ last - wanted).square().mean() / size
+        loss = reconstruction + config.attraction * attraction + config.repulsion * repulsion
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()
         schedule.step()
         if step % 20 == 0 or step == config.steps - 1:
-            report(step + 1, config.steps, float(reconstruction.detach() / size))
+            report(step + 1, config.steps, float(reconstruction.detach()))
 
     with torch.no_grad():
         latents = encoder.nodes(target)
-        _solve_table(decoder, latents, unit, target)
-        error = float(_error(decoder, latents[:, :, 1:], unit[1:], target) / size)
+        _solve_table(decoder, latents, target)
+        decoded = decoder.coordinates(latents[:, :, 1:].flatten(1, 2)) @ (basis * spread)
     return LatentModel(
         decoder=decoder.requires_grad_(False),
         nodes=latents,
-        reconstruction_error=1 - (1 - error) * (1 - basis_error),
+        reconstruction_error=_divergence(means, decoded, away, metric),
         basis_error=basis_error,
     )
 
@@ -140,22 +143,51 @@ class _Encoder(nn.Module):
         a, n, t, r = scaled.shape
         q = scaled.reshape(a, n * t, r)
         z = (torch.tanh(q @ self.first) @ self.last + q @ self.shortcut).reshape(a, n, t, -1)
-        # Scaled coordinates are of one length along a trajectory: the position on it is put back here.
-        z = z * (torch.arange(1, t + 1, device=z.device) / t)[:, None] / math.sqrt(z.shape[-1])
+        # The network gives the direction; the length is the position on the trajectory.
+        z = z / z.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
+        z = z * (torch.arange(1, t + 1, device=z.device) / t)[:, None]
         return torch.cat([torch.zeros_like(z[:, :, :1]), z], dim=2)
 
 
-def _span(scaled: Tensor, grams: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """Basis (A, rank, P) of the samples (A, m, P), their coordinates (A, m, rank), and the relative squared error.
+def _span(
+    means: Tensor, away: Tensor, rank: int | None, trajectories: int, metric: WeightMetric
+) -> tuple[Tensor, Tensor, float]:
+    """Basis (A, rank, P) of the samples' ways from the means, away (A, m, P), and their coordinates (A, m, rank).
 
-    The best of that rank in the metric of the grams (A, m, m), in which the basis is orthonormal.
+    The best basis of its rank in the metric, in which it is orthonormal. Without a rank, the smallest that keeps the
+    mean divergence of the samples within a hundredth of the noise. Third, that divergence.
     """
+    grams = torch.stack([metric.inner(a, vectors) for a, vectors in enumerate(away)])
     values, vectors = torch.linalg.eigh(grams.double())
-    top = vectors[..., -rank:].flip(-1).to(scaled.dtype)
-    norms = values[..., -rank:].flip(-1).clamp(min=0).sqrt().to(scaled.dtype)
-    basis = (top.mT @ scaled) / norms.clamp(min=1e-12).unsqueeze(-1)
-    kept = float(values[..., -rank:].clamp(min=0).sum() / values.clamp(min=0).sum().clamp(min=1e-30))
-    return basis, top * norms.unsqueeze(-2), 1 - kept
+    norms = values.clamp(min=0).sqrt()
+    most = min(away.shape[1:])
+    if rank is None:
+        most = max(1, min(most, _HEAD_ENTRIES // (away.shape[0] * away.shape[2])))
+    ranks = [min(rank, most)] if rank is not None else _ranks(trajectories, most)
+    for r in ranks:
+        top = vectors[..., -r:].flip(-1)
+        norm = norms[..., -r:].flip(-1)
+        basis = ((top.mT @ away.double()) / norm.clamp(min=1e-12).unsqueeze(-1)).to(away.dtype)
+        coordinates = (top * norm.unsqueeze(-2)).to(away.dtype)
+        error = _divergence(means, coordinates @ basis, away, metric)
+        if error <= _TOLERATED_DIVERGENCE:
+            break
+    return basis, coordinates, error
+
+
+def _ranks(trajectories: int, most: int) -> list[int]:
+    """Ranks to try: from half a column a trajectory on, each half as large again as the one before."""
+    rank, found = max(1, trajectories // 2), []
+    while rank < most:
+        found.append(rank)
+        rank = math.ceil(1.5 * rank)
+    return [*found, most]
+
+
+def _divergence(means: Tensor, found: Tensor, away: Tensor, metric: WeightMetric) -> float:
+    """Mean divergence of the weights means + found from means + away, all (A, m, P); one that is lost counts as 1."""
+    each = [metric.divergence(mean + f, mean + v) for mean, f, v in zip(means, found, away, strict=True)]
+    return float(torch.cat(each).clamp(max=1.0).mean())
 
 
 def _growth(unit: Tensor) -> float:
@@ -184,62 +216,20 @@ def _far_pairs(z: Tensor, generator: torch.Generator) -> Tensor:
     return distances
 
 
-def _error(decoder: WeightDecoder, z: Tensor, unit: Tensor, target: Tensor) -> Tensor:
-    a, n, t, k = z.shape
-    out = decoder.coordinates(z.reshape(a, n * t, k)).reshape(a, n, t, -1)
-    return (out / unit[:, None] - target).square().mean()
+def _solve_table(decoder: WeightDecoder, z: Tensor, target: Tensor) -> None:
+    """Solves for the table with which nodes z (A, N, T+1, k) decode to the scaled coordinates (A, N, T, rank).
 
-
-def _error_between(decoder: WeightDecoder, z: Tensor, unit: Tensor, target: Tensor, part: Tensor) -> Tensor:
-    """Error at random positions between the nodes, where weights are interpolated linearly in the drift scale."""
-    zs = z[:, :, :-1] + part[..., None] * (z[:, :, 1:] - z[:, :, :-1])
-    a, n, t, k = zs.shape
-    weights = torch.cat([torch.zeros_like(target[:, :, :1]), target * unit[1:, None]], dim=2)
-    steps = t
-    start = torch.arange(steps, device=z.device)
-    here = scale_at((start + part) / steps, _growth(unit))
-    share = (here - unit[:-1]) / (unit[1:] - unit[:-1])
-    true = weights[:, :, :-1] + share[..., None] * (weights[:, :, 1:] - weights[:, :, :-1])
-    out = decoder.coordinates(zs.reshape(a, n * t, k)).reshape(a, n, t, -1)
-    # Close to the origin the scale goes to zero: the first half of the first step counts by its middle.
-    floor = scale_at(torch.full_like(here, 0.5 / steps), _growth(unit))
-    return ((out - true) / torch.maximum(here, floor)[..., None]).square().mean()
-
-
-_BETWEEN = 4
-_RIDGE = 1e-6
-
-
-def _solve_table(decoder: WeightDecoder, z: Tensor, unit: Tensor, target: Tensor) -> None:
-    """Sets the decoder's table to the least-squares solution for what its network leaves over.
-
-    The latents are fixed by then, and the table is linear, so no gradient step could do better.
+    By least squares, with the middle between successive nodes, where scaled coordinates are interpolated linearly,
+    counting less than the nodes.
     """
-    count = z.shape[2] - 1
-    wanted = torch.cat([torch.zeros_like(target[:, :, :1]), target * unit[1:, None]], dim=2)
-    features, left = [], []
-    for part in torch.arange(1, _BETWEEN + 1, device=z.device) / _BETWEEN:
-        at = z[:, :, :-1] + part * (z[:, :, 1:] - z[:, :, :-1])
-        here = scale_at((torch.arange(count, device=z.device) + part) / count, _growth(unit))
-        share = ((here - unit[:-1]) / (unit[1:] - unit[:-1]))[:, None]
-        goal = (wanted[:, :, :-1] + share * (wanted[:, :, 1:] - wanted[:, :, :-1])) / here[:, None]
-        flat = at.flatten(1, 2)
-        decoder.table.zero_()
-        length = flat.square().sum(-1, keepdim=True).add(1e-12).sqrt()
-        own = scale_at(length.clamp(max=1.5), _growth(unit)) / here.repeat(z.shape[1])[:, None]
-        rest = goal.flatten(1, 2) - decoder.coordinates(flat) / here.repeat(z.shape[1])[:, None]
-        features.append(decoder.table_features(flat) * own)
-        left.append(rest)
-    a, b = torch.cat(features, 1).double(), torch.cat(left, 1).double()
-    gram = a.mT @ a
-    gram.diagonal(dim1=-2, dim2=-1).add_(_RIDGE * a.shape[1] / a.shape[2])
+    goal = torch.cat([target, 0.5 * (torch.cat([target[:, :, :1], target[:, :, :-1]], 2) + target)], 1).flatten(1, 2)
+    at = torch.cat([z[:, :, 1:], 0.5 * (z[:, :, :-1] + z[:, :, 1:])], 1).flatten(1, 2)
+    spread = (decoder.hats(at).unsqueeze(-1) * decoder.features(at).unsqueeze(-2)).flatten(-2)
+    weight = torch.ones(at.shape[1], 1, dtype=torch.float64, device=z.device)
+    weight[: at.shape[1] // 2] = _NODE_WEIGHT
     # One anchor at a time: batched factorisations have failed in threaded MKL.
-    for anchor, (matrix, right) in enumerate(zip(gram, a.mT @ b, strict=True)):
-        decoder.table[anchor] = torch.cholesky_solve(right, torch.linalg.cholesky(matrix)).to(z.dtype)
-
-
-def scale_at(position: Tensor, growth: float) -> Tensor:
-    """The drift scale, as a share of the last, at a position in [0, 1]."""
-    if growth == 0.0:
-        return position
-    return torch.expm1(growth * position) / math.expm1(growth)
+    for anchor in range(len(z)):
+        left, right = weight * spread[anchor].double(), weight * goal[anchor].double()
+        gram = left.T @ left
+        gram.diagonal().add_(_RIDGE * max(float(gram.diagonal().mean()), 1e-30))
+        decoder.table[anchor] = torch.cholesky_solve(left.T @ right, torch.linalg.cholesky(gram)).to(z.dtype)

@@ -76,8 +76,8 @@ class FiberConfig(_Config):
     ] = None
     drift_scale: Annotated[
         float, Field(gt=0, description="length of the whole drift in posterior radii; calibration picks the part used")
-    ] = 2.56
-    growth: Annotated[float, Field(ge=1, description="how much longer each drift step is than the one before")] = 2.0
+    ] = 1.28
+    growth: Annotated[float, Field(ge=1, description="how much longer each drift step is than the one before")] = 1.5
     momentum: Annotated[float, Field(ge=0, lt=1, description="momentum of the refinement")] = 0.8
     curvature_rows: Annotated[int, Field(ge=1, description="most rows, times outputs, the curvature is taken from")] = (
         4096
@@ -92,12 +92,14 @@ class AutoencoderConfig(_Config):
     hidden: Annotated[int, Field(ge=1, description="width of the hidden layers")] = 64
     rank: Annotated[
         int | None,
-        Field(ge=1, description="columns an anchor of the decoder's linear head; default: two a fiber"),
+        Field(
+            ge=1, description="columns an anchor of the decoder's linear head; default: as many as the predictions need"
+        ),
     ] = None
-    steps: Annotated[int, Field(ge=1, description="Adam steps")] = 500
+    steps: Annotated[int, Field(ge=1, description="Adam steps")] = 200
     learning_rate: Annotated[float, Field(gt=0, description="highest rate of the schedule")] = 1e-2
     attraction: Annotated[float, Field(ge=0, description="weight of L+, steps of equal latent length")] = 1.0
-    repulsion: Annotated[float, Field(ge=0, description="weight of L-, other points kept apart")] = 0.01
+    repulsion: Annotated[float, Field(ge=0, description="weight of L-, other points kept apart")] = 0.1
 
 
 class CalibrationConfig(_Config):
@@ -131,13 +133,12 @@ PRESETS: Final[dict[Preset, dict[str, dict[str, Any]]]] = {
     "fast": {
         "map": {"steps": 1500, "prior_precision": [3.0]},
         "fiber": {"work": 5e11},
-        "autoencoder": {"steps": 600},
     },
     "default": {},
     "thorough": {
         "map": {"steps": 10000, "prior_precision": [0.1, 0.3, 1.0, 3.0, 10.0, 30.0]},
         "fiber": {"trajectories": 64, "work": 1e14},
-        "autoencoder": {"steps": 4000, "hidden": 128},
+        "autoencoder": {"steps": 1000, "hidden": 128},
     },
 }
 """What each preset changes of the stages' defaults; what a recipe names itself wins over both."""

@@ -92,10 +92,11 @@ def _divergence(fibers: Fibers, reach: Reach) -> Finding | None:
 
 def _reconstruction(latent: LatentModel) -> Finding | None:
     if latent.reconstruction_error > MOST_RECONSTRUCTION_ERROR:
-        part = f", {latent.basis_error:.1%} of it by the rank alone" if latent.basis_error > 0.01 else ""
+        part = f", {latent.basis_error:.2g} by the rank alone" if latent.basis_error > 0.01 else ""
         return Finding(
             "reconstruction",
-            f"The decoder's reconstruction error is high: {latent.reconstruction_error:.1%} of the square{part}.",
+            "The decoder's reconstruction error is high: its predictions diverge from the samples' by "
+            f"{latent.reconstruction_error:.2g} (twice the KL divergence in nats a row{part}).",
             "Raise autoencoder.dimension, autoencoder.hidden, autoencoder.steps"
             + (" or autoencoder.rank." if part else "."),
         )

@@ -19,6 +19,7 @@ Lengths: A anchors, N particles an anchor, T drift steps, M refinement steps, P 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,8 @@ from builder.progress import StepReport, silent
 
 _ACTIVATION_ENTRIES = 2**26
 """Most activation values held at once in one gradient (about 1 GB with what autograd keeps)."""
+_CHECKED, _CONVERGED = 10, 0.05
+"""Refinement ends early where so many steps gain less than this many nats of log posterior a particle."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,14 @@ def walk_fibers(
     nodes, losses = [walk.position.clone()], [walk.plain_loss()]
     for t in range(1, config.steps + 1):
         walk.drift(float(scales[t] - scales[t - 1]))
+        earlier = math.inf
         for step in range(walk.refinement):
             loss = walk.refine(float(scales[t]))
-            report((t - 1) * walk.refinement + step + 1, config.steps * walk.refinement, loss)
+            report((t - 1) * walk.refinement + step + 1, config.steps * walk.refinement, loss / len(x))
+            if step % _CHECKED == 0:
+                if walk.exact and earlier - loss < _CONVERGED:
+                    break
+                earlier = loss
         walk.strand_diverged(nodes[-1])
         nodes.append(walk.position.clone())
         losses.append(walk.plain_loss())
@@ -153,6 +161,7 @@ class _Walk:
         plan = plan_work(network, x, len(anchors), config)
         self.particles, self.refinement, self.batch_rows = plan.trajectories, plan.refinement, plan.rows
         n, device = len(x), x.device
+        self.exact = self.batch_rows == n
         self.position = anchors.repeat_interleave(self.particles, 0).clone()
         self.member = member.repeat_interleave(self.particles, 0).float()
         self.scores = torch.zeros(len(self.position), n, likelihood.outputs, device=device)
@@ -200,13 +209,13 @@ class _Walk:
         self._forget()
 
     def refine(self, scale: float) -> float:
-        """One gradient step with momentum on the perturbed objective; returns the mean loss.
+        """One gradient step with momentum on the perturbed objective; returns its mean over the particles, in nats.
 
         Where a particle's loss rose, the last step is taken back, its momentum forgotten and its step halved
         (adaptive restart: O'Donoghue and Candes 2015), since the curvature away from the anchor can be larger.
         """
         loss, gradient = self._objective(scale)
-        if self.before is not None and self.batch_rows == len(self.x):
+        if self.before is not None and self.exact:
             position, last_loss, last_gradient = self.before
             worse = ~(loss <= last_loss + 1e-5 * last_loss.abs() + 1e-6)
             at = worse.unsqueeze(1)
@@ -222,7 +231,7 @@ class _Walk:
         length = self.step * (2 * (1 - momentum) if momentum > 0.5 else 1.0)
         moving = (~self.stranded).unsqueeze(1)
         self.position = torch.where(moving, self.position - length * self.velocity, self.position)
-        return float(loss[torch.isfinite(loss)].mean()) / len(self.x)
+        return float(loss[torch.isfinite(loss)].mean())
 
     def strand_diverged(self, last: Tensor) -> None:
         """Leaves particles with values that are not finite at their last node, for good."""

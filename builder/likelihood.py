@@ -26,6 +26,10 @@ class Likelihood(Protocol):
         """A with A A^T = -d2/df2 log p(y | f) (the Fisher form, free of y), (..., O, O) for f (..., O)."""
         ...
 
+    def divergence(self, f: Tensor, g: Tensor) -> Tensor:
+        """Twice the KL divergence of p(y | g) from p(y | f), (..., B) in nats, for outputs (..., B, O)."""
+        ...
+
 
 class GaussianLikelihood:
     """y ~ N(f, noise_std^2) in standardised target units."""
@@ -40,6 +44,9 @@ class GaussianLikelihood:
 
     def root_curvature(self, f: Tensor) -> Tensor:
         return torch.full_like(f, 1.0 / self.noise_std).unsqueeze(-1)
+
+    def divergence(self, f: Tensor, g: Tensor) -> Tensor:
+        return ((f - g)[..., 0] / self.noise_std).square()
 
 
 class CategoricalLikelihood:
@@ -56,6 +63,10 @@ class CategoricalLikelihood:
         p = f.softmax(-1)
         root = p.sqrt()
         return torch.diag_embed(root) - p.unsqueeze(-1) * root.unsqueeze(-2)
+
+    def divergence(self, f: Tensor, g: Tensor) -> Tensor:
+        log_p = F.log_softmax(f, dim=-1)
+        return 2 * (log_p.exp() * (log_p - F.log_softmax(g, dim=-1))).sum(-1)
 
 
 def gaussian_nll(mean: Tensor, y: Tensor, std: Tensor) -> Tensor:

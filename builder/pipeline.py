@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from builder.autoencoder import LatentModel, Metric, train_autoencoder
+from builder.autoencoder import LatentModel, train_autoencoder
 from builder.calibration import DecodedPosterior, Reach, calibrate, choose_reach
 from builder.config import BuildConfig
-from builder.curvature import linear_response
 from builder.data import RawData, prepare, read_file
 from builder.decoder import WeightDecoder
 from builder.diagnostics import Finding, examine
@@ -23,6 +22,7 @@ from builder.evaluation import evaluate
 from builder.fiber import Fibers, walk_fibers
 from builder.likelihood import CategoricalLikelihood, GaussianLikelihood, Likelihood
 from builder.map import Anchors, given_anchor, train_anchors
+from builder.metric import PredictiveMetric
 from builder.network import FunctionalNetwork, NetworkFactory
 from builder.preparation import assign_members, choose_device, make_factory, make_module, standardized
 from builder.progress import StageBars
@@ -34,7 +34,6 @@ from model_store.manifest import LatentPlan, Metrics
 
 Stage = TypeVar("Stage", Anchors, Fibers)
 
-_METRIC_ROWS = 512
 _OOD_START = 2 / 3
 
 
@@ -134,7 +133,7 @@ def run_build(
         latent = _resume_latent(work, key, device)
         if latent is None:
             used = slice(0, reach.wide + 1)
-            metric = _curvature_metric(network, start, x, member, likelihood, precision)
+            metric = PredictiveMetric(network, start, x, member, likelihood, precision)
             latent = train_autoencoder(
                 fibers.nodes[used], fibers.scales[used], config.autoencoder, config.seed, report, metric
             )
@@ -194,21 +193,6 @@ class _Clock:
 
     def __exit__(self, *_: object) -> None:
         self._seconds[self._stage] = round(time.perf_counter() - self._start, 3)
-
-
-def _curvature_metric(
-    network: FunctionalNetwork, anchors: Tensor, x: Tensor, member: Tensor, likelihood: Likelihood, precision: Tensor
-) -> Metric:
-    """Inner products `u^T H v` at each anchor, H taken from some of its rows."""
-
-    def inner(anchor: int, vectors: Tensor) -> Tensor:
-        rows = member[anchor].nonzero().squeeze(1)
-        some = rows[:: max(1, len(rows) // _METRIC_ROWS)]
-        scale = len(rows) / len(some)
-        response = linear_response(network, anchors[anchor], x[some], likelihood, vectors, scale)
-        return response @ response.T + (vectors * precision) @ vectors.T
-
-    return inner
 
 
 def _posterior_network(

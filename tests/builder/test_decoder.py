@@ -75,12 +75,16 @@ def test_gradients_are_finite_at_the_anchor(decoder: WeightDecoder) -> None:
 
 
 @pytest.mark.parametrize("length", [0.01, 0.25, 0.4, 0.9, 1.0, 1.2])
-def test_the_tables_functions_of_the_length_sum_to_one(decoder: WeightDecoder, length: float) -> None:
-    z = latents(6, length).expand(A, -1, -1)
-    features = decoder.table_features(z).reshape(A, 6, K, -1)
-    assert torch.allclose(features.sum(-1), z / length, atol=1e-5)
-    # Piecewise linear: at most two knots take part.
-    assert int((features.abs().sum(2) > 1e-6).sum(-1).max()) <= 2
+def test_the_hats_sum_to_one_and_two_of_them_take_part(decoder: WeightDecoder, length: float) -> None:
+    hats = decoder.hats(latents(6, length).expand(A, -1, -1))
+    assert hats.shape == (A, 6, 4) and torch.allclose(hats.sum(-1), torch.ones(A, 6))
+    assert int((hats > 1e-6).sum(-1).max()) <= 2
+
+
+def test_features_are_those_of_the_direction(decoder: WeightDecoder) -> None:
+    short, long = (decoder.features(latents(6, length).expand(A, -1, -1)) for length in (0.2, 0.9))
+    assert torch.allclose(short, long, atol=1e-5)
+    assert torch.allclose(short[0, :, :K], latents(6, 1.0), atol=1e-5)
 
 
 def test_a_decoder_is_made_again_from_its_arguments_and_state(decoder: WeightDecoder) -> None:

@@ -162,7 +162,7 @@ def test_refined_trajectories_stay_on_the_low_loss_set(fitted: Fitted) -> None:
     # Beyond the reach of the linear model, drift alone is off by hundreds of nats a row.
     assert bool((excess[1][2:] < 0.1 * excess[0][2:]).all())
     # Posterior samples of P = 61 weights lose about P/2 nats over the 64 rows, at half the radius a quarter of it.
-    assert float(much.scales[3]) == pytest.approx(0.578, abs=0.01)
+    assert float(much.scales[3]) == pytest.approx(0.461, abs=0.01)
     assert float(excess[2][2]) < 61 / 64
     for found in (some, much):
         assert not found.stranded.any() and torch.isfinite(found.nodes).all()

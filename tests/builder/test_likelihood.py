@@ -65,3 +65,13 @@ def test_the_categorical_root_squares_to_diag_p_minus_p_p() -> None:
 def test_the_root_of_a_certain_prediction_is_finite() -> None:
     root = CategoricalLikelihood(3).root_curvature(torch.tensor([[1e4, 0.0, -1e4]]))
     assert torch.isfinite(root).all() and math.isclose(float((root @ root.mT).abs().max()), 0.0, abs_tol=1e-6)
+
+
+def test_divergences_are_twice_the_kl_divergence() -> None:
+    f, g = torch.randn(4, 6, 3), torch.randn(4, 6, 3)
+    p, q = (torch.distributions.Categorical(logits=h) for h in (f, g))
+    expected = 2 * torch.distributions.kl_divergence(p, q)
+    assert torch.allclose(CategoricalLikelihood(3).divergence(f, g), expected, rtol=1e-4, atol=1e-6)
+    a, b = (torch.distributions.Normal(h[..., 0], 0.3) for h in (f, g))
+    expected = 2 * torch.distributions.kl_divergence(a, b)
+    assert torch.allclose(GaussianLikelihood(0.3).divergence(f[..., :1], g[..., :1]), expected, rtol=1e-4)
