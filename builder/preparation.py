@@ -62,9 +62,11 @@ def make_module(config: BuildConfig, dataset: Dataset, factory: NetworkFactory) 
     network = FunctionalNetwork(module)
     try:
         outputs = network(network.current(), torch.from_numpy(dataset.x[:2])).shape[1]
-    except (RuntimeError, ValueError, TypeError) as e:
+    except ConfigError:
+        raise
+    except Exception as e:  # the network is the user's own code, and may raise anything
         raise ConfigError(
-            f"The network does not take the data: {e}",
+            f"The network does not take the data: {type(e).__name__}: {e}",
             field="network",
             expected=f"a network for inputs of shape (rows, {', '.join(map(str, dataset.x.shape[1:]))})",
         ) from e
