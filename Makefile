@@ -1,16 +1,17 @@
 # Everything sets itself up: each target installs what it needs into .venv first.
-# Settings: PYTHON (any Python from 3.11 on), WORKERS (parallel test processes), PYTEST_ARGS.
+# Settings: PYTHON (any Python from 3.11 on), WORKERS (parallel test processes), PYTEST_ARGS, BENCH_ARGS.
 
 PYTHON ?= python3
 WORKERS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint test-containers lock clean
+.PHONY: help install demo test lint test-containers bench-served lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -40,6 +41,9 @@ test: lint ## Lint, and all tests but those of the containers
 
 test-containers: $(INSTALLED) ## Build the images, bring docker-compose.yml up and test it on a Docker engine
 	BIN=$(BIN) docker/test.sh
+
+bench-served: $(INSTALLED) ## Build, serve and score many data sets (hours; BENCH_ARGS='--sets uci_yacht --splits 1')
+	$(BIN)/python -m benchmarks.served $(BENCH_ARGS)
 
 lock: ## Write docker/*.lock anew: the exact versions that the images install
 	PYTHON=$(PYTHON) docker/lock.sh

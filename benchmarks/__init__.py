@@ -1,0 +1,1 @@
+"""Benchmarks: what fiberwalk promises, measured through its commands on published and synthetic data."""

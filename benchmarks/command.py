@@ -1,0 +1,136 @@
+"""The real commands, each a process of its own: `fiberwalk build`, `fiberwalk serve`, and requests to the server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from numpy.typing import NDArray
+
+from benchmarks.data import ROOT
+from model_store.errors import FiberwalkError
+
+_COMMAND: Final = [sys.executable, "-m", "fiberwalk"]
+_BUILD_SECONDS = 3600.0
+_START_SECONDS = 120.0
+_BATCH_ROWS = 1000
+_TAIL = 1500
+
+
+def run_build(arguments: list[str], folder: Path) -> float:
+    """Runs `fiberwalk build` in a folder, and returns its wall-clock seconds from start to exit.
+
+    Raises:
+        FiberwalkError: it failed or took over an hour; `got` is the end of what it said.
+    """
+    command = [*_COMMAND, "build", *arguments]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=_environment(), capture_output=True, text=True, timeout=_BUILD_SECONDS
+        )
+    except subprocess.TimeoutExpired as e:
+        raise _failed("fiberwalk build", f"did not end in {_BUILD_SECONDS:.0f} s") from e
+    seconds = time.perf_counter() - start
+    if done.returncode != 0:
+        raise _failed("fiberwalk build", f"exit status {done.returncode}: {done.stderr}{done.stdout}")
+    return seconds
+
+
+class Server:
+    """A running `fiberwalk serve`, asked in batches."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=120)
+
+    def describe(self, model: str) -> dict[str, Any]:
+        """What GET /models/{name} says."""
+        return self._request("GET", f"/models/{model}")
+
+    def ask(self, route: str, model: str, x: NDArray[Any], **options: float) -> dict[str, Any]:
+        """POSTs rows (n, columns) to /predict or /ood, and joins the answers: arrays of n entries.
+
+        Raises:
+            FiberwalkError: a request was refused.
+        """
+        joined: dict[str, Any] = {}
+        for start in range(0, len(x), _BATCH_ROWS):
+            rows = x[start : start + _BATCH_ROWS].tolist()
+            answer = self._request("POST", route, {"model": model, "inputs": rows, **options})
+            for key, value in answer.items():
+                joined[key] = joined.get(key, []) + value if isinstance(value, list) else value
+        return joined
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._client.close()
+
+    def _request(self, method: str, route: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            response = self._client.request(method, route, json=body)
+        except httpx.HTTPError as e:
+            raise _failed(f"a request to {route}", str(e)) from e
+        if response.status_code != 200:
+            raise _failed(f"a request to {route}", f"status {response.status_code}: {response.text}")
+        content: dict[str, Any] = response.json()
+        return content
+
+
+@contextmanager
+def serving(store: Path) -> Iterator[Server]:
+    """Runs `fiberwalk serve` over a store, on a free port, until the block ends.
+
+    Raises:
+        FiberwalkError: it ended or is not ready in time; `got` is the end of its log.
+    """
+    log = store.parent / "serve.log"
+    with log.open("wb") as out:
+        command = [*_COMMAND, "serve", "--store", str(store), "--port", "0"]
+        process = subprocess.Popen(command, cwd=store.parent, env=_environment(), stdout=out, stderr=subprocess.STDOUT)
+    try:
+        server = Server(_wait_until_ready(process, log))
+        try:
+            yield server
+        finally:
+            server.close()
+    finally:
+        process.terminate()
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end:
+        said = log.read_text(errors="replace")
+        if process.poll() is not None:
+            raise _failed("fiberwalk serve", f"exit status {process.returncode}: {said}")
+        url = next((word for word in said.split() if word.startswith("http://")), "")
+        try:
+            if url and httpx.get(f"{url}/readyz", timeout=10).status_code == 200:
+                return url
+        except httpx.TransportError:
+            pass  # it has its address before it takes connections
+        time.sleep(0.05)
+    raise _failed("fiberwalk serve", f"not ready in {_START_SECONDS:.0f} s: {log.read_text(errors='replace')}")
+
+
+def _environment() -> dict[str, str]:
+    """The user's environment without settings of the server, and with this checkout before an installed fiberwalk."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FIBERWALK_", "ORT_"))}
+    kept["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return kept
+
+
+def _failed(what: str, said: str) -> FiberwalkError:
+    return FiberwalkError(f"{what} failed; see what it said.", code="command_failed", got=said.strip()[-_TAIL:])

@@ -1,0 +1,66 @@
+"""Figures of served predictions, in numpy and apart from the builder's, which they are a check of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+_LEAST_PROBABILITY = 1e-12
+
+
+def gaussian_nll(mean: Float64, variance: Float64, y: Float64) -> float:
+    """Mean of -log N(y; mean, variance), in nats, all (n,) and in the target's own units."""
+    return float(np.mean(0.5 * np.log(2 * np.pi * variance) + 0.5 * (y - mean) ** 2 / variance))
+
+
+def rmse(mean: Float64, y: Float64) -> float:
+    """Root of the mean squared error of (n,) predictions, in the target's own units."""
+    return float(np.sqrt(np.mean((y - mean) ** 2)))
+
+
+def coverage(interval: Float64, y: Float64) -> float:
+    """Share of targets (n,) inside their interval (n, 2), ends included."""
+    return float(np.mean((interval[:, 0] <= y) & (y <= interval[:, 1])))
+
+
+def categorical_nll(probabilities: Float64, truth: NDArray[np.int64]) -> float:
+    """Mean of -log p of the true classes (n,), in nats, for probabilities (n, C)."""
+    p = probabilities[np.arange(len(truth)), truth]
+    return float(-np.mean(np.log(np.maximum(p, _LEAST_PROBABILITY))))
+
+
+def calibration_error(probabilities: Float64, truth: NDArray[np.int64], bins: int = 15) -> float:
+    """Expected calibration error of the top class over equal-width bins of confidence (Guo et al. 2017)."""
+    confidence = probabilities.max(1)
+    correct = (probabilities.argmax(1) == truth).astype(np.float64)
+    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(place, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(truth))
+
+
+def of_regression(answers: dict[float, dict[str, Any]], y: NDArray[Any]) -> dict[str, float]:
+    """NLL, RMSE and coverage of /predict's answers by level, for targets (n,)."""
+    first = next(iter(answers.values()))
+    mean, variance = _numbers(first["mean"]), _numbers(first["variance"])
+    covered = {f"coverage_{level:g}": coverage(_numbers(a["interval"]), y) for level, a in answers.items()}
+    return {"nll": gaussian_nll(mean, variance, y), "rmse": rmse(mean, y), **covered}
+
+
+def of_classification(answer: dict[str, Any], classes: list[Any], y: NDArray[Any]) -> dict[str, float]:
+    """NLL, accuracy and ECE of /predict's answer, whose probabilities are in the order of `classes`."""
+    truth = np.array([classes.index(c) for c in y.tolist()])
+    probabilities = _numbers(answer["mean"])
+    hits = [label == c for label, c in zip(answer["label"], y.tolist(), strict=True)]
+    return {
+        "nll": categorical_nll(probabilities, truth),
+        "accuracy": float(np.mean(hits)),
+        "ece": calibration_error(probabilities, truth),
+    }
+
+
+def _numbers(values: list[Any]) -> Float64:
+    """An answer's array; what is not finite comes as null and becomes NaN."""
+    return np.array(values, dtype=np.float64)

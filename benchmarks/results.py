@@ -1,0 +1,121 @@
+"""Results on disk: one JSON file that a benchmark adds to run by run, so that it can be stopped and goes on.
+
+A run is one split of one set. It is finished if the file holds it without an error, measured in the same environment:
+the same code, preset, libraries and machine. Anything else is run again, and then replaces what was there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from model_store.errors import ConfigError
+
+PACKAGES: Final = ["benchmarks", "builder", "fiberwalk", "model_store", "service"]
+_SOURCES: Final = [f":(glob){package}/**/*.py" for package in PACKAGES]
+_LIBRARIES: Final = ["fiberwalk", "torch", "onnx", "onnxruntime", "numpy", "pandas", "fastapi", "pydantic"]
+
+Run = dict[str, Any]
+
+
+def revision(root: Path) -> str:
+    """The last commit that touched the code, with a hash of the code where it is changed since or there is no git."""
+    commit = _git(root, "log", "-1", "--format=%H", "--", *_SOURCES)
+    if commit and not _git(root, "status", "--porcelain", "--", *_SOURCES):
+        return commit
+    h = hashlib.sha256()
+    for path in sorted(p for package in PACKAGES for p in (root / package).rglob("*.py")):
+        h.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return "+".join(filter(None, [commit, h.hexdigest()[:12]]))
+
+
+def environment(root: Path, preset: str) -> dict[str, Any]:
+    """What a figure or a time depends on besides the data."""
+    return {
+        "commit": revision(root),
+        "preset": preset,
+        "libraries": {name: version(name) for name in _LIBRARIES},
+        "machine": {
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "architecture": platform.machine(),
+            "system": platform.system(),
+            "python": platform.python_version(),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        },
+    }
+
+
+class Results:
+    """The runs in a file, of which those of one environment count.
+
+    Raises:
+        ConfigError: the file is there and holds something else.
+    """
+
+    def __init__(self, path: Path, benchmark: str, environment: dict[str, Any]) -> None:
+        self._path = path
+        self._benchmark = benchmark
+        self._id = hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:12]
+        content = _read(path, benchmark)
+        self._environments: dict[str, Any] = {**content.get("environments", {}), self._id: environment}
+        self._runs: list[Run] = content.get("runs", [])
+
+    def current(self, data_set: str) -> list[Run]:
+        """The runs of a set in this environment, by split, failed ones included."""
+        found = [r for r in self._runs if r["set"] == data_set and r["environment"] == self._id]
+        return sorted(found, key=lambda r: int(r["split"]))
+
+    def finished(self, data_set: str, split: int) -> bool:
+        """Whether there is nothing left to do for this split."""
+        return any(r["split"] == split and "error" not in r for r in self.current(data_set))
+
+    def add(self, data_set: str, split: int, found: dict[str, Any]) -> None:
+        """Takes up a run in place of the one that was there, and saves."""
+        self._runs = [r for r in self._runs if (r["set"], r["split"]) != (data_set, split)]
+        self._runs.append({"set": data_set, "split": split, "environment": self._id, **found})
+        self.save()
+
+    def save(self, summary: list[dict[str, Any]] | None = None) -> None:
+        """Writes the file, whole or not at all; a summary is of the current environment."""
+        used = {r["environment"] for r in self._runs}
+        content = {
+            "benchmark": self._benchmark,
+            "environments": {key: e for key, e in self._environments.items() if key in used},
+            "summary": summary or [],
+            "runs": self._runs,
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        part = self._path.with_name(f".{self._path.name}.part")
+        part.write_text(json.dumps(content, indent=1) + "\n")
+        part.replace(self._path)
+
+
+def _read(path: Path, benchmark: str) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content: Any = json.loads(path.read_text())
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or content.get("benchmark") != benchmark:
+        raise ConfigError(
+            f"{path} holds no results of this benchmark; name another file with --output.",
+            field="--output",
+            expected=f"results of the benchmark {benchmark}",
+            got=str(path),
+        )
+    return content
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """What git says; nothing where there is no git or no repository."""
+    try:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""

@@ -1,0 +1,52 @@
+"""Means over splits with their standard error, and tables of them."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+MET, NOT_MET = "met", "not met"
+_PLAIN_WIDTH = 200
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its standard error, which one value alone does not have (None)."""
+
+    mean: float
+    standard_error: float | None
+
+    def text(self, digits: int = 3) -> str:
+        """As `0.904 ± 0.011`, or the mean alone."""
+        mean = f"{self.mean:.{digits}f}"
+        return mean if self.standard_error is None else f"{mean} ± {self.standard_error:.{digits}f}"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of at least one value, and the sample standard deviation over the root of their number."""
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Estimate(float(np.mean(values)), error)
+
+
+def mark(met: bool) -> str:
+    """What a promise is marked with."""
+    return MET if met else NOT_MET
+
+
+def render(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], file: IO[str] | None = None) -> None:
+    """Prints a table, the first column to the left; on a terminal marks are coloured, a file gets the full width."""
+    file = file or sys.stdout
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+    colours = {MET: "[green]met[/green]", NOT_MET: "[red]not met[/red]"}
+    for row in rows:
+        table.add_row(*(colours.get(cell, cell) for cell in row))
+    Console(file=file, width=None if file.isatty() else _PLAIN_WIDTH, highlight=False).print(table)

@@ -1,0 +1,55 @@
+"""Figures against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks import figures
+
+
+def test_gaussian_nll_and_rmse() -> None:
+    mean, variance, y = np.array([0.0, 1.0]), np.array([1.0, 4.0]), np.array([1.0, 1.0])
+    expected = (0.5 * math.log(2 * math.pi) + 0.5 + 0.5 * math.log(8 * math.pi)) / 2
+    assert figures.gaussian_nll(mean, variance, y) == pytest.approx(expected)
+    assert figures.rmse(mean, y) == pytest.approx(math.sqrt(0.5))
+
+
+def test_coverage_counts_the_ends() -> None:
+    interval = np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    assert figures.coverage(interval, np.array([0.0, 1.0, 1.1, -0.1])) == 0.5
+
+
+def test_regression_answers() -> None:
+    narrow = {"mean": [0.0, 0.0], "variance": [1.0, 1.0], "interval": [[-1.0, 1.0], [-1.0, 1.0]]}
+    wide = narrow | {"interval": [[-3.0, 3.0], [-3.0, 3.0]]}
+    found = figures.of_regression({0.8: narrow, 0.95: wide}, np.array([0.0, 2.0]))
+    assert list(found) == ["nll", "rmse", "coverage_0.8", "coverage_0.95"]
+    assert (found["coverage_0.8"], found["coverage_0.95"]) == (0.5, 1.0)
+    assert found["nll"] == pytest.approx(0.5 * math.log(2 * math.pi) + 1)
+
+
+def test_a_null_in_an_answer_shows_in_the_figures() -> None:
+    answer = {"mean": [None, 0.0], "variance": [1.0, 1.0], "interval": [[None, None], [-1.0, 1.0]]}
+    found = figures.of_regression({0.9: answer}, np.array([0.0, 0.0]))
+    assert math.isnan(found["nll"])
+    assert found["coverage_0.9"] == 0.5
+
+
+def test_classification_goes_by_the_models_order_of_classes() -> None:
+    answer = {"mean": [[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]], "label": [7, 3, 3]}
+    found = figures.of_classification(answer, [7, 3], np.array([7, 7, 3]))
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["nll"] == pytest.approx(-(math.log(0.9) + math.log(0.4) + math.log(0.8)) / 3)
+
+
+def test_calibration_error_by_bins() -> None:
+    # Two bins: at 0.95 both right (gap 0.05), at 0.65 one of two right (gap 0.15).
+    p = np.array([[0.95, 0.05], [0.05, 0.95], [0.65, 0.35], [0.65, 0.35]])
+    assert figures.calibration_error(p, np.array([0, 1, 0, 1])) == pytest.approx((2 * 0.05 + 2 * 0.15) / 4)
+
+
+def test_a_probability_of_nought_costs_much_but_not_everything() -> None:
+    assert 20 < figures.categorical_nll(np.array([[1.0, 0.0]]), np.array([1])) < 30
