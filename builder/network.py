@@ -194,19 +194,30 @@ def import_factory(reference: str) -> NetworkFactory:
         raise ConfigError(
             "--network needs the form module:factory.", field="network", expected="module:factory", got=reference
         )
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+    here = Path.cwd()
+    # Whatever the user's own code raises, a script's exit included, is told and not thrown at the user.
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as e:
-        raise ConfigError(f"--network {reference} cannot be imported: {e}.", field="network", got=reference) from e
-    finally:
-        sys.path.remove(here)
+        with _searched_first(here):
+            factory = getattr(importlib.import_module(module_name), attribute)
+    except (Exception, SystemExit) as e:
+        raise ConfigError(
+            f"--network {reference} cannot be imported: {type(e).__name__}: {e}.", field="network", got=reference
+        ) from e
     if not callable(factory):
         raise ConfigError(f"--network {reference} must be callable.", field="network", got=type(factory).__name__)
 
     def checked() -> nn.Module:
-        module = factory()
+        try:
+            with _searched_first(here):
+                module = factory()
+        except ConfigError:
+            raise
+        except Exception as e:
+            raise ConfigError(
+                f"--network {reference} makes no network: {type(e).__name__}: {e}.",
+                field="network",
+                expected="a callable without arguments that returns a torch.nn.Module",
+            ) from e
         if not isinstance(module, nn.Module):
             raise ConfigError(
                 f"--network {reference} must return a torch.nn.Module.", field="network", got=type(module).__name__
@@ -216,11 +227,22 @@ def import_factory(reference: str) -> NetworkFactory:
     return checked
 
 
+@contextlib.contextmanager
+def _searched_first(folder: Path) -> Iterator[None]:
+    """Imports look into the folder first."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the imported code may have changed the path itself
+            sys.path.remove(str(folder))
+
+
 def load_weights(module: nn.Module, path: Path) -> None:
     """Loads a safetensors state dict into a module, in place.
 
     Raises:
-        ConfigError: the file is unreadable, or its names or shapes are not the module's.
+        ConfigError: the file is unreadable, its names or shapes are not the module's, or a weight is not finite.
     """
     try:
         module.load_state_dict(load_file(path))
@@ -228,6 +250,11 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise ConfigError(f"--weights {path} cannot be read: {e.strerror or e}.", field="weights") from e
     except Exception as e:
         raise ConfigError(f"--weights {path} does not fit the network: {e}", field="weights") from e
+    for name, parameter in module.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ConfigError(
+                f"--weights {path} holds NaN or infinity in {name}; train the network again.", field="weights", got=name
+            )
 
 
 def refuse_untrained_batch_norm(module: nn.Module) -> None:

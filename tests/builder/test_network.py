@@ -155,8 +155,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module `own_net` in the current folder."""
     (tmp_path / "own_net.py").write_text(
         "from torch import nn\n\ndef make():\n    return nn.Linear(3, 1)\n\ndef text():\n    return 'net'\n"
+        "\ndef late():\n    from own_part import Part\n    return Part(3, 1)\n"
     )
+    (tmp_path / "own_part.py").write_text("from torch.nn import Linear as Part\n")
     (tmp_path / "own_broken.py").write_text("import a_package_that_is_not_there\n")
+    (tmp_path / "own_typo.py").write_text("def make(:\n")
+    (tmp_path / "own_script.py").write_text("raise SystemExit\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "own_net", raising=False)
     return tmp_path
@@ -170,6 +174,12 @@ def test_a_factory_is_found_in_the_current_folder(package: Path) -> None:
 
 
 @pytest.mark.usefixtures("package")
+def test_a_factory_may_import_its_neighbours_when_it_is_called() -> None:
+    before = list(sys.path)
+    assert isinstance(import_factory("own_net:late")(), nn.Linear) and sys.path == before
+
+
+@pytest.mark.usefixtures("package")
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
@@ -179,7 +189,10 @@ def test_a_factory_is_found_in_the_current_folder(package: Path) -> None:
         ("no_such_net:make", "cannot be imported"),
         ("own_net:other", "cannot be imported"),
         ("own_broken:make", "a_package_that_is_not_there"),
+        ("own_typo:make", "cannot be imported: SyntaxError"),
+        ("own_script:make", "cannot be imported: SystemExit"),
         ("own_net:text", "must return a torch.nn.Module"),
+        ("torch.nn:Linear", "makes no network: TypeError.*in_features"),
         ("own_net:__name__", "must be callable"),
     ],
 )
@@ -204,6 +217,7 @@ def test_weights_are_loaded_in_place(tmp_path: Path) -> None:
         ({"0.weight": torch.zeros(16, 5)}, "Missing key"),
         ({**mlp().state_dict(), "9.bias": torch.zeros(1)}, "Unexpected key"),
         ({**mlp().state_dict(), "0.weight": torch.zeros(2, 2)}, "size mismatch"),
+        ({**mlp().state_dict(), "0.bias": torch.full((16,), torch.nan)}, r"NaN or infinity in 0\.bias"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
