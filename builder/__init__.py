@@ -1,11 +1,6 @@
 """The offline builder: from a network and data to a bundle that a server answers from."""
 
-import os
-
-# Threads that wait must sleep, not spin: on a busy machine spinning made small networks ten times slower.
-# OpenMP reads this once, when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import builder.runtime  # noqa: F401  first: it sets what must be set before torch is imported
 from builder.config import BuildConfig, make_config
 from builder.entry import build
 from builder.pipeline import BuildResult, run_build

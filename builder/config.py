@@ -69,20 +69,20 @@ class FiberConfig(_Config):
     trajectories: Annotated[
         int | None, Field(ge=1, description="fibers an anchor; default: 32, fewer where the work budget is spent")
     ] = None
-    steps: Annotated[int, Field(ge=2, description="drift steps T")] = 9
+    steps: Annotated[int, Field(ge=2, description="drift steps T")] = 10
     refinement: Annotated[
         int | None,
         Field(ge=0, description="gradient steps M after each drift step; default: 15 to 200, as work allows"),
     ] = None
     drift_scale: Annotated[
         float, Field(gt=0, description="length of the whole drift in posterior radii; calibration picks the part used")
-    ] = 1.28
+    ] = 2.0
     growth: Annotated[float, Field(ge=1, description="how much longer each drift step is than the one before")] = 1.5
     momentum: Annotated[float, Field(ge=0, lt=1, description="momentum of the refinement")] = 0.8
     curvature_rows: Annotated[int, Field(ge=1, description="most rows, times outputs, the curvature is taken from")] = (
         4096
     )
-    work: Annotated[float, Field(gt=0, description="floating point operations that all refinement may take")] = 3e12
+    work: Annotated[float, Field(gt=0, description="floating point operations that all refinement may take")] = 1e12
 
 
 class AutoencoderConfig(_Config):
@@ -132,12 +132,12 @@ class BuildConfig(_Config):
 PRESETS: Final[dict[Preset, dict[str, dict[str, Any]]]] = {
     "fast": {
         "map": {"steps": 1500, "prior_precision": [3.0]},
-        "fiber": {"work": 5e11},
+        "fiber": {"work": 2e11},
     },
     "default": {},
     "thorough": {
         "map": {"steps": 10000, "prior_precision": [0.1, 0.3, 1.0, 3.0, 10.0, 30.0]},
-        "fiber": {"trajectories": 64, "work": 1e14},
+        "fiber": {"trajectories": 64, "work": 3e13},
         "autoencoder": {"steps": 1000, "hidden": 128},
     },
 }

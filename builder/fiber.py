@@ -19,8 +19,10 @@ Lengths: A anchors, N particles an anchor, T drift steps, M refinement steps, P 
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
@@ -30,9 +32,10 @@ from builder.curvature import draw_posterior, largest_eigenvalue
 from builder.likelihood import Likelihood
 from builder.network import FunctionalNetwork
 from builder.progress import StepReport, silent
+from builder.runtime import concurrently, side_by_side
 
-_ACTIVATION_ENTRIES = 2**26
-"""Most activation values held at once in one gradient (about 1 GB with what autograd keeps)."""
+_ACTIVATION_ENTRIES = 2**25
+"""Most activation values held at once in one gradient (about 500 MB with what autograd keeps)."""
 _CHECKED, _CONVERGED = 10, 0.05
 """Refinement ends early where so many steps gain less than this many nats of log posterior a particle."""
 
@@ -120,13 +123,14 @@ def walk_fibers(
     for t in range(1, config.steps + 1):
         walk.drift(float(scales[t] - scales[t - 1]))
         earlier = math.inf
-        for step in range(walk.refinement):
-            loss = walk.refine(float(scales[t]))
-            report((t - 1) * walk.refinement + step + 1, config.steps * walk.refinement, loss / len(x))
-            if step % _CHECKED == 0:
-                if walk.exact and earlier - loss < _CONVERGED:
-                    break
-                earlier = loss
+        with side_by_side(x.device.type == "cpu") as walk.threads:
+            for step in range(walk.refinement):
+                loss = walk.refine(float(scales[t]))
+                report((t - 1) * walk.refinement + step + 1, config.steps * walk.refinement, loss / len(x))
+                if step % _CHECKED == 0:
+                    if walk.exact and earlier - loss < _CONVERGED:
+                        break
+                    earlier = loss
         walk.strand_diverged(nodes[-1])
         nodes.append(walk.position.clone())
         losses.append(walk.plain_loss())
@@ -191,6 +195,11 @@ class _Walk:
         self.step = self.longest.clone()
         self.stranded = torch.zeros(len(self.position), dtype=torch.bool, device=device)
         self.gradient_evaluations = 0
+        self.threads = 1
+        # A functional call puts its weights into the module for as long as it runs: each thread has a copy.
+        self.networks: SimpleQueue[FunctionalNetwork] = SimpleQueue()
+        for _ in range(torch.get_num_threads()):
+            self.networks.put(copy.deepcopy(network))
         # Particles are split where the activations of one gradient would not fit.
         per_row = network.activations(x[:1])
         self.group = max(1, min(len(self.position), _ACTIVATION_ENTRIES // max(1, per_row * 64)))
@@ -253,7 +262,8 @@ class _Walk:
         return torch.cat(found)
 
     def _groups(self) -> list[slice]:
-        return [slice(at, at + self.group) for at in range(0, len(self.position), self.group)]
+        group = min(self.group, -(-len(self.position) // self.threads))
+        return [slice(at, at + group) for at in range(0, len(self.position), group)]
 
     def _objective(self, scale: float) -> tuple[Tensor, Tensor]:
         """Loss (A*N,) and gradient (A*N, P) of the perturbed objective, on all rows or a random part of them."""
@@ -263,21 +273,24 @@ class _Walk:
         else:
             rows = torch.arange(n, device=self.x.device)
         up = n / len(rows)
-        losses, gradients = [], []
-        for group in self._groups():
+
+        def of(group: slice) -> tuple[Tensor, Tensor]:
+            network = self.networks.get()
             theta = self.position[group].detach().requires_grad_()
             apart = theta - scale * self.prior[group]
             total = 0.5 * (self.prior_precision * apart**2).sum(1)
             loss = total.detach()
             (gradient,) = torch.autograd.grad(total.sum(), theta)
             for part in torch.split(rows, self.chunk):
-                outputs = self.network.batched(theta, self.x[part])
+                outputs = network.batched(theta, self.x[part])
                 nll = (self.member[group][:, part] * self.likelihood.nll(outputs, self.y[part])).sum(1)
                 tilt = (self.scores[group][:, part] * outputs).sum((1, 2))
                 total = up * (nll - scale * tilt)
                 loss = loss + total.detach()
                 gradient = gradient + torch.autograd.grad(total.sum(), theta)[0]
-            losses.append(loss)
-            gradients.append(gradient)
+            self.networks.put(network)
+            return loss, gradient
+
+        losses, gradients = zip(*concurrently(self.threads, of, self._groups()), strict=True)
         self.gradient_evaluations += len(rows) * len(self.position)
         return torch.cat(losses), torch.cat(gradients)

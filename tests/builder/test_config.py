@@ -37,7 +37,7 @@ def test_presets_do_ever_more_work() -> None:
 def test_what_is_given_wins_over_the_preset() -> None:
     values = {**LEAST, "preset": "fast", "map": {"steps": 77}}
     config = make_config(values)
-    assert config.map.steps == 77 and config.map.prior_precision == [3.0] and config.fiber.work == 5e11
+    assert config.map.steps == 77 and config.map.prior_precision == [3.0] and config.fiber.work == 2e11
     assert values["map"] == {"steps": 77}
 
 

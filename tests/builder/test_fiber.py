@@ -146,7 +146,9 @@ def fitted() -> tuple[FunctionalNetwork, Tensor, Tensor, Tensor]:
 def walk_sine(fitted: tuple[FunctionalNetwork, Tensor, Tensor, Tensor], seed: int = 0, **options: Any) -> Fibers:
     network, anchor, x, y = fitted
     member = torch.arange(len(x))[None] % 5 != 0
-    config = FiberConfig(**{"trajectories": 12, "steps": 5, "refinement": 15, "work": 1e18, **options})
+    config = FiberConfig(
+        **{"trajectories": 12, "steps": 5, "refinement": 15, "drift_scale": 1.28, "work": 1e18, **options}
+    )
     precision = torch.ones(network.weights)
     return walk_fibers(network, anchor, x, y, member, GaussianLikelihood(0.1), precision, config, seed)
 
@@ -308,7 +310,7 @@ def test_the_budget_takes_refinement_first_then_trajectories_then_rows(
 ) -> None:
     """A budget of so many gradients on all rows, for each drift step of each anchor."""
     network, x, _ = sine(1000)
-    work = 1.001 * gradients * 3 * network.operations(x[:1]) * 1000 * 2 * 9
+    work = 1.001 * gradients * 3 * network.operations(x[:1]) * 1000 * 2 * FiberConfig().steps
     assert plan_work(network, x, 2, FiberConfig(work=work, **options)) == expected
 
 
@@ -331,3 +333,15 @@ def test_progress_is_reported_step_by_step(fitted: Fitted) -> None:
     walk_fibers(network, anchor, x, y, member, likelihood, precision, config, report=report)
     assert [s[:2] for s in seen] == [(i, 12) for i in range(1, 13)]
     assert all(math.isfinite(s[2]) for s in seen)
+
+
+def test_the_number_of_threads_does_not_change_the_fibers(fitted: Fitted) -> None:
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(walk_sine(fitted, refinement=5).nodes)
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert torch.allclose(found[0], other, rtol=1e-3, atol=1e-3)
