@@ -8,6 +8,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +18,29 @@ import pytest
 ADDRESS = os.environ["FIBERWALK_ADDRESS"]
 PROJECT = os.environ.get("COMPOSE_PROJECT_NAME")
 IMAGE = os.environ["FIBERWALK_IMAGE"]
+MODELS = Path(os.environ["FIBERWALK_MODELS"])
 ROWS = [[6, 90, "Bonn"], [3, 45.5, "Köln"], [11, 800, "Aachen"]]
+RECIPE = """
+preset = "fast"
+[data]
+file = "lines.csv"
+target = "y"
+task = "regression"
+[network]
+hidden = [8]
+activation = "tanh"
+[map]
+anchors = 2
+steps = 300
+learning_rate = 0.03
+[fiber]
+trajectories = 4
+steps = 4
+refinement = 5
+[autoencoder]
+dimension = 4
+steps = 30
+"""
 
 
 def docker(*arguments: str) -> str:
@@ -177,3 +200,54 @@ def test_the_builder_image_has_torch() -> None:
     code = "import torch, onnx, builder, model_store; print(torch.ones(3).sum().item())"
     run = ("run", "--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp", "--entrypoint", "python")
     assert docker(*run, f"{IMAGE}-builder", "-c", code) == "3.0"
+
+
+def compose_run(folder: Path, *command: str) -> str:
+    """Runs a service of the project that is up, beside it, as `docker compose run` does from the project's folder."""
+    labels = inspect("server")["Config"]["Labels"]
+    # A build asks nothing of anyone; not every engine has a network for it.
+    alone = folder / "alone.yml"
+    alone.write_text("services: {builder: {network_mode: none}}\n")
+    files = [*labels["com.docker.compose.project.config_files"].split(","), str(alone)]
+    # Bundles belong to the caller; a root of the machine takes the id of a user whom the image does not know.
+    owner, group = os.getuid() or 1000, os.getgid() or 1000
+    if os.getuid() == 0:
+        for path in [MODELS, *MODELS.rglob("*"), folder, *folder.rglob("*")]:
+            os.chown(path, owner, group)
+    environment = {"FIBERWALK_DATA": str(folder), "FIBERWALK_UID": str(owner), "FIBERWALK_GID": str(group)}
+    project = labels["com.docker.compose.project"]
+    place = labels["com.docker.compose.project.working_dir"]
+    options = ["--project-name", project, "--project-directory", place, *(f"--file={f}" for f in files)]
+    done = subprocess.run(
+        ["docker", "compose", *options, "run", "--rm", "--no-deps", "--no-TTY", *command],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_the_builder_builds_is_served(tmp_path: Path) -> None:
+    """From a CSV file in the data folder to an answer of the server, which has been running all the while."""
+    a = np.random.default_rng(0).uniform(-2, 2, 80)
+    y = 50 + 10 * a + np.random.default_rng(1).normal(size=80)
+    np.savetxt(tmp_path / "lines.csv", np.c_[a, y], delimiter=",", header="a,y", comments="")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    started = inspect("server")["State"]["StartedAt"]
+    request = {"model": "lines", "inputs": [[-1.0], [0.0], [1.0]]}
+    assert httpx.post(f"{ADDRESS}/predict", json=request, timeout=20).status_code == 404
+
+    printed = compose_run(tmp_path, "builder", "build", "/data/recipe.toml", "--name", "lines", "--quiet")
+    assert "Published in /models/lines/1" in printed
+    until(lambda: httpx.post(f"{ADDRESS}/predict", json=request, timeout=20).status_code == 200)
+    got = predict(model="lines", inputs=[[-1.0], [0.0], [1.0]])
+    assert got["version"] == 1
+    np.testing.assert_allclose(got["mean"], [40, 50, 60], atol=4)
+    low, high = np.array(got["interval"]).T
+    assert (low < got["mean"]).all() and (high > got["mean"]).all()
+    assert predict(model="lines", inputs=[[-1.0], [0.0], [1.0]]) == got
+    listed = {m["name"]: m for m in httpx.get(f"{ADDRESS}/models", timeout=20).json()["models"]}
+    assert (listed["lines"]["version"], listed["lines"]["problem"]) == (1, None)
+    assert inspect("server")["State"]["StartedAt"] == started
