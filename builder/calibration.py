@@ -33,7 +33,7 @@ from model_store.manifest import LatentPlan, OodDetector
 from model_store.plan import draw_latents
 
 _SEARCH_ROWS = 4096
-_LARGEST_NLL_LOSS = 0.01
+_NLL_LOSS = 0.001, 0.01
 _LEAST_NOISE_SHARE = 0.2
 """The noise left after the anchors' disagreement is taken off: never less than this share of the out-of-fold one."""
 _SAMPLES_PER_ANCHOR = 64
@@ -80,12 +80,13 @@ def _furthest_as_good_as_best(nll: Tensor) -> int:
     """The last of the nodes whose NLL (T+1, B) the rows cannot tell from the best one's.
 
     Where familiar rows do not decide, more of the posterior is the honest choice: it is needed where there are none.
-    A difference counts as none up to the standard error of the paired differences, and up to a hundredth of a nat.
+    A difference counts as none up to the standard error of the paired differences, which in turn counts as no less
+    than a thousandth of a nat (where all nodes predict alike it means nothing) and no more than a hundredth.
     """
     mean = torch.nan_to_num(nll.mean(1), nan=math.inf)
     worse = nll - nll[mean.argmin()]
     error = worse.std(1) / nll.shape[1] ** 0.5
-    good = (worse.mean(1) <= torch.nan_to_num(error).clamp(max=_LARGEST_NLL_LOSS)).nonzero()
+    good = (worse.mean(1) <= torch.nan_to_num(error).clamp(*_NLL_LOSS)).nonzero()
     return int(good.max()) if len(good) else 0
 
 
