@@ -45,7 +45,7 @@ def encode(fibers: Fibers, **options: Any) -> LatentModel:
 
 
 def calibrated(walked: Walked, latent: LatentModel) -> Calibrated:
-    plans = {n: LatentPlan(name=n, samples=32, stop=0.5, drift_scale=1.0) for n in ("predict", "ood")}
+    plans = {n: LatentPlan(name=n, samples=32, stop=1 / 3, drift_scale=1.0) for n in ("predict", "ood")}
     posterior = DecodedPosterior(walked.network, latent.decoder, latent.nodes.cpu().numpy())
     at = walked.anchors.weights
     return calibrate(posterior, at, plans, walked.x, walked.y, walked.member, CalibrationConfig())
