@@ -224,12 +224,12 @@ def _solve_table(decoder: WeightDecoder, z: Tensor, target: Tensor) -> None:
     """
     goal = torch.cat([target, 0.5 * (torch.cat([target[:, :, :1], target[:, :, :-1]], 2) + target)], 1).flatten(1, 2)
     at = torch.cat([z[:, :, 1:], 0.5 * (z[:, :, :-1] + z[:, :, 1:])], 1).flatten(1, 2)
-    spread = (decoder.hats(at).unsqueeze(-1) * decoder.features(at).unsqueeze(-2)).flatten(-2)
+    features = decoder.table_features(at)
     weight = torch.ones(at.shape[1], 1, dtype=torch.float64, device=z.device)
     weight[: at.shape[1] // 2] = _NODE_WEIGHT
     # One anchor at a time: batched factorisations have failed in threaded MKL.
     for anchor in range(len(z)):
-        left, right = weight * spread[anchor].double(), weight * goal[anchor].double()
+        left, right = weight * features[anchor].double(), weight * goal[anchor].double()
         gram = left.T @ left
         gram.diagonal().add_(_RIDGE * max(float(gram.diagonal().mean()), 1e-30))
         decoder.table[anchor] = torch.cholesky_solve(left.T @ right, torch.linalg.cholesky(gram)).to(z.dtype)

@@ -80,11 +80,14 @@ class WeightDecoder(nn.Module):
 
     def coordinates(self, latents: Tensor) -> Tensor:
         """Coordinates (A, M, rank) of latents (A, M, k), row a decoded by anchor a."""
-        spread = self.hats(latents).unsqueeze(-1) * self.features(latents).unsqueeze(-2)
         length = latents.square().sum(-1, keepdim=True) / _length(latents)  # zero at the anchor, which it decodes to
         if self.growth:
             length = torch.expm1(self.growth * length.clamp(max=1.5)) / math.expm1(self.growth)
-        return spread.flatten(-2) @ self.table * length
+        return self.table_features(latents) @ self.table * length
+
+    def table_features(self, latents: Tensor) -> Tensor:
+        """(A, M, knots * (k + hidden)): what the table is linear in, the features times the hats of the length."""
+        return (self.hats(latents).unsqueeze(-1) * self.features(latents).unsqueeze(-2)).flatten(-2)
 
     def hats(self, latents: Tensor) -> Tensor:
         """(A, M, knots): piecewise linear functions of the length of latents (A, M, k), each one at its own knot.
