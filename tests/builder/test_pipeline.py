@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import builder.learning as learning
 import builder.pipeline as pipeline
 from builder.pipeline import BuildResult, run_build
 from builder.trained import Trained
@@ -91,19 +92,19 @@ def test_the_same_inputs_give_the_same_bundle(tmp_path: Path, built: BuildResult
 
 def test_an_interrupted_build_goes_on(tmp_path: Path, built: BuildResult, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "walk_fibers", interrupt)
+        patch.setattr(learning, "walk_fibers", interrupt)
         with pytest.raises(KeyboardInterrupt):
             build_table(tmp_path)
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["map.safetensors"]
     assert not list((tmp_path / "models").glob("*/*/manifest.json"))
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "train_anchors", fail)
+        patch.setattr(learning, "train_anchors", fail)
         resumed = build_table(tmp_path)
     assert contents(resumed) == contents(built)
 
     # Everything is finished now: the same build again trains nothing.
     for stage in ("train_anchors", "walk_fibers", "train_autoencoder"):
-        monkeypatch.setattr(pipeline, stage, fail)
+        monkeypatch.setattr(learning, stage, fail)
     repeated = build_table(tmp_path)
     assert repeated.bundle.version == 2
     assert contents(repeated) == contents(built)
@@ -191,7 +192,7 @@ def test_given_weights_are_the_anchor(tmp_path: Path, monkeypatch: pytest.Monkey
         nn.functional.mse_loss(module(x)[:, 0], y).backward()
         optimizer.step()
     save_file(module.state_dict(), tmp_path / "trained.safetensors")
-    monkeypatch.setattr(pipeline, "train_anchors", fail)
+    monkeypatch.setattr(learning, "train_anchors", fail)
     frame.to_csv(tmp_path / "table.csv", index=False)
     options = {"map": {"anchors": None}, "network": {"weights": tmp_path / "trained.safetensors"}}
     result = run_build(config(tmp_path, **options), factory=Headed)

@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-import builder.pipeline as pipeline
+import builder.learning as learning
 from fiberwalk.cli import app
 from model_store import ModelStore
 
@@ -87,7 +87,7 @@ def test_an_interrupted_build_says_how_to_go_on(folder: Path, monkeypatch: pytes
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "train_autoencoder", interrupt)
+    monkeypatch.setattr(learning, "train_autoencoder", interrupt)
     result = run("recipe.toml", "--quiet")
     assert result.exit_code == 130
     assert "the same command goes on from there" in result.stderr
