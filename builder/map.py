@@ -51,33 +51,47 @@ def initial_weights(factory: NetworkFactory, network: FunctionalNetwork, seeds: 
     return torch.stack(found)
 
 
-def train_anchors(
+@dataclass(frozen=True)
+class Members:
+    """Weight vectors trained side by side.
+
+    Attributes:
+        weights: (M, P).
+        noise_std: (M,) learned noise in standardised target units; of no meaning for classification.
+        loss: (M,) training loss a row at the end.
+        gradient_evaluations: row gradients taken.
+    """
+
+    weights: Tensor
+    noise_std: Tensor
+    loss: Tensor
+    gradient_evaluations: int
+
+
+def train_members(
     network: FunctionalNetwork,
-    factory: NetworkFactory,
+    start: Tensor,
     x: Tensor,
     y: Tensor,
     member: Tensor,
+    precision: Tensor,
     config: MapConfig,
     seed: int = 0,
     report: StepReport = silent,
-) -> Anchors:
-    """Trains one anchor for each row of `member`, and picks the prior precision by the rows each did not see.
+) -> Members:
+    """Trains M weight vectors as one batch, each on its own rows.
 
     Args:
         network: all weights random.
+        start: (M, P) first weights.
         x: (n, ...) encoded inputs.
         y: (n,) standardised targets (float) or class indices (int64).
-        member: (A, n) bool, the rows that each anchor is trained on.
-
-    All prior precisions of the config are trained side by side, A anchors each. The loss that decides between them
-    is, for regression, the out-of-fold NLL at the out-of-fold noise, for classification the out-of-fold NLL.
+        member: (M, n) bool, the rows that each is trained on.
+        precision: (M,) prior precision of each.
     """
-    precisions, anchors = config.prior_precision, member.shape[0]
-    start = initial_weights(factory, network, [seed * 1009 + a for a in range(anchors)]).to(x.device)
-    theta = start.repeat(len(precisions), 1).requires_grad_()
+    theta = start.clone().requires_grad_()
     log_noise = torch.full((len(theta),), -1.0, device=x.device).requires_grad_()
-    precision = torch.tensor(precisions, device=x.device).repeat_interleave(anchors)
-    weight = member.float().repeat(len(precisions), 1)
+    weight = member.float()
     regression = y.is_floating_point()
 
     optimiser = torch.optim.Adam([theta, log_noise], lr=config.learning_rate)
@@ -104,21 +118,46 @@ def train_anchors(
         schedule.step()
         if step % 20 == 0 or step == config.steps - 1:
             report(step + 1, config.steps, float(loss.detach().mean()))
+    return Members(theta.detach(), log_noise.detach().exp(), loss.detach(), config.steps * batch * len(theta))
 
-    theta, noise = theta.detach(), log_noise.detach().exp()
+
+def train_anchors(
+    network: FunctionalNetwork,
+    factory: NetworkFactory,
+    x: Tensor,
+    y: Tensor,
+    member: Tensor,
+    config: MapConfig,
+    seed: int = 0,
+    report: StepReport = silent,
+) -> Anchors:
+    """Trains one anchor for each row of `member` (A, n), and picks the prior precision by the rows each did not see.
+
+    All prior precisions of the config are trained side by side, A anchors each. The loss that decides between them
+    is, for regression, the out-of-fold NLL at the out-of-fold noise, for classification the out-of-fold NLL.
+    Arguments as of `train_members`.
+    """
+    precisions, anchors = config.prior_precision, member.shape[0]
+    start = initial_weights(factory, network, [seed * 1009 + a for a in range(anchors)]).to(x.device)
+    many = len(precisions)
+    precision = torch.tensor(precisions, device=x.device).repeat_interleave(anchors)
+    trained = train_members(
+        network, start.repeat(many, 1), x, y, member.repeat(many, 1), precision, config, seed, report
+    )
+    regression = y.is_floating_point()
     scores = {
-        p: _out_of_fold(network, theta[i * anchors : (i + 1) * anchors], x, y, member, regression)
+        p: _out_of_fold(network, trained.weights[i * anchors : (i + 1) * anchors], x, y, member, regression)
         for i, p in enumerate(precisions)
     }
     best = min(scores, key=lambda p: scores[p])
     part = slice(precisions.index(best) * anchors, (precisions.index(best) + 1) * anchors)
     return Anchors(
-        weights=theta[part].contiguous(),
-        noise_std=noise[part].contiguous() if regression else torch.ones(anchors, device=x.device),
+        weights=trained.weights[part].contiguous(),
+        noise_std=trained.noise_std[part].contiguous() if regression else torch.ones(anchors, device=x.device),
         prior_precision=best,
         out_of_fold={str(p): score for p, score in scores.items()},
-        loss=float(loss.detach()[part].mean()),
-        gradient_evaluations=config.steps * batch * len(theta),
+        loss=float(trained.loss[part].mean()),
+        gradient_evaluations=trained.gradient_evaluations,
     )
 
 
