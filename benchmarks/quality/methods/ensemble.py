@@ -1,0 +1,52 @@
+"""MAP and deep ensembles (Lakshminarayanan et al. 2017): members from different starts, each on all rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmarks.quality.predictive import Classes, Cost, Gaussians, Outcome, Predictive
+from benchmarks.quality.problem import Problem
+from benchmarks.quality.tuning import Tuned
+from builder.map import Members, initial_weights, train_members
+
+MEMBERS = 10
+SIZES = (5, 10)
+
+
+def train_full(problem: Problem, tuned: Tuned, members: int) -> Members:
+    """Networks trained on all rows with the tuned prior precision."""
+    start = initial_weights(problem.factory, problem.network, [problem.seed * 1009 + 500 + m for m in range(members)])
+    seen = torch.ones(members, len(problem.x), dtype=torch.bool)
+    precision = torch.full((members,), tuned.precision)
+    return train_members(
+        problem.network, start, problem.x, problem.y, seen, precision, problem.config.map, problem.seed + 1
+    )
+
+
+def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
+    """`map` with the noise it learned itself or temperature 1, `map_tuned` with the out-of-fold one, ensembles of
+    5 and 10 with the out-of-fold noise less their disagreement, or the out-of-fold temperature."""
+    cost = Cost()
+    with cost.clock():
+        trained = train_full(problem, tuned, MEMBERS)
+    with torch.no_grad():
+        outputs = problem.network.batched(trained.weights, problem.x_test)
+    each = Cost(trained.gradient_evaluations // MEMBERS, cost.seconds / MEMBERS)
+    own = float(trained.noise_std[0] ** 2)
+    found = {
+        "map": Outcome(predict(problem, outputs[:1], own, 1.0), each),
+        "map_tuned": Outcome(predict(problem, outputs[:1], tuned.noise_variance, tuned.temperature), each + tuned.cost),
+    }
+    for size in SIZES:
+        share = Cost(each.gradient_evaluations * size, each.seconds * size)
+        answer = predict(problem, outputs[:size], tuned.ensemble_noise_variance, tuned.temperature)
+        found[f"ensemble_{size}"] = Outcome(answer, share + tuned.cost)
+    return found
+
+
+def predict(problem: Problem, outputs: Tensor, noise_variance: float, temperature: float) -> Predictive:
+    """The averaged predictive of outputs (S, B, O): of Gaussians with this noise, or of tempered softmaxes."""
+    if problem.regression:
+        return Gaussians(outputs[..., 0], torch.full_like(outputs[..., 0], noise_variance))
+    return Classes((outputs / temperature).softmax(-1).mean(0))
