@@ -50,9 +50,12 @@ class MapConfig(_Config):
     anchors: Annotated[
         int | None,
         Field(
-            ge=1, le=50, description="fold anchors, cross-fitted; default 5, or 1 with given or partly fixed weights"
+            ge=1, le=50, description="fold anchors, cross-fitted; default 10, or 1 with given or partly fixed weights"
         ),
     ] = None
+    folds: Annotated[
+        int, Field(ge=2, description="folds, of which each anchor leaves one out; a second round of anchors has others")
+    ] = 5
     holdout: Annotated[float, Field(gt=0, lt=0.9, description="share held out to calibrate where anchors = 1")] = 0.2
     steps: Annotated[int, Field(ge=1, description="Adam steps")] = 4000
     batch_rows: Annotated[int, Field(ge=1, description="rows of a minibatch")] = 512
@@ -67,7 +70,8 @@ class FiberConfig(_Config):
     """The walk from each anchor along its fibers."""
 
     trajectories: Annotated[
-        int | None, Field(ge=1, description="fibers an anchor; default: 32, fewer where the work budget is spent")
+        int | None,
+        Field(ge=1, description="fibers an anchor; default: 160 in all, at most 32, fewer where work runs out"),
     ] = None
     steps: Annotated[int, Field(ge=2, description="drift steps T")] = 10
     refinement: Annotated[

@@ -81,17 +81,18 @@ class Plan:
 def plan_work(network: FunctionalNetwork, x: Tensor, anchors: int, config: FiberConfig) -> Plan:
     """Spends the config's work budget where it helps most.
 
-    Refinement is cut first, from 200 steps to 15, then trajectories, from 32 to 8; only then are gradients taken on
-    part of the rows. What the config fixes stays as it is.
+    Refinement is cut first, from 200 steps to 15, then trajectories, from 32 an anchor and 160 in all to 8 an anchor;
+    only then are gradients taken on part of the rows. What the config fixes stays as it is.
     """
+    most = min(32, max(8, 160 // anchors))
     each = 3.0 * network.operations(x[:1]) * config.steps * anchors
     rows = len(x)
 
     def share(fixed: int | None, most: int, least: int, cost: float) -> int:
         return fixed if fixed is not None else int(min(most, max(least, config.work / cost)))
 
-    refinement = share(config.refinement, 200, 15, each * rows * (config.trajectories or 32))
-    trajectories = share(config.trajectories, 32, 8, each * rows * max(1, refinement))
+    refinement = share(config.refinement, 200, 15, each * rows * (config.trajectories or most))
+    trajectories = share(config.trajectories, most, 8, each * rows * max(1, refinement))
     return Plan(trajectories, refinement, share(None, rows, min(rows, 256), each * trajectories * max(1, refinement)))
 
 

@@ -114,7 +114,22 @@ def learn(
     posterior = DecodedPosterior(network, latent.decoder, latent.nodes.cpu().numpy())
     with bars.stage("Calibration"), clock("calibration"):
         calibrated = calibrate(posterior, start, plans, x, y, member, config.calibration)
-    return Trained(config, dataset, network, x, y, member, start, fibers, reach, latent, plans, posterior, calibrated)
+    return Trained(
+        config,
+        dataset,
+        network,
+        x,
+        y,
+        member,
+        start,
+        fibers,
+        reach,
+        latent,
+        plans,
+        posterior,
+        calibrated,
+        anchors.gradient_evaluations + fibers.gradient_evaluations,
+    )
 
 
 def make_plans(config: BuildConfig, fibers: Fibers, reach: Reach) -> dict[str, LatentPlan]:

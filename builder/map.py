@@ -133,31 +133,48 @@ def train_anchors(
 ) -> Anchors:
     """Trains one anchor for each row of `member` (A, n), and picks the prior precision by the rows each did not see.
 
-    All prior precisions of the config are trained side by side, A anchors each. The loss that decides between them
-    is, for regression, the out-of-fold NLL at the out-of-fold noise, for classification the out-of-fold NLL.
-    Arguments as of `train_members`.
+    All prior precisions of the config are trained side by side, each with the anchors of the first round of folds; the
+    other anchors follow with the one that was picked. The loss that decides between them is, for regression, the
+    out-of-fold NLL at the out-of-fold noise, for classification the out-of-fold NLL. Arguments as of `train_members`.
     """
     precisions, anchors = config.prior_precision, member.shape[0]
+    first = min(anchors, config.folds) if len(precisions) > 1 else anchors
     start = initial_weights(factory, network, [seed * 1009 + a for a in range(anchors)]).to(x.device)
-    many = len(precisions)
-    precision = torch.tensor(precisions, device=x.device).repeat_interleave(anchors)
-    trained = train_members(
-        network, start.repeat(many, 1), x, y, member.repeat(many, 1), precision, config, seed, report
-    )
+    steps = config.steps * (1 if first == anchors else 2)
+
+    def train(part: slice, tried: list[float], done: int) -> Members:
+        def shifted(step: int, _steps: int, loss: float) -> None:
+            report(done + step, steps, loss)
+
+        weights, rows = start[part], member[part]
+        precision = torch.tensor(tried, device=x.device).repeat_interleave(len(weights))
+        many = len(tried)
+        return train_members(
+            network, weights.repeat(many, 1), x, y, rows.repeat(many, 1), precision, config, seed + done, shifted
+        )
+
+    trained = train(slice(first), precisions, 0)
     regression = y.is_floating_point()
     scores = {
-        p: _out_of_fold(network, trained.weights[i * anchors : (i + 1) * anchors], x, y, member, regression)
+        p: _out_of_fold(network, trained.weights[i * first : (i + 1) * first], x, y, member[:first], regression)
         for i, p in enumerate(precisions)
     }
     best = min(scores, key=lambda p: scores[p])
-    part = slice(precisions.index(best) * anchors, (precisions.index(best) + 1) * anchors)
+    chosen = slice(precisions.index(best) * first, (precisions.index(best) + 1) * first)
+    weights, noise, loss = trained.weights[chosen], trained.noise_std[chosen], trained.loss[chosen]
+    evaluations = trained.gradient_evaluations
+    if first < anchors:
+        others = train(slice(first, anchors), [best], config.steps)
+        weights = torch.cat([weights, others.weights])
+        noise, loss = torch.cat([noise, others.noise_std]), torch.cat([loss, others.loss])
+        evaluations += others.gradient_evaluations
     return Anchors(
-        weights=trained.weights[part].contiguous(),
-        noise_std=trained.noise_std[part].contiguous() if regression else torch.ones(anchors, device=x.device),
+        weights=weights.contiguous(),
+        noise_std=noise.contiguous() if regression else torch.ones(anchors, device=x.device),
         prior_precision=best,
         out_of_fold={str(p): score for p, score in scores.items()},
-        loss=float(trained.loss[part].mean()),
-        gradient_evaluations=trained.gradient_evaluations,
+        loss=float(loss.mean()),
+        gradient_evaluations=evaluations,
     )
 
 

@@ -18,6 +18,8 @@ from builder.network import (
 )
 from model_store.errors import ConfigError
 
+DEFAULT_ANCHORS = 10
+
 
 def choose_device(config: BuildConfig) -> torch.device:
     """The device asked for. Raises ConfigError where CUDA is asked for and missing."""
@@ -83,12 +85,13 @@ def make_module(config: BuildConfig, dataset: Dataset, factory: NetworkFactory) 
 def assign_members(config: BuildConfig, module: nn.Module, y: Tensor) -> Tensor:
     """(A, n) bool: which of the training rows (targets y) each anchor is trained on.
 
-    Anchors are cross-fitted, each leaving out its fold. Where weights are given, or some stay fixed and so are the same
-    for all anchors, there is one anchor and one held-out part instead.
+    Anchors are cross-fitted, each leaving out a fold; when all folds are taken the next round shuffles the rows anew,
+    so that with two rounds every row is unseen by two anchors. Where weights are given, or some stay fixed and so are
+    the same for all anchors, there is one anchor and one held-out part instead.
     """
     all_random = FunctionalNetwork(module, config.network.posterior).fixed_weights == 0
     cross_fit = config.network.weights is None and all_random
-    anchors = config.map.anchors or (5 if cross_fit else 1)
+    anchors = config.map.anchors or (DEFAULT_ANCHORS if cross_fit else 1)
     if anchors > 1 and not cross_fit:
         raise ConfigError(
             "With given or partly fixed weights all anchors would share what they have seen; use one.",
@@ -97,6 +100,6 @@ def assign_members(config: BuildConfig, module: nn.Module, y: Tensor) -> Tensor:
             got=str(anchors),
         )
     strata = np.zeros(len(y), dtype=np.int64) if y.is_floating_point() else y.cpu().numpy()
-    folds = anchors if anchors > 1 else max(2, round(1 / config.map.holdout))
-    fold = torch.from_numpy(assign_folds(strata, folds, config.seed))
-    return torch.stack([fold != a for a in range(anchors)])
+    folds = min(anchors, config.map.folds) if anchors > 1 else max(2, round(1 / config.map.holdout))
+    rounds = [assign_folds(strata, folds, config.seed + 7907 * r) for r in range(-(-anchors // folds))]
+    return torch.stack([torch.from_numpy(rounds[a // folds] != a % folds) for a in range(anchors)])

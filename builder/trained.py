@@ -26,6 +26,7 @@ class Trained:
         anchors: (A, P).
         plans: latent plans by name.
         posterior: the decoded posterior, as a server draws from it.
+        gradient_evaluations: row gradients that training and sampling took.
     """
 
     config: BuildConfig
@@ -41,3 +42,4 @@ class Trained:
     plans: dict[str, LatentPlan]
     posterior: DecodedPosterior
     calibrated: Calibrated
+    gradient_evaluations: int

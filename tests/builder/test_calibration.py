@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from builder.autoencoder import train_autoencoder
-from builder.calibration import Calibrated, DecodedPosterior, calibrate, choose_reach
+from builder.calibration import Calibrated, DecodedPosterior, calibrate, choose_reach, disagreement
 from builder.config import AutoencoderConfig, CalibrationConfig, FiberConfig
 from builder.decoder import WeightDecoder
 from builder.fiber import Fibers, walk_fibers
@@ -179,6 +179,77 @@ def test_the_temperature_undoes_logits_of_the_wrong_size(factor: float) -> None:
     assert found.spread == pytest.approx(factor, rel=0.15) and found.map_spread == pytest.approx(factor, rel=0.15)
     assert found.nll == pytest.approx(float(categorical_nll(p, y).mean()), abs=0.01)
     assert found.interval_scores.numel() == 0 and math.isnan(found.coverage)
+
+
+# ---- many anchors, in two rounds of folds: every row is unseen by two
+
+
+def two_rounds(rows: int, anchors: int) -> Tensor:
+    """(A, n): the rows of each anchor."""
+    folds = anchors // 2
+    place = torch.randperm(rows, generator=torch.Generator().manual_seed(2)) % folds
+    rounds = [torch.arange(rows) % folds, place]
+    return torch.stack([rounds[a // folds] != a % folds for a in range(anchors)])
+
+
+def test_disagreement_is_that_on_rows_that_were_not_seen() -> None:
+    generator = torch.Generator().manual_seed(0)
+    unseen = ~two_rounds(4000, 10)
+    on_new_rows = 0.5 * torch.randn(10, 4000, generator=generator)
+    known = torch.randn(4000, generator=generator).expand(10, -1)  # all that saw a row know its target
+    found = disagreement(torch.where(unseen, on_new_rows, known), unseen)
+    assert found == pytest.approx(0.25, rel=0.1)
+
+
+def test_disagreement_without_pairs_is_found_among_those_that_saw_the_row() -> None:
+    generator = torch.Generator().manual_seed(0)
+    unseen = torch.arange(4000)[None] % 5 == torch.arange(5)[:, None]
+    seen = 0.3 * torch.randn(5, 4000, generator=generator)
+    assert disagreement(torch.where(unseen, 100.0 + seen, seen), unseen) == pytest.approx(0.09, rel=0.1)
+
+
+@pytest.mark.parametrize("unseen", [torch.tensor([[True, True]]), torch.tensor([[True, False], [False, True]])])
+def test_one_or_two_anchors_show_no_disagreement(unseen: Tensor) -> None:
+    assert disagreement(torch.randn(unseen.shape), unseen) == 0.0
+
+
+def test_intervals_of_many_anchors_cover_new_rows_no_more_and_no_less() -> None:
+    generator = torch.Generator().manual_seed(6)
+    network = FunctionalNetwork(nn.Linear(40, 1))
+    truth = torch.randn(41, generator=generator) / 6
+    anchors = truth + 0.25 * torch.randn(10, 41, generator=generator) / 6
+    x = torch.randn(22_000, 40, generator=generator)
+    y = network(truth, x)[:, 0].detach() + 0.3 * torch.randn(22_000, generator=generator)
+    known, new = slice(2000), slice(2000, 22_000)
+    member = two_rounds(2000, 10)
+    found = calibrate(at_anchors(network, anchors), anchors, plans(), x[known], y[known], member, CalibrationConfig())
+    # Single anchors are wrong by far more than the noise; it is their mean that is served.
+    assert found.map_spread > 0.37 and found.spread < 0.3
+    outputs = sample_outputs(network, anchors, x[new]).numpy()
+    for level in (0.8, 0.9, 0.95):
+        scores = found.interval_scores.numpy()
+        interval = regression(outputs, STANDARD, noise_of(found), level, scores)["interval"]
+        covered = (interval[:, 0] <= y[new].numpy()) & (y[new].numpy() <= interval[:, 1])
+        assert float(covered.mean()) == pytest.approx(level, abs=0.02)
+
+
+def test_the_temperature_is_that_of_all_anchors_together() -> None:
+    generator = torch.Generator().manual_seed(0)
+    network = FunctionalNetwork(nn.Linear(4, 3))
+    truth = 1.5 * torch.randn(network.weights, generator=generator)
+    anchors = truth + 0.8 * torch.randn(10, network.weights, generator=generator)
+    x = torch.randn(12_000, 4, generator=generator)
+    y = torch.multinomial(network(truth, x).detach().softmax(-1), 1, generator=generator)[:, 0]
+    seen, new = slice(4000), slice(4000, 12_000)
+    member = two_rounds(4000, 10)
+    found = calibrate(at_anchors(network, anchors), anchors, plans(), x[seen], y[seen], member, CalibrationConfig())
+    logits = sample_outputs(network, anchors, x[new])
+    nll = {
+        t: float(categorical_nll(mixture_probabilities(logits, t), y[new]).mean())
+        for t in [found.spread, found.map_spread, *np.geomspace(0.4, 4.0, 41).tolist()]
+    }
+    assert found.spread < 0.85 * found.map_spread
+    assert nll[found.spread] < min(nll.values()) + 0.003 < nll[found.map_spread]
 
 
 # ---- a decoded posterior

@@ -113,6 +113,7 @@ def made(task: str = "regression", nodes: Array | None = None, tested: int = TES
             map_nll=1.5,
             coverage=0.9,
         ),
+        gradient_evaluations=0,
     )
 
 

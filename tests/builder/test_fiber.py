@@ -314,6 +314,12 @@ def test_the_budget_takes_refinement_first_then_trajectories_then_rows(
     assert plan_work(network, x, 2, FiberConfig(work=work, **options)) == expected
 
 
+@pytest.mark.parametrize(("anchors", "trajectories"), [(1, 32), (5, 32), (10, 16), (20, 8), (50, 8)])
+def test_many_anchors_share_the_trajectories(anchors: int, trajectories: int) -> None:
+    network, x, _ = sine(100)
+    assert plan_work(network, x, anchors, FiberConfig()).trajectories == trajectories
+
+
 def test_few_rows_are_all_taken_whatever_the_budget() -> None:
     network, x, _ = sine(100)
     assert plan_work(network, x, 2, FiberConfig(work=1.0)).rows == 100

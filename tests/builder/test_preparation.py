@@ -247,21 +247,30 @@ def members(options: BuildConfig, y: Tensor, module: nn.Module | None = None) ->
 CLASSES = torch.arange(101) % 10 // 7  # 71 of one class, 30 of the other
 
 
-@pytest.mark.parametrize("anchors", [None, 2, 7])
-def test_folds_partition_the_rows(anchors: int | None) -> None:
-    found = members(config(map={"anchors": anchors}), torch.randn(101))
-    assert found.dtype == torch.bool and found.shape == (anchors or 5, 101)
-    # Every row is left out by one anchor, and every anchor leaves out as many.
-    assert torch.equal((~found).sum(0), torch.ones(101, dtype=torch.int64))
-    left_out = (~found).sum(1)
-    assert int(left_out.max() - left_out.min()) <= 1
+@pytest.mark.parametrize(("anchors", "folds"), [(None, 5), (2, 2), (5, 5), (10, 5), (6, 3)])
+def test_folds_partition_the_rows(anchors: int | None, folds: int) -> None:
+    found = members(config(map={"anchors": anchors, "folds": min(folds, 5)}), torch.randn(101))
+    count = anchors or 10
+    assert found.dtype == torch.bool and found.shape == (count, 101)
+    # In each round every row is left out by one anchor, and every anchor leaves out as many.
+    for first in range(0, count, folds):
+        part = ~found[first : first + folds]
+        assert torch.equal(part.sum(0), torch.ones(101, dtype=torch.int64))
+        assert int(part.sum(1).max() - part.sum(1).min()) <= 1
+
+
+def test_a_second_round_has_other_folds() -> None:
+    found = members(config(map={"anchors": 10}), torch.randn(101))
+    assert not any(torch.equal(one, other) for one in found[:5] for other in found[5:])
+    # The first round is that of fewer anchors.
+    assert torch.equal(found[:5], members(config(map={"anchors": 5}), torch.randn(101)))
 
 
 def test_folds_hold_the_classes_in_equal_parts() -> None:
     found = members(config("classification"), CLASSES)
     for label, count in ((0, 71), (1, 30)):
         left_out = (~found & (label == CLASSES)).sum(1)
-        assert int(left_out.sum()) == count and int(left_out.max() - left_out.min()) <= 1
+        assert int(left_out.sum()) == 2 * count and int(left_out.max() - left_out.min()) <= 1
 
 
 def test_folds_are_the_seeds() -> None:
@@ -302,4 +311,4 @@ def test_more_anchors_than_one_are_refused_there(network: dict[str, str]) -> Non
 
 
 def test_an_expression_for_every_parameter_still_cross_fits() -> None:
-    assert len(members(config(network={"posterior": "0|2"}), torch.randn(50))) == 5
+    assert len(members(config(network={"posterior": "0|2"}), torch.randn(50))) == 10

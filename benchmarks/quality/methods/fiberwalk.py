@@ -1,0 +1,42 @@
+"""Our own posterior, as a build makes it and a server draws from it."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.quality.methods.ensemble import predict
+from benchmarks.quality.predictive import Cost, Outcome
+from benchmarks.quality.problem import Problem
+from benchmarks.quality.tuning import Tuned
+from builder.learning import learn
+from builder.predictive import sample_outputs
+from builder.progress import StageBars
+from builder.trained import Trained
+
+
+def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
+    """`fiberwalk`: decoded samples, as many as a server draws by default; `fiberwalk_fiber`: the fiber samples
+    themselves; `fiberwalk_anchors`: the anchors without fibers, calibrated alike. `tuned` is not used: a build
+    chooses everything itself, and its cost holds that."""
+    cost = Cost()
+    with cost.clock():
+        trained = learn(problem.config, problem.dataset, problem.factory, StageBars(quiet=True), {})
+    cost.gradient_evaluations = trained.gradient_evaluations
+    return answers(problem, trained, cost)
+
+
+def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome]:
+    """Predictions for the test rows from what a build learned."""
+    plan = trained.plans["predict"]
+    nodes = trained.fibers.nodes[: trained.reach.node + 1]
+    weights = {
+        "fiberwalk": trained.posterior.draw(plan, plan.samples)[0],
+        "fiberwalk_fiber": nodes.flatten(0, 2),
+        "fiberwalk_anchors": trained.anchors,
+    }
+    spread = trained.calibrated.spread
+    found = {}
+    for name, thetas in weights.items():
+        outputs = torch.cat([sample_outputs(problem.network, thetas, x) for x in problem.x_test.split(4096)], 1)
+        found[name] = Outcome(predict(problem, outputs, spread**2, spread), cost)
+    return found
