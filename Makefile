@@ -1,5 +1,5 @@
 # Everything sets itself up: each target installs what it needs into .venv first.
-# Settings: PYTHON (any Python from 3.11 on), WORKERS (parallel test processes), PYTEST_ARGS, BENCH_ARGS.
+# Settings: PYTHON (any Python from 3.11 on), WORKERS (parallel test processes), PYTEST_ARGS, BENCH_ARGS, FULL.
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint test-containers bench-served lock clean
+.PHONY: help install demo test lint test-containers bench-served bench-quality lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -22,7 +22,9 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "fiberwalk needs Python 3.11 or newer, and '$(PYTHON)' is not; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[build,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[build,bench,dev]'
+	@# The peers' libraries ask for torchvision and use none of it; one built for another torch breaks their import.
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
 demo: $(INSTALLED) ## Build two models from real data, serve them and ask (DEMO_EXIT=1 stops the server at the end)
@@ -44,6 +46,9 @@ test-containers: $(INSTALLED) ## Build the images, bring docker-compose.yml up a
 
 bench-served: $(INSTALLED) ## Build, serve and score many data sets (hours; BENCH_ARGS='--sets uci_yacht --splits 1')
 	$(BIN)/python -m benchmarks.served $(BENCH_ARGS)
+
+bench-quality: $(INSTALLED) ## Test NLL of the posterior beside every peer (half an hour; FULL=1: all sets and splits, many hours)
+	$(BIN)/python -m benchmarks.quality $(if $(FULL),--full) $(BENCH_ARGS)
 
 lock: ## Write docker/*.lock anew: the exact versions that the images install
 	PYTHON=$(PYTHON) docker/lock.sh

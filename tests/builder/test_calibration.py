@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from builder.autoencoder import train_autoencoder
-from builder.calibration import Calibrated, DecodedPosterior, calibrate, choose_reach, disagreement
+from builder.calibration import Calibrated, DecodedPosterior, calibrate, choose_reach
 from builder.config import AutoencoderConfig, CalibrationConfig, FiberConfig
 from builder.decoder import WeightDecoder
 from builder.fiber import Fibers, walk_fibers
@@ -23,7 +23,7 @@ from builder.predictive import categorical_nll, gaussian_mixture_nll, mixture_pr
 from model_store.manifest import ClassificationCalibration, LatentPlan, RegressionCalibration, RegressionTarget
 from service.predictive import epistemic_to_noise, mutual_information, regression
 from tests.builder.linear import linear_classifier
-from tests.builder.walked import NOISE, Walked, wave
+from tests.builder.walked import NOISE, Walked, two_rounds, wave
 
 Array = NDArray[Any]
 RATE = 0.1
@@ -182,35 +182,6 @@ def test_the_temperature_undoes_logits_of_the_wrong_size(factor: float) -> None:
 
 
 # ---- many anchors, in two rounds of folds: every row is unseen by two
-
-
-def two_rounds(rows: int, anchors: int) -> Tensor:
-    """(A, n): the rows of each anchor."""
-    folds = anchors // 2
-    place = torch.randperm(rows, generator=torch.Generator().manual_seed(2)) % folds
-    rounds = [torch.arange(rows) % folds, place]
-    return torch.stack([rounds[a // folds] != a % folds for a in range(anchors)])
-
-
-def test_disagreement_is_that_on_rows_that_were_not_seen() -> None:
-    generator = torch.Generator().manual_seed(0)
-    unseen = ~two_rounds(4000, 10)
-    on_new_rows = 0.5 * torch.randn(10, 4000, generator=generator)
-    known = torch.randn(4000, generator=generator).expand(10, -1)  # all that saw a row know its target
-    found = disagreement(torch.where(unseen, on_new_rows, known), unseen)
-    assert found == pytest.approx(0.25, rel=0.1)
-
-
-def test_disagreement_without_pairs_is_found_among_those_that_saw_the_row() -> None:
-    generator = torch.Generator().manual_seed(0)
-    unseen = torch.arange(4000)[None] % 5 == torch.arange(5)[:, None]
-    seen = 0.3 * torch.randn(5, 4000, generator=generator)
-    assert disagreement(torch.where(unseen, 100.0 + seen, seen), unseen) == pytest.approx(0.09, rel=0.1)
-
-
-@pytest.mark.parametrize("unseen", [torch.tensor([[True, True]]), torch.tensor([[True, False], [False, True]])])
-def test_one_or_two_anchors_show_no_disagreement(unseen: Tensor) -> None:
-    assert disagreement(torch.randn(unseen.shape), unseen) == 0.0
 
 
 def test_intervals_of_many_anchors_cover_new_rows_no_more_and_no_less() -> None:

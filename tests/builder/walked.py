@@ -59,3 +59,11 @@ def walk_wave() -> Walked:
         config,
     )
     return Walked(functional, x, y, member, anchors, fibers)
+
+
+def two_rounds(rows: int, anchors: int) -> Tensor:
+    """(A, n): the rows of each anchor."""
+    folds = anchors // 2
+    place = torch.randperm(rows, generator=torch.Generator().manual_seed(2)) % folds
+    rounds = [torch.arange(rows) % folds, place]
+    return torch.stack([rounds[a // folds] != a % folds for a in range(anchors)])

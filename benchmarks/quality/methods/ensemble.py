@@ -25,8 +25,8 @@ def train_full(problem: Problem, tuned: Tuned, members: int) -> Members:
 
 
 def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
-    """`map` with the noise it learned itself or temperature 1, `map_tuned` with the out-of-fold one, ensembles of
-    5 and 10 with the out-of-fold noise less their disagreement, or the out-of-fold temperature."""
+    """`map` with the noise it learned itself or temperature 1, `map_tuned` and the ensembles of 5 and 10 with the noise
+    or temperature that out-of-fold rows want beside so many networks."""
     cost = Cost()
     with cost.clock():
         trained = train_full(problem, tuned, MEMBERS)
@@ -40,7 +40,7 @@ def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
     }
     for size in SIZES:
         share = Cost(each.gradient_evaluations * size, each.seconds * size)
-        answer = predict(problem, outputs[:size], tuned.ensemble_noise_variance, tuned.temperature)
+        answer = predict(problem, outputs[:size], tuned.noise_beside(size), tuned.temperature_beside(size))
         found[f"ensemble_{size}"] = Outcome(answer, share + tuned.cost)
     return found
 

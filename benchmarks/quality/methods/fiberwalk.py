@@ -13,11 +13,16 @@ from builder.predictive import sample_outputs
 from builder.progress import StageBars
 from builder.trained import Trained
 
+MANY = 512
+
 
 def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
-    """`fiberwalk`: decoded samples, as many as a server draws by default; `fiberwalk_fiber`: the fiber samples
-    themselves; `fiberwalk_anchors`: the anchors without fibers, calibrated alike. `tuned` is not used: a build
-    chooses everything itself, and its cost holds that."""
+    """What a build learns, drawn from in four ways.
+
+    `fiberwalk`: decoded samples, as many as a server draws by default; `fiberwalk_many`: 512 of them;
+    `fiberwalk_fiber`: the fiber samples themselves; `fiberwalk_anchors`: the anchors without fibers, calibrated alike.
+    `tuned` is not used: a build chooses everything itself, and its cost holds that.
+    """
     cost = Cost()
     with cost.clock():
         trained = learn(problem.config, problem.dataset, problem.factory, StageBars(quiet=True), {})
@@ -31,12 +36,13 @@ def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome
     nodes = trained.fibers.nodes[: trained.reach.node + 1]
     weights = {
         "fiberwalk": trained.posterior.draw(plan, plan.samples)[0],
+        "fiberwalk_many": trained.posterior.draw(plan, MANY)[0],
         "fiberwalk_fiber": nodes.flatten(0, 2),
         "fiberwalk_anchors": trained.anchors,
     }
     spread = trained.calibrated.spread
     found = {}
     for name, thetas in weights.items():
-        outputs = torch.cat([sample_outputs(problem.network, thetas, x) for x in problem.x_test.split(4096)], 1)
+        outputs = torch.cat([sample_outputs(problem.network, thetas, x) for x in torch.split(problem.x_test, 4096)], 1)
         found[name] = Outcome(predict(problem, outputs, spread**2, spread), cost)
     return found

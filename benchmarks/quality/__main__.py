@@ -1,0 +1,112 @@
+"""The quality benchmark: every method on the same splits, networks, training budget and tuning effort, in one run.
+
+    python -m benchmarks.quality [--full] [--sets NAME ...] [--splits N] [--preset default] [--output FILE.json]
+
+Without `--full`, a subset of sets and splits that ends within half an hour on 2 cores. Splits run side by side, one
+process a core; times are comparable within a run. It can be stopped at any time: finished splits are in the output
+file and are not run again, unless the code, the preset, the libraries or the machine changed. Prints tables and the
+list of goals; `python -m benchmarks.quality.page` renders the file as docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+import builder  # noqa: F401  settles threads and memory before torch is imported
+from benchmarks.data import PUBLISHED, ROOT, check_available, read_set
+from benchmarks.quality.goals import judge
+from benchmarks.quality.run import one_thread, run_split
+from benchmarks.quality.summary import summarize
+from benchmarks.quality.tables import render_goals, render_summary
+from benchmarks.results import Results, environment
+from model_store.errors import FiberwalkError
+
+OUTPUT: Final = ROOT / "benchmarks" / "results" / "quality.json"
+ALL: Final = [name for name in PUBLISHED if name != "snelson1d"]
+SUBSET: Final = ["uci_boston", "uci_energy", "uci_wine_red", "uci_yacht", "cls_australian", "cls_glass", "cls_vehicle"]
+PRESETS: Final = ("fast", "default", "thorough")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark. Returns the exit status: 1 where a split failed, 2 where it cannot start."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--full", action="store_true", help="all sets and splits (many hours)")
+    parser.add_argument("--sets", nargs="+", metavar="NAME", help="these sets only")
+    parser.add_argument("--splits", type=int, metavar="N", help="the first N of each set (default 2; with --full all)")
+    parser.add_argument("--preset", choices=PRESETS, default="default")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)"
+    )
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
+    options = parser.parse_args(arguments)
+    names = options.sets or (ALL if options.full else SUBSET)
+    splits = options.splits or (1000 if options.full else 2)
+    if splits < 1 or options.workers < 1:
+        parser.error("--splits and --workers must be at least 1")
+    log = Console(stderr=True, highlight=False)
+    try:
+        return _run(names, splits, options.preset, options.output, options.workers, log)
+    except FiberwalkError as e:
+        log.print(f"{type(e).__name__}: {e.message}", markup=False, soft_wrap=True)
+        return 2
+
+
+def _run(names: Sequence[str], splits: int, preset: str, output: Path, workers: int, log: Console) -> int:
+    for name in names:
+        check_available(name)
+    here = environment(ROOT, preset)
+    results = Results(output, "quality", here)
+    counts = {name: min(splits, read_set(name).splits) for name in dict.fromkeys(names)}
+    # All sets have their first split before one has its second, so that an early stop leaves a whole picture.
+    waiting = [(n, s) for s in range(splits) for n, count in counts.items() if s < count and not results.finished(n, s)]
+    for name, split, found in _all_splits(waiting, preset, workers):
+        results.add(name, split, found)
+        shown = [f"{m} {r['figures']['nll']:.3f}" for m, r in found.get("methods", {}).items()]
+        log.print(f"{name} {split}:", found.get("error") or "  ".join(shown), markup=False, soft_wrap=True)
+    if environment(ROOT, preset) != here:
+        raise FiberwalkError(
+            "The code was changed during the run, which measures none of both; run it in a copy of its own.",
+            code="code_changed",
+        )
+    each = [summarize(n, [r for r in results.current(n) if r["split"] < counts[n]]) for n in counts]
+    summary = [s for s in each if s is not None]
+    results.save(summary)
+    render_summary(summary)
+    render_goals(judge(summary))
+    log.print(f"Written to {output}.", markup=False, soft_wrap=True)
+    failed = any("error" in r or r.get("failed") for n in counts for r in results.current(n))
+    return int(failed)
+
+
+def _all_splits(
+    waiting: Sequence[tuple[str, int]], preset: str, workers: int
+) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Runs sets' splits, in this process or side by side in others, and yields each when it is done."""
+    if workers == 1:
+        for name, split in waiting:
+            yield name, split, _one_split(name, split, preset)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=one_thread) as pool:
+        tasks = {pool.submit(_one_split, name, split, preset): (name, split) for name, split in waiting}
+        for done in as_completed(tasks):
+            yield *tasks[done], done.result()
+
+
+def _one_split(name: str, split: int, preset: str) -> dict[str, Any]:
+    try:
+        return run_split(name, split, preset)
+    except FiberwalkError as e:
+        return {"error": e.message}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Monte Carlo dropout (Gal and Ghahramani 2016, "Dropout as a Bayesian approximation"), dropout before every layer.
+
+Lengths: M weight vectors side by side, each with masks of its own, n rows, P weights, B rows, S passes, O outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.quality.methods.ensemble import predict
+from benchmarks.quality.predictive import Cost, Outcome
+from benchmarks.quality.problem import Problem
+from benchmarks.quality.tuning import Tuned
+from builder.map import initial_weights, train_members
+from builder.network import FunctionalNetwork
+from builder.out_of_fold import OutOfFold
+from builder.preparation import assign_members
+
+RATES = (0.005, 0.01, 0.05, 0.1)
+"""Dropout rates tried: those of Gal's experiments on the same sets."""
+
+PASSES = 100
+_FOLDS = 5
+_MASK_ENTRIES = 2**22
+
+
+class DropoutNetwork(FunctionalNetwork):
+    """A multilayer perceptron with dropout on what goes into each of its layers, the inputs among it."""
+
+    def __init__(self, module: nn.Module, rates: Tensor, seed: int) -> None:
+        """Args:
+        module: linear layers and activations, one after another.
+        rates: (M,) each weight vector's share of dropped units, or (1,) for all.
+        seed: of the masks.
+        """
+        if not isinstance(module, nn.Sequential):
+            raise TypeError("Dropout needs the layers of the network in their order.")
+        super().__init__(module)
+        self.layers = dict(module.named_children())
+        self.rates = rates
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def batched(self, thetas: Tensor, x: Tensor) -> Tensor:
+        """Outputs (M, B, O) for weight vectors (M, P), with masks drawn for each weight vector, row and unit.
+
+        What is kept is scaled up, so that the mean of what a layer gets is as without dropout (Srivastava et al. 2014).
+        """
+        named = self.unflatten(thetas)
+        keep = 1 - self.rates[:, None, None]
+        hidden = x.expand(len(thetas), *x.shape)
+        for name, layer in self.layers.items():
+            if isinstance(layer, nn.Linear):
+                mask = torch.rand(hidden.shape, generator=self.generator) < keep
+                bias = named[f"{name}.bias"][:, None]
+                hidden = torch.baddbmm(bias, hidden * mask / keep, named[f"{name}.weight"].transpose(1, 2))
+            else:
+                hidden = layer(hidden)
+        return hidden
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the rows say that a network has not seen.
+
+    Attributes:
+        rate: of dropout.
+        noise_variance: (regression) beside the passes, in standardised units.
+        temperature: (classification) of each pass.
+    """
+
+    rate: float
+    noise_variance: float
+    temperature: float
+
+
+def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
+    """`mc_dropout`: trained on all rows at the rate chosen on cross-fitted ones."""
+    cost = Cost()
+    with cost.clock():
+        choice, tried = choose(problem, tuned)
+        seen = torch.ones(1, len(problem.x), dtype=torch.bool)
+        weights, taken = train(problem, tuned, (choice.rate,), seen)
+        outputs = passes(problem, weights[0], choice.rate, problem.x_test)
+    cost.gradient_evaluations = tried + taken
+    predictive = predict(problem, outputs, choice.noise_variance, choice.temperature)
+    return {"mc_dropout": Outcome(predictive, cost + tuned.cost)}
+
+
+def choose(problem: Problem, tuned: Tuned) -> tuple[Choice, int]:
+    """The rate with the least NLL of the averaged passes on out-of-fold rows, each rate with its own best noise or
+    temperature; and the gradients that it took."""
+    # One round of folds sees every row once; a build's second round would double the work to no end.
+    member = assign_members(problem.config, problem.network.module, problem.y)[:_FOLDS]
+    weights, taken = train(problem, tuned, RATES, member)
+    y = torch.cat([problem.y[~seen] for seen in member])
+    found = []
+    for rate, thetas in zip(RATES, weights.reshape(len(RATES), len(member), -1), strict=True):
+        outputs = torch.cat(
+            [passes(problem, theta, rate, problem.x[~seen]) for theta, seen in zip(thetas, member, strict=True)], dim=1
+        )
+        spread, nll = OutOfFold(outputs, None, y, 1).fit()
+        found.append((float(torch.nan_to_num(nll.mean(), nan=torch.inf)), rate, spread))
+    _, rate, spread = min(found)
+    return Choice(rate, *((spread, 1.0) if problem.regression else (1.0, spread))), taken
+
+
+def train(problem: Problem, tuned: Tuned, rates: tuple[float, ...], member: Tensor) -> tuple[Tensor, int]:
+    """Weights (rates * folds, P), each rate on all folds of member (folds, n), and the gradients that it took.
+
+    Trained as every other method's networks are, but for the masks: the loss of one pass a step is an unbiased estimate
+    of the variational objective (Gal and Ghahramani 2016, section 3).
+    """
+    folds, many = len(member), len(rates)
+    start = initial_weights(problem.factory, problem.network, [problem.seed * 1009 + 600 + a for a in range(folds)])
+    network = DropoutNetwork(
+        problem.network.module, torch.tensor(rates).repeat_interleave(folds), problem.seed * 1009 + 601
+    )
+    trained = train_members(
+        network,
+        start.repeat(many, 1),
+        problem.x,
+        problem.y,
+        member.repeat(many, 1),
+        torch.full((many * folds,), tuned.precision),
+        problem.config.map,
+        problem.seed + 4,
+    )
+    return trained.weights, trained.gradient_evaluations
+
+
+def passes(problem: Problem, theta: Tensor, rate: float, x: Tensor, count: int = PASSES) -> Tensor:
+    """Outputs (S, B, O) of stochastic passes with one weight vector theta (P,) for x (B, d)."""
+    network = DropoutNetwork(problem.network.module, torch.tensor([rate]), problem.seed * 1009 + 602)
+    widest = max(layer.in_features for layer in network.layers.values() if isinstance(layer, nn.Linear))
+    rows = max(1, _MASK_ENTRIES // (count * widest))
+    thetas = theta.expand(count, -1)
+    with torch.no_grad():
+        return torch.cat([network.batched(thetas, part) for part in torch.split(x, rows)], dim=1)

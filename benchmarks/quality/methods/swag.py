@@ -1,0 +1,170 @@
+"""SWAG: a Gaussian fitted to the iterates of SGD at a constant rate (Maddox et al. 2019, "A simple baseline for
+Bayesian uncertainty in deep learning", Algorithm 1).
+
+Lengths: M weight vectors side by side, n rows, P weights, K columns of the low-rank part, S samples, O outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.quality.methods.ensemble import predict, train_full
+from benchmarks.quality.predictive import Cost, Outcome, figures
+from benchmarks.quality.problem import Problem
+from benchmarks.quality.tuning import Tuned
+from builder.likelihood import CategoricalLikelihood
+from builder.map import initial_weights, train_members
+from builder.predictive import sample_outputs
+from builder.preparation import assign_members
+
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+"""Learning rates tried, the same for all sets: from too small to leave the MAP network to where SGD often diverges."""
+
+RANK, SAMPLES = 20, 30
+_MOMENTUM = 0.9
+_COLLECTIONS = 100
+_LEAST_BATCHES = 10
+_LEAST_NOISE_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What SWAG keeps of M trajectories.
+
+    Attributes:
+        mean, variance: (M, P) of the iterates, weight by weight.
+        deviations: (M, K, P) the last K iterates less the running mean of their time.
+        gradient_evaluations: row gradients taken.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    deviations: Tensor
+    gradient_evaluations: int
+
+    def draw(self, member: int, samples: int, generator: torch.Generator) -> Tensor:
+        """(S, P) from N(mean, variance / 2 + D D^T / (2 (K - 1))) of one trajectory (Eq. 1)."""
+        deviations = self.deviations[member]
+        diagonal = torch.randn(samples, self.mean.shape[1], generator=generator) * self.variance[member].sqrt()
+        low_rank = torch.randn(samples, len(deviations), generator=generator) @ deviations
+        return self.mean[member] + (diagonal + low_rank / math.sqrt(max(len(deviations) - 1, 1))) / math.sqrt(2)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the held-out rows say.
+
+    Attributes:
+        rate: place in RATES.
+        noise_variance: (regression) in standardised units.
+        temperature: (classification).
+    """
+
+    rate: int
+    noise_variance: float
+    temperature: float
+
+
+def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
+    """`swag`: from the MAP network, at the learning rate that serves a held-out fifth of the training rows best."""
+    cost = Cost()
+    with cost.clock():
+        choice, tried = choose(problem, tuned)
+        trained = train_full(problem, tuned, 1)
+        collected, taken = _settled(problem, tuned, trained.weights, trained.noise_std, choice.rate)
+        weights = collected.draw(0, SAMPLES, torch.Generator().manual_seed(problem.seed + 43))
+        outputs = sample_outputs(problem.network, weights, problem.x_test)
+    cost.gradient_evaluations = tried + trained.gradient_evaluations + taken
+    predictive = predict(problem, outputs, choice.noise_variance, choice.temperature)
+    return {"swag": Outcome(predictive, cost + tuned.cost)}
+
+
+def choose(problem: Problem, tuned: Tuned) -> tuple[Choice, int]:
+    """The rate, and the noise or temperature, with the least NLL of the mixture on a held-out fifth, for a network
+    trained on the other rows; and the gradients that it took.
+
+    The noise is one network's less the samples' variance, never less than a fifth of it; the temperature
+    is one network's or 1, for what the samples spread already softens the classes.
+    """
+    seen = assign_members(problem.config, problem.network.module, problem.y)[:1]
+    rows, held = seen[0], ~seen[0]
+    start = initial_weights(problem.factory, problem.network, [problem.seed * 1009 + 400])
+    precision = torch.tensor([tuned.precision])
+    trained = train_members(
+        problem.network, start, problem.x, problem.y, seen, precision, problem.config.map, problem.seed + 2
+    )
+    many = len(RATES)
+    collected = collect(
+        problem, trained.weights.repeat(many, 1), trained.noise_std.repeat(many), torch.tensor(RATES), tuned, rows
+    )
+    found = []
+    for rate in range(many):
+        weights = collected.draw(rate, SAMPLES, torch.Generator().manual_seed(problem.seed + 41))
+        outputs = sample_outputs(problem.network, weights, problem.x[held])
+        noise = tuned.noise_variance
+        if problem.regression:
+            noise = max(noise - float(outputs[..., 0].var(0).mean()), _LEAST_NOISE_SHARE * noise)
+        for temperature in {tuned.temperature, 1.0}:
+            # A rate that SGD diverges at is the worst, not an error.
+            nll = math.inf
+            if bool(outputs.isfinite().all()):
+                nll = figures(predict(problem, outputs, noise, temperature), problem.y[held])["nll"]
+            found.append((nll, rate, noise, temperature))
+    _, rate, noise, temperature = min(found)
+    return Choice(rate, noise, temperature), trained.gradient_evaluations + collected.gradient_evaluations
+
+
+def collect(problem: Problem, start: Tensor, noise_std: Tensor, rates: Tensor, tuned: Tuned, rows: Tensor) -> Collected:
+    """Runs SGD from start (M, P) at constant rates (M,) on the rows (n,) that are marked, for a quarter of the steps
+    of training, and collects 100 times.
+
+    The loss is the MAP loss, for regression times the MAP noise (M,) squared: half the squared error, so that one rate
+    means the same at any noise. Batches are at most a tenth of the rows: SGD on all rows at once has no gradient noise
+    that a Gaussian could be fitted to.
+    """
+    x, y = problem.x[rows], problem.y[rows]
+    batch = min(problem.config.map.batch_rows, max(1, len(x) // _LEAST_BATCHES))
+    steps = max(2, problem.config.map.steps // 4)
+    every = max(1, steps // _COLLECTIONS)
+    decay = 0.5 * tuned.precision / len(x) * (noise_std**2 if problem.regression else torch.ones(len(start)))
+    generator = torch.Generator().manual_seed(problem.seed + 3)
+    theta, velocity = start.clone(), torch.zeros_like(start)
+    # Moments about the start: the square's mean less the mean's square would lose a small variance in single precision.
+    total, square, count = torch.zeros_like(start), torch.zeros_like(start), 0
+    deviations: list[Tensor] = []
+    for step in range(steps):
+        chosen = torch.randint(len(x), (batch,), generator=generator)
+        theta.requires_grad_()
+        outputs = problem.network.batched(theta, x[chosen])
+        if problem.regression:
+            each = 0.5 * (outputs[..., 0] - y[chosen]) ** 2
+        else:
+            each = CategoricalLikelihood(outputs.shape[-1]).nll(outputs, y[chosen])
+        loss = each.mean(1) + decay * (theta**2).sum(1)
+        (gradient,) = torch.autograd.grad(loss.sum(), theta)
+        velocity = _MOMENTUM * velocity + gradient
+        theta = theta.detach() - rates[:, None] * velocity
+        if (step + 1) % every == 0:
+            moved = theta - start
+            total, square, count = total + moved, square + moved**2, count + 1
+            deviations = [*deviations, moved - total / count][-RANK:]
+    mean = total / count
+    variance = (square / count - mean**2).clamp(min=0)
+    return Collected(start + mean, variance, torch.stack(deviations, dim=1), steps * batch * len(start))
+
+
+def _settled(problem: Problem, tuned: Tuned, start: Tensor, noise_std: Tensor, rate: int) -> tuple[Collected, int]:
+    """What SGD on all rows collects at the chosen rate, or at the next lower one where it diverges; and the gradients
+    of all attempts."""
+    rows = torch.ones(len(problem.x), dtype=torch.bool)
+    taken = 0
+    for tried in (*reversed(RATES[1 : rate + 1]), RATES[0]):
+        collected = collect(problem, start, noise_std, torch.tensor([tried]), tuned, rows)
+        taken += collected.gradient_evaluations
+        if bool(collected.mean.isfinite().all() and collected.variance.isfinite().all()):
+            break
+    return collected, taken

@@ -1,0 +1,57 @@
+"""The benchmark's tables on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.quality.goals import Goal
+from benchmarks.quality.run import METHODS
+from benchmarks.quality.summary import Summary, mean_ranks
+from benchmarks.table import Estimate, render
+
+FIGURES = {"regression": ("nll", "rmse"), "classification": ("nll", "accuracy", "ece")}
+
+
+def table(summary: Sequence[Summary], figure: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: one row a method with its figure on each set and, over all sets, its mean rank."""
+    methods = [m for m in METHODS if any(m in s["methods"] for s in summary)]
+    ranked = [m for m in methods if all(m in s["methods"] for s in summary)]
+    ranks = mean_ranks(summary, figure, ranked) if figure != "accuracy" else {}
+    rows = []
+    for method in methods:
+        cells = [Estimate(**s["methods"][method][figure]).text() if method in s["methods"] else "–" for s in summary]
+        rows.append([METHODS[method], *cells, f"{ranks[method]:.2f}" if method in ranks else ""])
+    return ["method", *(f"{s['set']} ({s['splits']})" for s in summary), "mean rank"], rows
+
+
+def cost_table(summary: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: millions of row gradients and seconds of each method on each set, tuning included."""
+    rows = []
+    for method in [m for m in METHODS if any(m in s["methods"] for s in summary)]:
+        own = [s["methods"].get(method) for s in summary]
+        rows.append(
+            [
+                METHODS[method],
+                *(f"{o['gradient_evaluations'] / 1e6:.0f} M, {o['seconds']:.0f} s" if o else "–" for o in own),
+            ]
+        )
+    return ["method", *(s["set"] for s in summary)], rows
+
+
+def render_summary(summary: Sequence[Summary]) -> None:
+    """Prints every table."""
+    for task, figures in FIGURES.items():
+        sets = [s for s in summary if s["task"] == task]
+        if not sets:
+            continue
+        for figure in figures:
+            render(f"{task}, test {figure}: mean ± standard error (splits)", *table(sets, figure))
+        render(f"{task}, cost a split", *cost_table(sets))
+    for s in summary:
+        for family, text in s["failed"].items():
+            print(f"{s['set']}: {family} failed: {text}")
+
+
+def render_goals(goals: Sequence[Goal]) -> None:
+    """Prints the list of goals."""
+    render("Goals", ["goal", "state", "found"], [[g.text, g.state, g.found] for g in goals])

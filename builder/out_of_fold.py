@@ -1,0 +1,139 @@
+"""Predictions by anchors that have not seen a row, and what they say of all anchors together.
+
+Anchors are cross-fitted: a row is unseen by one of them, or by two where there are two rounds of folds, while all of
+them answer in service. From one and two follows what holds for all: the noise or temperature, the NLL, and by how much
+anchors disagree on new rows.
+
+Lengths: A anchors, S samples of an anchor, m rows, O outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from builder.predictive import categorical_nll, gaussian_mixture_nll, mixture_probabilities
+
+_SEARCH_ROWS = 4096
+_LEAST_SHARE = 0.2
+"""Noise or temperature beside all anchors is never less than this share of that beside one."""
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Outputs of the samples of anchors on m rows that these anchors did not see.
+
+    Attributes:
+        first: (S, m, O), of one anchor a row; second: of another one, or None where rows are unseen by one only.
+        y: (m,); anchors: A, how many are served.
+    """
+
+    first: Tensor
+    second: Tensor | None
+    y: Tensor
+    anchors: int
+
+    def fit(self, log_weight: Tensor | None = None) -> tuple[float, Tensor]:
+        """The noise variance or temperature with the least NLL of the average over all A anchors' samples, and that
+        NLL of each row (m,).
+
+        A row is unseen by one or two anchors only; the best for one and for two is carried on to A.
+        """
+        one, rows = self._fit([self.first] if self.second is None else [self.first, self.second], log_weight)
+        if self.second is None:
+            return one, rows
+        both = None if log_weight is None else torch.cat([log_weight, log_weight]) - math.log(2)
+        two, rows_of_two = self._fit([torch.cat([self.first, self.second])], both)
+        return carry(one, two, self.anchors), rows + _further(self.anchors) * (rows_of_two - rows)
+
+    def _fit(self, members: list[Tensor], log_weight: Tensor | None) -> tuple[float, Tensor]:
+        """The best spread for mixtures (S, m, O), of which each predicts alone, and their mean NLL of each row."""
+        if not all(bool(torch.isfinite(f).all()) for f in members):
+            return 1.0, torch.full(self.y.shape, math.inf, device=self.y.device)
+        y = self.y
+        if not y.is_floating_point():
+            grid = np.geomspace(0.4, 4.0, 21)
+            return _best_of(
+                grid, lambda t: _mean(categorical_nll(mixture_probabilities(f, t, log_weight), y) for f in members)
+            )
+        base = float(_mean((f[..., 0].mean(0) - y).square() for f in members).mean().clamp(min=1e-10))
+        grid = base * np.logspace(-2.0, 0.3, 24)
+        return _best_of(grid, lambda v: _mean(gaussian_mixture_nll(f[..., 0], y, v, log_weight) for f in members))
+
+
+def carry(one: float, two: float, anchors: int) -> float:
+    """The noise variance or temperature beside A anchors, from those beside one and beside two.
+
+    What averaging gains is, to first order, the anchors' variance, and that goes with 1 - 1/n in their number n. Not
+    all that is found beside one can be the anchors' own: a share always stays.
+    """
+    return max(one + _further(anchors) * (two - one), _LEAST_SHARE * one)
+
+
+def _further(anchors: int) -> float:
+    return 2 * (1 - 1 / anchors)
+
+
+def _mean(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean(0)
+
+
+def rows_to_judge(member: Tensor) -> Tensor:
+    """Indices of rows that no fewer anchors than others did not see, evenly chosen where there are too many."""
+    unseen = (~member).sum(0)
+    rows = (unseen >= min(2, int(unseen.max()))).nonzero().squeeze(1)
+    return rows[:: -(-len(rows) // _SEARCH_ROWS)]
+
+
+def gather(outputs: list[Tensor], unseen: Tensor, y: Tensor) -> OutOfFold:
+    """From the outputs (S, m_a, O) of each anchor on the rows, out of m, that it did not see."""
+    order = unseen.int().argsort(stable=True, dim=0, descending=True)
+    picked: list[Tensor] = []
+    for place in range(min(2, int(unseen.sum(0).min()))):
+        shape = outputs[0].shape
+        whole = torch.empty(shape[0], len(y), shape[2], device=y.device)
+        for a, f in enumerate(outputs):
+            here = order[place] == a
+            whole[:, here] = f[:, here[unseen[a]]]
+        picked.append(whole)
+    return OutOfFold(picked[0], picked[1] if len(picked) > 1 else None, y, len(outputs))
+
+
+def _best_of(grid: NDArray[np.float64], nll: Callable[[float], Tensor]) -> tuple[float, Tensor]:
+    """The value with the least mean NLL, and the NLL of each row: of the grid, then between its neighbours there."""
+
+    def best(values: NDArray[np.float64]) -> tuple[float, Tensor]:
+        found = [(float(value), nll(float(value))) for value in values]
+        return min(found, key=lambda f: float(torch.nan_to_num(f[1].mean(), nan=math.inf)))
+
+    value, _ = best(grid)
+    step = grid[1] / grid[0]
+    return best(value * np.geomspace(step**-0.8, step**0.8, 9))
+
+
+def mean_of(values: Tensor, chosen: Tensor) -> Tensor:
+    """(m,) mean of values (A, m) over the anchors chosen (A, m), at least one a row."""
+    return torch.where(chosen, values, torch.zeros_like(values)).sum(0) / chosen.sum(0)
+
+
+def disagreement(means: Tensor, unseen: Tensor) -> float:
+    """Variance between the anchors' predictions of a new row, from means (A, m) on rows that `unseen` (A, m) lack.
+
+    Rows that two or more anchors did not see show it. Where there are none, anchors that did see a row stand in: they
+    differ less there, so too little is found rather than too much. The anchor that did not see a row must not be
+    compared with those that did, which know its target with its noise.
+    """
+    who = unseen if bool((unseen.sum(0) > 1).any()) else ~unseen
+    count = who.sum(0)
+    some = count > 1
+    if not bool(some.any()):
+        return 0.0
+    means, who, count = means[:, some], who[:, some], count[some]
+    apart = (means - mean_of(means, who)).square()
+    return float((mean_of(apart, who) * count / (count - 1)).mean())

@@ -1,0 +1,80 @@
+"""What predictions of unseen rows say of all anchors together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from builder.out_of_fold import OutOfFold, carry, disagreement, gather, rows_to_judge
+from tests.builder.walked import two_rounds
+
+
+def test_disagreement_is_that_on_rows_that_were_not_seen() -> None:
+    generator = torch.Generator().manual_seed(0)
+    unseen = ~two_rounds(4000, 10)
+    on_new_rows = 0.5 * torch.randn(10, 4000, generator=generator)
+    known = torch.randn(4000, generator=generator).expand(10, -1)  # all that saw a row know its target
+    found = disagreement(torch.where(unseen, on_new_rows, known), unseen)
+    assert found == pytest.approx(0.25, rel=0.1)
+
+
+def test_disagreement_without_pairs_is_found_among_those_that_saw_the_row() -> None:
+    generator = torch.Generator().manual_seed(0)
+    unseen = torch.arange(4000)[None] % 5 == torch.arange(5)[:, None]
+    seen = 0.3 * torch.randn(5, 4000, generator=generator)
+    assert disagreement(torch.where(unseen, 100.0 + seen, seen), unseen) == pytest.approx(0.09, rel=0.1)
+
+
+@pytest.mark.parametrize("unseen", [torch.tensor([[True, True]]), torch.tensor([[True, False], [False, True]])])
+def test_one_or_two_anchors_show_no_disagreement(unseen: Tensor) -> None:
+    assert disagreement(torch.randn(unseen.shape), unseen) == 0.0
+
+
+def outputs_of(value: Tensor, unseen: Tensor) -> list[Tensor]:
+    """Outputs (1, m_a, 1) of each anchor on the rows that it did not see, from values (A, m)."""
+    return [v[u][None, :, None] for v, u in zip(value, unseen, strict=True)]
+
+
+@pytest.mark.parametrize("anchors", [2, 10])
+def test_each_row_gets_the_outputs_of_anchors_that_did_not_see_it(anchors: int) -> None:
+    unseen = ~two_rounds(50, 10) if anchors == 10 else torch.arange(50)[None] % 2 == torch.arange(2)[:, None]
+    who = torch.arange(anchors, dtype=torch.float32)[:, None].expand(-1, 50)
+    found = gather(outputs_of(who, unseen), unseen, torch.zeros(50))
+    picked = [found.first] if found.second is None else [found.first, found.second]
+    assert len(picked) == (2 if anchors == 10 else 1) and found.anchors == anchors
+    for row in range(50):
+        assert sorted(int(f[0, row, 0]) for f in picked) == unseen[:, row].nonzero().flatten().tolist()
+
+
+def test_the_noise_beside_many_anchors_is_what_their_mixture_wants() -> None:
+    """Errors of anchors with variance .04 about a truth with noise of variance .25."""
+    generator = torch.Generator().manual_seed(0)
+    unseen = ~two_rounds(20_000, 10)
+    y = 0.5 * torch.randn(20_000, generator=generator)
+    own = 0.2 * torch.randn(10, 20_000, generator=generator)
+    found, nll = gather(outputs_of(own, unseen), unseen, y).fit()
+    wanted, reached = OutOfFold(own[..., None], None, y, 1).fit()  # were all rows unseen by all ten
+    assert found == pytest.approx(wanted, rel=0.06)  # to first order
+    assert float(nll.mean()) == pytest.approx(float(reached.mean()), abs=0.005)
+    # One anchor alone wants more.
+    assert found < 0.9 * replace(gather(outputs_of(own, unseen), unseen, y), anchors=1).fit()[0]
+
+
+def test_what_is_carried_keeps_a_share() -> None:
+    assert carry(1.0, 0.9, 1) == 1.0
+    assert carry(1.0, 0.9, 2) == pytest.approx(0.9)
+    assert carry(1.0, 0.9, 10) == pytest.approx(0.82)
+    assert carry(1.0, 0.1, 10) == pytest.approx(0.2)
+
+
+def test_rows_that_most_anchors_did_not_see_are_judged() -> None:
+    member = torch.ones(3, 6, dtype=torch.bool)
+    member[0, :4] = member[1, 2:4] = False
+    assert rows_to_judge(member).tolist() == [2, 3]
+    assert rows_to_judge(member[:1]).tolist() == [0, 1, 2, 3]
+    many = torch.zeros(1, 10_000, dtype=torch.bool)
+    chosen = rows_to_judge(many)
+    assert 2048 <= len(chosen) <= 4096 and int(chosen[-1]) > 9000
