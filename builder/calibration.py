@@ -26,6 +26,8 @@ from model_store.manifest import LatentPlan, OodDetector
 from model_store.plan import draw_latents
 
 _NLL_LOSS = 0.001, 0.01
+_NO_SPREAD = 1e-6
+"""Variance within anchors, in shares of the noise, that says nothing of where they differ."""
 _SAMPLES_PER_ANCHOR = 64
 
 
@@ -191,17 +193,18 @@ def _interval_scores(means: Tensor, within: Tensor, unseen: Tensor, y: Tensor, n
 
     A row is predicted by the one or two anchors that did not see it, and by the mean of all A in service, whose
     squared error is smaller by `between (1/n - 1/A)` (the ambiguity decomposition, Krogh and Vedelsby 1995); the
-    residuals are shrunk by it. How the anchors' disagreement differs from row to row is taken from all of them, its
-    size from those that did not see the rows.
+    residuals are shrunk by it. How the anchors' disagreement differs from row to row must not be taken from those that
+    saw the rows: they know the targets, and so the residuals. It is taken to go with the variance within the others.
     """
     count, anchors = unseen.sum(0), len(means)
     residual = mean_of(means, unseen) - y
     squared = float(residual.square().mean())
     gain = between * float((1 / count - 1 / anchors).mean())
     shrink = math.sqrt(max(squared - gain, 0.25 * squared) / max(squared, 1e-30))
-    apart = means.var(0, unbiased=False)
-    apart = apart * (between * (1 - 1 / anchors) / max(float(apart.mean()), 1e-30))
-    std = (noise + mean_of(within, unseen) + apart).sqrt()
+    own = mean_of(within, unseen)
+    size = float(own.mean())
+    pattern = own / size if size > _NO_SPREAD * noise else torch.ones_like(own)
+    std = (noise + own + between * (1 - 1 / anchors) * pattern).sqrt()
     return (shrink * residual.abs() / std).double().sort().values
 
 

@@ -201,7 +201,7 @@ def test_intervals_of_many_anchors_cover_new_rows_no_more_and_no_less() -> None:
         scores = found.interval_scores.numpy()
         interval = regression(outputs, STANDARD, noise_of(found), level, scores)["interval"]
         covered = (interval[:, 0] <= y[new].numpy()) & (y[new].numpy() <= interval[:, 1])
-        assert float(covered.mean()) == pytest.approx(level, abs=0.02)
+        assert float(covered.mean()) == pytest.approx(level, abs=0.03)
 
 
 def test_the_temperature_is_that_of_all_anchors_together() -> None:
