@@ -71,6 +71,39 @@ def test_refinement_leaves_a_linear_model_where_drift_has_put_it() -> None:
     assert float((drift.nodes - refined.nodes).abs().max() / spread) < 1e-3
 
 
+class Banana(nn.Module):
+    """The mean is u for rows (1, 0) and v + 2 u^2 for rows (0, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.u, self.v = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x[:, 0] * self.u + x[:, 1] * (self.v + 2 * self.u**2))[:, None]
+
+
+@pytest.mark.parametrize("refinement", [0, 200])
+def test_particles_of_a_banana_are_posterior_draws_once_refined(refinement: int) -> None:
+    # 25 rows of each kind with targets of 0 and noise of 1: u and v + 2 u^2 are independent, of deviation 0.2.
+    fibers = walk_fibers(
+        FunctionalNetwork(Banana()),
+        torch.zeros(1, 2),
+        torch.eye(2).repeat(25, 1),
+        torch.zeros(50),
+        torch.ones(1, 50, dtype=torch.bool),
+        GaussianLikelihood(1.0),
+        torch.full((2,), 1e-4),
+        FiberConfig(steps=10, refinement=refinement, trajectories=2000, **EVEN),
+    )
+    u, v = fibers.nodes[-1, 0].T
+    across = v + 2 * u**2
+    assert abs(float(u.mean())) < 0.02 and float(u.std()) == pytest.approx(0.2, rel=0.06)
+    # The mean of v is -2 * 0.2^2 for a posterior that is bent, 0 for a Gaussian.
+    bent = float(v.mean()) == pytest.approx(-0.08, abs=0.02) and abs(float(across.mean())) < 0.02
+    independent = abs(float(torch.corrcoef(torch.stack([u**2, across]))[0, 1])) < 0.08
+    assert (bent, independent) == (refinement > 0, refinement > 0)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.8, 0.95])
 def test_refinement_finds_the_fiber_from_beside_it(momentum: float) -> None:
     model = linear_gaussian()
