@@ -76,7 +76,7 @@ class FiberConfig(_Config):
     steps: Annotated[int, Field(ge=2, description="drift steps T")] = 10
     refinement: Annotated[
         int | None,
-        Field(ge=0, description="gradient steps M after each drift step; default: 15 to 200, as work allows"),
+        Field(ge=0, description="gradient steps M after each drift step; default: 15 to 30, as work allows"),
     ] = None
     drift_scale: Annotated[
         float, Field(gt=0, description="length of the whole drift in posterior radii; calibration picks the part used")

@@ -21,6 +21,8 @@ from builder.network import FunctionalNetwork
 
 _JACOBIAN_ENTRIES = 2**26
 """Most entries of a Jacobian held at once (512 MB in float64)."""
+_STEEP, _PRECONDITIONER_ENTRIES = 256, 2**24
+"""Most directions of a preconditioner, and most entries of their basis (64 MB)."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,51 @@ def linear_response(
         return math.sqrt(scale) * torch.cat([vmap(respond)(part) for part in torch.split(directions, per_chunk)])
 
 
+@dataclass(frozen=True)
+class Preconditioner:
+    """`C = Lambda^-1/2 (I + V d V^T) Lambda^-1/2`, which takes off part of a curvature whose steep directions are V.
+
+    Attributes:
+        basis: (P, R) V, orthonormal; shrink: (R,) d, between -1 and 0.
+        width: (P,) Lambda^-1/2.
+    """
+
+    basis: Tensor
+    shrink: Tensor
+    width: Tensor
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        """`C g` for gradients (..., P)."""
+        g = gradient * self.width
+        return (g + ((g @ self.basis) * self.shrink) @ self.basis.T) * self.width
+
+
+def make_preconditioner(
+    network: FunctionalNetwork,
+    theta: Tensor,
+    x: Tensor,
+    likelihood: Likelihood,
+    prior_precision: Tensor,
+    rows: int,
+    power: float,
+) -> Preconditioner:
+    """The preconditioner `C = Lambda^-1/2 (I + K)^-power Lambda^-1/2` with `K = Lambda^-1/2 J~^T J~ Lambda^-1/2`.
+
+    Args:
+        x: (m, ...) rows, of which evenly some are taken; they stand for `rows` rows.
+        power: 0 leaves the curvature's steep directions as they are, 1 makes them as flat as the prior's.
+    """
+    most = max(1, min(_STEEP, _PRECONDITIONER_ENTRIES // theta.shape[0]) // likelihood.outputs)
+    some = x[:: -(-len(x) // most)]
+    width = prior_precision.rsqrt()
+    jacobian = scaled_jacobian(network, theta, some, likelihood).double() * (rows / len(some)) ** 0.5 * width.double()
+    values, vectors = torch.linalg.eigh(jacobian @ jacobian.T)
+    steep = values > 1e-9 * values[-1].clamp(min=1e-30)
+    values, vectors = values[steep], vectors[:, steep]
+    basis = (jacobian.T @ vectors / values.sqrt()).to(theta.dtype)
+    return Preconditioner(basis, ((1 + values) ** -power - 1).to(theta.dtype), width)
+
+
 def largest_eigenvalue(
     network: FunctionalNetwork,
     theta: Tensor,
@@ -175,8 +222,10 @@ def largest_eigenvalue(
     prior_precision: Tensor,
     scale: float,
     iterations: int = 30,
+    preconditioner: Preconditioner | None = None,
 ) -> float:
-    """The largest eigenvalue of `scale * J~^T J~ + Lambda` at theta by power iteration, free of any matrix."""
+    """The largest eigenvalue of `H = scale * J~^T J~ + Lambda` at theta, or of `C H` with a preconditioner C, by power
+    iteration, free of any matrix."""
     with torch.no_grad():
         root = likelihood.root_curvature(network(theta, x))
     curvature = root @ root.mT
@@ -188,7 +237,8 @@ def largest_eigenvalue(
         tangent = jvp(outputs, (theta,), (v,))[1]
         pull = vjp(outputs, theta)[1]
         back: Tensor = pull(torch.einsum("bop,bp->bo", curvature, tangent))[0]
-        return scale * back + prior_precision * v
+        found = scale * back + prior_precision * v
+        return found if preconditioner is None else preconditioner(found)
 
     # Not the vector of ones: equal shifts of all logits are in the null space of a classifier's curvature.
     v = torch.randn(theta.shape, generator=torch.Generator().manual_seed(0)).to(theta)

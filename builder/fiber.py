@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from builder.config import FiberConfig
-from builder.curvature import draw_posterior, largest_eigenvalue
+from builder.curvature import Preconditioner, draw_posterior, largest_eigenvalue, make_preconditioner
 from builder.likelihood import Likelihood
 from builder.network import FunctionalNetwork
 from builder.progress import StepReport, silent
@@ -36,6 +36,11 @@ from builder.runtime import concurrently, side_by_side
 
 _ACTIVATION_ENTRIES = 2**25
 """Most activation values held at once in one gradient (about 500 MB with what autograd keeps)."""
+_POWER = 0.5
+"""Of the anchor's curvature, that refinement takes off its gradients. All of it would be too much: directions that are
+flat at the anchor are stiff further out."""
+_GROWTH = 1.1
+"""Of a particle's step, each time that its loss did not rise."""
 _CHECKED, _CONVERGED = 10, 0.05
 """Refinement ends early where so many steps gain less than this many nats of log posterior a particle."""
 
@@ -81,7 +86,7 @@ class Plan:
 def plan_work(network: FunctionalNetwork, x: Tensor, anchors: int, config: FiberConfig) -> Plan:
     """Spends the config's work budget where it helps most.
 
-    Refinement is cut first, from 200 steps to 15, then trajectories, from 32 an anchor and 160 in all to 8 an anchor;
+    Refinement is cut first, from 30 steps to 15, then trajectories, from 32 an anchor and 160 in all to 8 an anchor;
     only then are gradients taken on part of the rows. What the config fixes stays as it is.
     """
     most = min(32, max(8, 160 // anchors))
@@ -91,7 +96,7 @@ def plan_work(network: FunctionalNetwork, x: Tensor, anchors: int, config: Fiber
     def share(fixed: int | None, most: int, least: int, cost: float) -> int:
         return fixed if fixed is not None else int(min(most, max(least, config.work / cost)))
 
-    refinement = share(config.refinement, 200, 15, each * rows * (config.trajectories or most))
+    refinement = share(config.refinement, 30, 15, each * rows * (config.trajectories or most))
     trajectories = share(config.trajectories, most, 8, each * rows * max(1, refinement))
     return Plan(trajectories, refinement, share(None, rows, min(rows, 256), each * trajectories * max(1, refinement)))
 
@@ -171,6 +176,7 @@ class _Walk:
         self.member = member.repeat_interleave(self.particles, 0).float()
         self.scores = torch.zeros(len(self.position), n, likelihood.outputs, device=device)
         directions, priors, steps = [], [], []
+        self.preconditioners: list[Preconditioner] = []
         for a, (theta, seen) in enumerate(zip(anchors, member, strict=True)):
             rows = seen.nonzero().squeeze(1)
             draws = draw_posterior(
@@ -189,7 +195,10 @@ class _Walk:
             directions.append(draws.direction)
             priors.append(draws.prior)
             some = rows[:: max(1, len(rows) // 2048)]
-            top = largest_eigenvalue(network, theta, x[some], likelihood, prior_precision, len(rows) / len(some))
+            flatten = make_preconditioner(network, theta, x[rows], likelihood, prior_precision, len(rows), _POWER)
+            self.preconditioners.append(flatten)
+            up = len(rows) / len(some)
+            top = largest_eigenvalue(network, theta, x[some], likelihood, prior_precision, up, preconditioner=flatten)
             steps.append(torch.full((self.particles, 1), 1.0 / top, device=device))
         self.direction, self.prior = torch.cat(directions), torch.cat(priors)
         self.longest = torch.cat(steps)
@@ -221,8 +230,9 @@ class _Walk:
     def refine(self, scale: float) -> float:
         """One gradient step with momentum on the perturbed objective; returns its mean over the particles, in nats.
 
-        Where a particle's loss rose, the last step is taken back, its momentum forgotten and its step halved
-        (adaptive restart: O'Donoghue and Candes 2015), since the curvature away from the anchor can be larger.
+        Gradients are preconditioned by a power of the anchor's curvature. Where a particle's loss rose, the last step
+        is taken back, its momentum forgotten and its step halved (adaptive restart: O'Donoghue and Candes 2015), since
+        the curvature away from the anchor can be larger; elsewhere steps grow slowly.
         """
         loss, gradient = self._objective(scale)
         if self.before is not None and self.exact:
@@ -233,15 +243,20 @@ class _Walk:
             gradient = torch.where(at, last_gradient, gradient)
             loss = torch.where(worse, last_loss, loss)
             self.velocity = torch.where(at, torch.zeros_like(self.velocity), self.velocity)
-            self.step = torch.where(at, 0.5 * self.step, self.step)
+            self.step = torch.where(at, 0.5 * self.step, _GROWTH * self.step)
         self.before = (self.position, loss, gradient)
         momentum = self.config.momentum
-        self.velocity = momentum * self.velocity + gradient
+        self.velocity = momentum * self.velocity + self._flattened(gradient)
         # The momentum sums up gradients, so the step is shortened by as much (times two: stable up to 2/lambda).
         length = self.step * (2 * (1 - momentum) if momentum > 0.5 else 1.0)
         moving = (~self.stranded).unsqueeze(1)
         self.position = torch.where(moving, self.position - length * self.velocity, self.position)
         return float(loss[torch.isfinite(loss)].mean())
+
+    def _flattened(self, gradient: Tensor) -> Tensor:
+        """Gradients (A*N, P), each preconditioned by the curvature at its anchor."""
+        parts = torch.split(gradient, self.particles)
+        return torch.cat([flatten(g) for flatten, g in zip(self.preconditioners, parts, strict=True)])
 
     def strand_diverged(self, last: Tensor) -> None:
         """Leaves particles with values that are not finite at their last node, for good."""

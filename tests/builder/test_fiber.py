@@ -325,8 +325,8 @@ def test_drift_scales_without_growth_are_even() -> None:
 @pytest.mark.parametrize(
     ("gradients", "options", "expected"),
     [
-        (10 * 32 * 200, {}, Plan(32, 200, 1000)),
-        (32 * 30, {}, Plan(32, 30, 1000)),
+        (10 * 32 * 30, {}, Plan(32, 30, 1000)),
+        (32 * 20, {}, Plan(32, 20, 1000)),
         (32 * 15, {}, Plan(32, 15, 1000)),
         (16 * 15, {}, Plan(16, 15, 1000)),
         (8 * 15, {}, Plan(8, 15, 1000)),
