@@ -9,7 +9,9 @@ objective whose minimum, for a linear network, is exactly `theta* + c_t d_i`:
 so refinement neither pulls a particle back to the MAP nor lets it leave the fiber, however many steps are taken, and at
 c = 1 the particles are exact posterior draws of a linear-Gaussian model. This is our reading of "drift and refinement"
 in MetricBNN (arXiv 2512.01500), where the direction is isotropic and the objective is not perturbed: the plain choice
-needs a drift scale of its own for every data set and collapses onto the MAP where M is large.
+needs a drift scale of its own for every data set and collapses onto the MAP where M is large. Gradients are
+preconditioned by the root of the anchor's curvature: its condition number is far beyond what plain descent can cross in
+any M, and particles would stay where drift had put them along all but its steepest directions.
 
 The drift scales c_1 < ... < c_T grow geometrically. A trajectory so passes through every scale from a hundredth of the
 posterior's radius to beyond it, and which part of it is used is chosen afterwards, on out-of-fold predictions.

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from builder import curvature
-from builder.curvature import PosteriorDraws, draw_posterior, largest_eigenvalue, linear_response, scaled_jacobian
+from builder.curvature import (
+    PosteriorDraws,
+    draw_posterior,
+    largest_eigenvalue,
+    linear_response,
+    make_preconditioner,
+    scaled_jacobian,
+)
 from builder.likelihood import CategoricalLikelihood, GaussianLikelihood
 from builder.network import MLP, FunctionalNetwork
 from tests.builder.linear import LinearModel, assert_draws_from, linear_classifier, linear_gaussian
@@ -200,3 +209,39 @@ def test_the_largest_eigenvalue_of_logistic_regression(precision: float) -> None
     exact = float(torch.linalg.eigvalsh(model.hessian(theta)).max())
     found = largest_eigenvalue(model.network, theta, model.x, model.likelihood, model.precision, 1.0)
     assert found == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("rows", "inputs"), SIZES)
+def test_the_preconditioner_takes_off_a_power_of_the_curvature(rows: int, inputs: int, power: float) -> None:
+    model = linear_gaussian(rows, inputs)
+    precision = torch.linspace(0.5, 3.0, inputs + 1)
+    model = replace(model, precision=precision)
+    theta = torch.zeros(inputs + 1)
+    found = make_preconditioner(model.network, theta, model.x, model.likelihood, precision, rows, power)
+    hessian = model.hessian(theta)
+    width = precision.double().rsqrt()
+    in_units_of_the_prior = torch.linalg.eigvalsh(width[:, None] * hessian * width)
+    left = torch.linalg.eigvals(found(hessian.float()).double()).real.sort().values
+    assert torch.allclose(left, in_units_of_the_prior ** (1 - power), rtol=2e-3)
+    top = largest_eigenvalue(
+        model.network, theta, model.x, model.likelihood, precision, 1.0, iterations=200, preconditioner=found
+    )
+    assert top == pytest.approx(float(left.max()), rel=0.02)
+
+
+def test_a_preconditioner_of_few_directions_takes_the_steepest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curvature, "_STEEP", 5)
+    model = linear_gaussian(60, 20)
+    found = make_preconditioner(
+        model.network, torch.zeros(21), model.x, model.likelihood, model.precision, rows=60, power=1.0
+    )
+    assert found.basis.shape == (21, 5) and bool((found.shrink < 0).all())
+    assert torch.allclose(found.basis.T @ found.basis, torch.eye(5), atol=1e-4)
+    hessian = model.hessian(torch.zeros(21)).float()
+    curvatures = torch.einsum("pr,pq,qr->r", found.basis, hessian, found.basis)
+    assert float(curvatures.max()) > 0.7 * float(torch.linalg.eigvalsh(hessian).max())
+    # What is no steep direction stays as it is, in units of the prior.
+    aside = torch.randn(21, generator=torch.Generator().manual_seed(0))
+    aside = aside - found.basis @ (found.basis.T @ aside)
+    assert torch.allclose(found(aside), aside / model.precision, atol=1e-4)
