@@ -86,7 +86,7 @@ class FiberConfig(_Config):
     curvature_rows: Annotated[int, Field(ge=1, description="most rows, times outputs, the curvature is taken from")] = (
         4096
     )
-    work: Annotated[float, Field(gt=0, description="floating point operations that all refinement may take")] = 1e12
+    work: Annotated[float, Field(gt=0, description="floating point operations that all refinement may take")] = 6e11
 
 
 class AutoencoderConfig(_Config):
