@@ -25,7 +25,7 @@ from builder.predictive import conformal_quantile, sample_outputs
 from model_store.manifest import LatentPlan, OodDetector
 from model_store.plan import draw_latents
 
-_NLL_LOSS = 0.001, 0.01
+_NLL_LOSS = 0.001, 0.02
 _NO_SPREAD = 1e-6
 """Variance within anchors, in shares of the noise, that says nothing of where they differ."""
 _SAMPLES_PER_ANCHOR = 64
@@ -68,13 +68,13 @@ def _furthest_as_good_as_best(nll: Tensor) -> int:
     """The last of the nodes whose NLL (T+1, B) the rows cannot tell from the best one's.
 
     Where familiar rows do not decide, more of the posterior is the honest choice: it is needed where there are none.
-    A difference counts as none up to the standard error of the paired differences, which in turn counts as no less
-    than a thousandth of a nat (where all nodes predict alike it means nothing) and no more than a hundredth.
+    A difference counts as none up to two standard errors of the paired differences, which in turn count as no less
+    than a thousandth of a nat (where all nodes predict alike they mean nothing) and no more than two hundredths.
     """
     mean = torch.nan_to_num(nll.mean(1), nan=math.inf)
     worse = nll - nll[mean.argmin()]
-    error = worse.std(1) / nll.shape[1] ** 0.5
-    good = (worse.mean(1) <= torch.nan_to_num(error).clamp(*_NLL_LOSS)).nonzero()
+    tolerated = 2 * worse.std(1) / nll.shape[1] ** 0.5
+    good = (worse.mean(1) <= torch.nan_to_num(tolerated).clamp(*_NLL_LOSS)).nonzero()
     return int(good.max()) if len(good) else 0
 
 
