@@ -25,7 +25,7 @@ from builder.predictive import conformal_quantile, sample_outputs
 from model_store.manifest import LatentPlan, OodDetector
 from model_store.plan import draw_latents
 
-_NLL_LOSS = 0.001, 0.02
+_NLL_LOSS = 0.001, 0.012
 _NO_SPREAD = 1e-6
 """Variance within anchors, in shares of the noise, that says nothing of where they differ."""
 _SAMPLES_PER_ANCHOR = 64
@@ -69,7 +69,7 @@ def _furthest_as_good_as_best(nll: Tensor) -> int:
 
     Where familiar rows do not decide, more of the posterior is the honest choice: it is needed where there are none.
     A difference counts as none up to two standard errors of the paired differences, which in turn count as no less
-    than a thousandth of a nat (where all nodes predict alike they mean nothing) and no more than two hundredths.
+    than a thousandth of a nat (where all nodes predict alike they mean nothing) and no more than twelve thousandths.
     """
     mean = torch.nan_to_num(nll.mean(1), nan=math.inf)
     worse = nll - nll[mean.argmin()]

@@ -33,7 +33,7 @@ def page(content: dict[str, Any]) -> str:
         "Written by `python -m benchmarks.quality.page` from the results of `make bench-quality`; not edited by hand.",
         "",
         "Every method has the same splits, the same network (one hidden layer of 50 units, 100 for protein), the same",
-        "training budget and the same tuning: prior precision, noise and temperature come from five cross-fitted MAP",
+        "training budget and the same tuning: prior precision, noise and temperature come from cross-fitted MAP",
         "networks, on training rows only. Scored is the averaged predictive distribution on the test rows of the",
         "standard splits. Mean ± standard error over as many splits as stand behind each set's name. A mean rank is",
         "over the sets that have all methods. Cost includes the shared tuning.",
