@@ -52,7 +52,7 @@ class MapConfig(_Config):
         Field(
             ge=1,
             le=50,
-            description="anchors, cross-fitted; default 20 (10 beyond 10,000 weights), or 1 with given or fixed weights",
+            description="anchors, cross-fitted; default 20 (10 beyond 10,000 weights), 1 with given or fixed weights",
         ),
     ] = None
     folds: Annotated[
