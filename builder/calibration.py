@@ -20,14 +20,12 @@ from torch import Tensor
 from builder.config import CalibrationConfig
 from builder.fiber import Fibers
 from builder.network import FunctionalNetwork
-from builder.out_of_fold import OutOfFold, disagreement, gather, mean_of, rows_to_judge
+from builder.out_of_fold import Moments, OutOfFold, disagreement, gather, mean_of, moments, rows_to_judge
 from builder.predictive import conformal_quantile, sample_outputs
 from model_store.manifest import LatentPlan, OodDetector
 from model_store.plan import draw_latents
 
 _NLL_LOSS = 0.001, 0.012
-_NO_SPREAD = 1e-6
-"""Variance within anchors, in shares of the noise, that says nothing of where they differ."""
 _SAMPLES_PER_ANCHOR = 64
 
 
@@ -57,11 +55,28 @@ def choose_reach(network: FunctionalNetwork, fibers: Fibers, x: Tensor, y: Tenso
         outputs.append(sample_outputs(network, weights, x[rows[unseen[a]]]))
     found = []
     for last in range(count):
-        used = gather([f[: (last + 1) * particles] for f in outputs], unseen, y[rows])
-        found.append(used.fit(_position_weights(last, particles, x.device))[1])
+        used = [f[: (last + 1) * particles] for f in outputs]
+        log_weight = _position_weights(last, particles, x.device)
+        if y.is_floating_point():
+            found.append(_moments_of(used, log_weight.exp(), unseen, y[rows]).fit()[1])
+        else:
+            found.append(gather(used, unseen, y[rows]).fit(log_weight)[1])
     node = _furthest_as_good_as_best(torch.stack(found))
     # Without any reach there still must be a spread to tell familiar from unfamiliar.
     return Reach(node=node, wide=max(node, min(3, count - 1)), out_of_fold=[float(r.mean()) for r in found])
+
+
+def _moments_of(outputs: list[Tensor], weight: Tensor, unseen: Tensor, y: Tensor) -> Moments:
+    """From the outputs (S, m_a, 1) of each anchor's samples, of weight (S,), on the rows that it did not see."""
+    means = torch.zeros(unseen.shape, device=y.device)
+    within = torch.zeros_like(means)
+    for a, f in enumerate(outputs):
+        mean = weight @ f[..., 0]
+        means[a, unseen[a]] = mean
+        within[a, unseen[a]] = weight @ (f[..., 0] - mean).square()
+    # Where rows are unseen by one anchor only, none of these outputs show how anchors differ.
+    pairs = int(unseen.sum(0).min()) > 1
+    return moments(means, within, unseen, y, disagreement(means, unseen) if pairs else 0.0)
 
 
 def _furthest_as_good_as_best(nll: Tensor) -> int:
@@ -147,8 +162,6 @@ def calibrate(
 
     judged = rows_to_judge(member[:, rows])
     at = unseen[:, judged]
-    own = [f[:, judged[u]] for f, u in zip(outputs, at, strict=True)]
-    spread, rows_nll = gather(own, at, target[judged]).fit()
     each = [sample_outputs(posterior.network, w[None], x[rows[judged[u]]]) for w, u in zip(anchors, at, strict=True)]
     labels = torch.cat([target[judged[u]] for u in at])
     map_spread, map_rows = OutOfFold(torch.cat(each, dim=1), None, labels, 1).fit()
@@ -156,11 +169,15 @@ def calibrate(
     scores, coverage = torch.zeros(0), math.nan
     if regression:
         means, within = outputs[..., 0].mean(1), outputs[..., 0].var(1, unbiased=False)
-        scores = _interval_scores(means, within, unseen, target, spread, disagreement(means, unseen))
+        found = moments(means, within, unseen, target, disagreement(means, unseen))
+        spread, rows_nll = found.fit()
+        scores = found.scores(spread)
         coverage = float((scores <= conformal_quantile(scores, 0.9)).float().mean())
         ood = (mean_of(wide[..., 0].var(1, unbiased=True), unseen) / spread).clamp(min=1e-12).log()
         spread, map_spread = math.sqrt(spread), math.sqrt(map_spread)
     else:
+        own = [f[:, judged[u]] for f, u in zip(outputs, at, strict=True)]
+        spread, rows_nll = gather(own, at, target[judged]).fit()
         ood = mean_of(torch.stack([_mutual_information(f, spread) for f in wide]), unseen)
     nll, map_nll = float(rows_nll.mean()), float(map_rows.mean())
     ordered = ood.sort().values
@@ -181,31 +198,6 @@ def _outputs_of_anchors(posterior: DecodedPosterior, plan: LatentPlan, x: Tensor
     weights, anchor = posterior.draw(plan, _SAMPLES_PER_ANCHOR * count, seed=1)
     outputs = sample_outputs(posterior.network, weights[anchor.argsort(stable=True)], x)
     return outputs.reshape(count, -1, *outputs.shape[1:])
-
-
-def _interval_scores(means: Tensor, within: Tensor, unseen: Tensor, y: Tensor, noise: float, between: float) -> Tensor:
-    """Sorted |y - mean| / std, as the server will compute mean and std from all anchors together.
-
-    Args:
-        means, within: (A, m) mean and variance of each anchor's samples.
-        unseen: (A, m), where they count.
-        between: variance between anchors on new rows.
-
-    A row is predicted by the one or two anchors that did not see it, and by the mean of all A in service, whose
-    squared error is smaller by `between (1/n - 1/A)` (the ambiguity decomposition, Krogh and Vedelsby 1995); the
-    residuals are shrunk by it. How the anchors' disagreement differs from row to row must not be taken from those that
-    saw the rows: they know the targets, and so the residuals. It is taken to go with the variance within the others.
-    """
-    count, anchors = unseen.sum(0), len(means)
-    residual = mean_of(means, unseen) - y
-    squared = float(residual.square().mean())
-    gain = between * float((1 / count - 1 / anchors).mean())
-    shrink = math.sqrt(max(squared - gain, 0.25 * squared) / max(squared, 1e-30))
-    own = mean_of(within, unseen)
-    size = float(own.mean())
-    pattern = own / size if size > _NO_SPREAD * noise else torch.ones_like(own)
-    std = (noise + own + between * (1 - 1 / anchors) * pattern).sqrt()
-    return (shrink * residual.abs() / std).double().sort().values
 
 
 def _mutual_information(logits: Tensor, temperature: float) -> Tensor:

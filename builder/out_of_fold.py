@@ -4,6 +4,10 @@ Anchors are cross-fitted: a row is unseen by one of them, or by two where there 
 them answer in service. From one and two follows what holds for all: the noise or temperature, the NLL, and by how much
 anchors disagree on new rows.
 
+Regression is judged by what is answered, the mean and the variance (`Moments`), as deep ensembles are (Lakshminarayanan
+et al. 2017), and not by the mixture of samples: a few rows far out, or a few samples, decide a mixture's NLL, and what
+two anchors' mixture says of it does not carry over to all.
+
 Lengths: A anchors, S samples of an anchor, m rows, O outputs.
 """
 
@@ -21,6 +25,10 @@ from torch import Tensor
 from builder.predictive import categorical_nll, gaussian_mixture_nll, mixture_probabilities
 
 _SEARCH_ROWS = 4096
+_LEAST_RESIDUAL = 0.25
+"""Share of the squared residual that stays, however much anchors disagree."""
+_NO_SPREAD = 1e-6
+"""Variance within anchors, in shares of the squared residual, that says nothing of where they differ."""
 _LEAST_SHARE = 0.2
 """Noise or temperature beside all anchors is never less than this share of that beside one."""
 
@@ -137,3 +145,72 @@ def disagreement(means: Tensor, unseen: Tensor) -> float:
     means, who, count = means[:, some], who[:, some], count[some]
     apart = (means - mean_of(means, who)).square()
     return float((mean_of(apart, who) * count / (count - 1)).mean())
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What all A anchors together would answer on m rows, had they seen none of them.
+
+    Attributes:
+        residual: (m,) size of `y - mean`.
+        within, between: (m,) variance within anchors and expected variance between them.
+        anchors: A.
+    """
+
+    residual: Tensor
+    within: Tensor
+    between: Tensor
+    anchors: int
+
+    def fit(self) -> tuple[float, Tensor]:
+        """The noise variance with the least NLL of the Gaussian of this mean and variance, and that NLL of each row."""
+        if not all(bool(torch.isfinite(v).all()) for v in (self.residual, self.within, self.between)):
+            return 1.0, torch.full_like(self.residual, math.inf)
+        base = float(self.residual.square().mean().clamp(min=1e-10))
+        return _best_of(base * np.logspace(-2.5, 0.3, 33), self.nll)
+
+    def nll(self, noise: float) -> Tensor:
+        """(m,) with this noise variance."""
+        variance = noise + self.within + self.between
+        return 0.5 * self.residual.square() / variance + 0.5 * torch.log(2 * math.pi * variance)
+
+    def scores(self, noise: float) -> Tensor:
+        """(m,) sorted `residual / std`, float64: the conformity scores behind intervals.
+
+        The variance between A anchors that is served scatters about the expected one, and so it does here: intervals
+        would cover too little otherwise.
+        """
+        between = self.between
+        if self.anchors > 1:
+            generator = torch.Generator().manual_seed(self.anchors)
+            normal = torch.randn(self.anchors - 1, len(between), generator=generator)
+            between = between * normal.square().mean(0).to(between)
+        return (self.residual / (noise + self.within + between).sqrt()).double().sort().values
+
+
+def moments(
+    means: Tensor, within: Tensor, unseen: Tensor, y: Tensor, between: float, anchors: int | None = None
+) -> Moments:
+    """What all anchors would answer, from those that did not see the rows.
+
+    Args:
+        means, within: (A, m) mean and variance of each anchor's samples.
+        unseen: (A, m), where they count.
+        between: variance between anchors on new rows.
+        anchors: how many answer; default A.
+
+    A row is predicted by the one or two anchors that did not see it, and by the mean of all A in service, whose
+    squared error is smaller by `between (1/n - 1/A)` (the ambiguity decomposition, Krogh and Vedelsby 1995); the
+    residuals are shrunk by it. How the anchors' disagreement differs from row to row must not be taken from those that
+    saw the rows: they know the targets, and so the residuals. It is taken to go with the variance within the others,
+    which is a mean over new rows; a single row's scatters as much as the variance of A numbers does.
+    """
+    anchors = anchors or len(means)
+    residual = (mean_of(means, unseen) - y).abs()
+    squared = float(residual.square().mean())
+    gain = between * float((1 / unseen.sum(0) - 1 / anchors).mean())
+    shrink = math.sqrt(max(squared - gain, _LEAST_RESIDUAL * squared) / max(squared, 1e-30))
+    own = mean_of(within, unseen)
+    size = float(own.mean())
+    pattern = own / size if size > _NO_SPREAD * squared else torch.ones_like(own)
+    return Moments(shrink * residual, own, between * (1 - 1 / anchors) * pattern, anchors)

@@ -6,12 +6,16 @@ noise or the temperature beside one network and beside several.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
 
 from benchmarks.quality.predictive import Cost
 from benchmarks.quality.problem import Problem
 from builder.map import train_anchors
-from builder.out_of_fold import carry, gather, rows_to_judge
+from builder.out_of_fold import carry, disagreement, gather, moments, rows_to_judge
 from builder.predictive import sample_outputs
 from builder.preparation import assign_members
 
@@ -22,27 +26,26 @@ class Tuned:
 
     Attributes:
         precision: the prior precision with the best out-of-fold predictions.
-        noise_variance: (regression) with the least out-of-fold NLL of one network, standardised units.
-        pair_noise_variance: the same of the mixture of two.
-        temperature: (classification) with the least out-of-fold NLL of one network.
-        pair_temperature: the same of the average of two.
+        noise_beside: the noise variance beside so many networks, in standardised units, by the rule that our own comes
+            from; 1 for classification.
+        temperature_beside: the temperature of so many networks' average, by the same rule; 1 for regression.
         cost: of the tuning, to be added to each method's own.
     """
 
     precision: float
-    noise_variance: float
-    pair_noise_variance: float
-    temperature: float
-    pair_temperature: float
+    noise_beside: Callable[[int], float]
+    temperature_beside: Callable[[int], float]
     cost: Cost
 
-    def noise_beside(self, members: int) -> float:
-        """The noise variance beside an ensemble, by the rule that our own noise beside the anchors comes from."""
-        return carry(self.noise_variance, self.pair_noise_variance, members)
+    @property
+    def noise_variance(self) -> float:
+        """Beside one network."""
+        return self.noise_beside(1)
 
-    def temperature_beside(self, members: int) -> float:
-        """The temperature of an ensemble's average, by the same rule."""
-        return carry(self.temperature, self.pair_temperature, members)
+    @property
+    def temperature(self) -> float:
+        """Of one network."""
+        return self.temperature_beside(1)
 
 
 def tune(problem: Problem) -> Tuned:
@@ -59,8 +62,24 @@ def tune(problem: Problem) -> Tuned:
             sample_outputs(problem.network, w[None], problem.x[rows[u]])
             for w, u in zip(anchors.weights, unseen, strict=True)
         ]
-        found = gather(outputs, unseen, problem.y[rows])
-        one, two = (replace(found, anchors=many).fit()[0] for many in (1, 2))
+        if problem.regression:
+            noise, temperature = _noise(outputs, unseen, problem.y[rows]), _one
+        else:
+            found = gather(outputs, unseen, problem.y[rows])
+            one, two = (replace(found, anchors=many).fit()[0] for many in (1, 2))
+            noise, temperature = _one, lambda members: carry(one, two, members)
     cost.gradient_evaluations = anchors.gradient_evaluations
-    noise, temperature = ((one, two), (1.0, 1.0)) if problem.regression else ((1.0, 1.0), (one, two))
-    return Tuned(anchors.prior_precision, *noise, *temperature, cost)
+    return Tuned(anchors.prior_precision, noise, temperature, cost)
+
+
+def _noise(outputs: list[Tensor], unseen: Tensor, y: Tensor) -> Callable[[int], float]:
+    """The noise variance beside so many networks, from the outputs (1, m_a, 1) of each on the rows it did not see."""
+    means = torch.zeros(unseen.shape)
+    for a, f in enumerate(outputs):
+        means[a, unseen[a]] = f[0, :, 0]
+    nothing, between = torch.zeros_like(means), disagreement(means, unseen)
+    return lambda members: moments(means, nothing, unseen, y, between, members).fit()[0]
+
+
+def _one(_members: int) -> float:
+    return 1.0
