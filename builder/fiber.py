@@ -35,10 +35,8 @@ from builder.distributed import from_first, gathered, share
 from builder.likelihood import Likelihood
 from builder.network import FunctionalNetwork
 from builder.progress import StepReport, silent
-from builder.runtime import concurrently, side_by_side
+from builder.runtime import concurrently, side_by_side, values_at_once
 
-_ACTIVATION_ENTRIES = 2**25
-"""Most activation values held at once in one gradient (about 500 MB with what autograd keeps)."""
 _POWER = 0.5
 """Of the anchor's curvature, that refinement takes off its gradients. All of it would be too much: directions that are
 flat at the anchor are stiff further out."""
@@ -180,7 +178,8 @@ class _Walk:
         self.position = anchors.repeat_interleave(self.particles, 0)[own].clone()
         self.member = member.repeat_interleave(self.particles, 0)[own].float()
         self.scores = torch.zeros(len(self.position), n, likelihood.outputs, device=device)
-        directions, priors, steps = [], [], []
+        directions: list[Tensor] = []
+        priors, steps = [], []
         self.preconditioners: list[Preconditioner] = []
         for a, (theta, seen) in enumerate(zip(anchors, member, strict=True)):
             rows = seen.nonzero().squeeze(1)
@@ -200,7 +199,7 @@ class _Walk:
             )
             if not len(draws.direction):
                 continue
-            at = sum(map(len, directions))
+            at = sum(len(d) for d in directions)
             self.scores[at : at + len(draws.direction), draws.rows] = draws.scores
             directions.append(draws.direction)
             priors.append(draws.prior)
@@ -221,10 +220,11 @@ class _Walk:
         self.networks: SimpleQueue[FunctionalNetwork] = SimpleQueue()
         for _ in range(torch.get_num_threads()):
             self.networks.put(copy.deepcopy(network))
-        # Particles are split where the activations of one gradient would not fit.
+        # Particles and rows are split where the activations of one gradient would not fit.
         per_row = network.activations(x[:1])
-        self.group = max(1, min(len(self.position), _ACTIVATION_ENTRIES // max(1, per_row * 64)))
-        self.chunk = max(1, _ACTIVATION_ENTRIES // (self.group * per_row))
+        values = values_at_once(device.type)
+        self.group = max(1, min(len(self.position), values // max(1, per_row * 64)))
+        self.chunk = max(1, values // (self.group * per_row))
         self._forget()
 
     def _forget(self) -> None:

@@ -23,6 +23,7 @@ from builder.metric import PredictiveMetric
 from builder.network import FunctionalNetwork, NetworkFactory
 from builder.preparation import assign_members, choose_device, make_module
 from builder.progress import StageBars
+from builder.runtime import limit_memory
 from builder.trained import Trained
 from builder.work import WorkFolder, make_key
 from model_store.manifest import LatentPlan
@@ -53,6 +54,7 @@ def learn(
     Raises:
         ConfigError: an option or the network cannot be used; the message says what to do.
     """
+    limit_memory(config.memory)
     device = choose_device(config)
     module = make_module(config, dataset, factory)
 
