@@ -12,7 +12,6 @@ import pytest
 import benchmarks.speed as speed
 
 TINY: dict[str, dict[str, Any]] = {
-    "network": {"hidden": [6]},
     "map": {"steps": 40, "prior_precision": [1.0]},
     "fiber": {"trajectories": 4, "steps": 3, "refinement": 4},
     "autoencoder": {"dimension": 4, "steps": 10},
@@ -31,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_both_ratios_are_measured() -> None:
     found = speed.measure("uci_tiny", "fast", loop_seconds=0.1, **TINY)
-    assert (found["rows"], found["columns"], found["weights"], found["particles"]) == (50, 2, 25, 4)
+    assert (found["rows"], found["columns"], found["weights"], found["particles"]) == (50, 2, 201, 4)
     assert set(found["stage_seconds"]) == set(speed.STAGES)
     assert sum(found["stage_seconds"].values()) == pytest.approx(found["build_seconds"], abs=0.01)
     assert found["build_over_map"] == pytest.approx(found["build_seconds"] / found["map_seconds"], rel=0.1)
