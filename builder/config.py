@@ -50,12 +50,18 @@ class MapConfig(_Config):
     anchors: Annotated[
         int | None,
         Field(
-            ge=1, le=50, description="fold anchors, cross-fitted; default 10, or 1 with given or partly fixed weights"
+            ge=1,
+            le=50,
+            description="anchors, cross-fitted; default 20 (10 beyond 10,000 weights), 1 with given or fixed weights",
         ),
     ] = None
     folds: Annotated[
-        int, Field(ge=2, description="folds, of which each anchor leaves one out; a second round of anchors has others")
-    ] = 5
+        int | None,
+        Field(
+            ge=2,
+            description="folds, of which each anchor leaves one out, in rounds; default 10 (5 beyond 10,000 weights)",
+        ),
+    ] = None
     holdout: Annotated[float, Field(gt=0, lt=0.9, description="share held out to calibrate where anchors = 1")] = 0.2
     steps: Annotated[int, Field(ge=1, description="Adam steps")] = 4000
     batch_rows: Annotated[int, Field(ge=1, description="rows of a minibatch")] = 512

@@ -60,8 +60,8 @@ def movement(fibers: Fibers) -> Tensor:
 
 
 def _clustering(fibers: Fibers, reach: Reach) -> Finding | None:
-    moved = float(movement(fibers).median())
-    if moved < LEAST_MOVEMENT:
+    share = movement(fibers)[~fibers.stranded]
+    if len(share) and (moved := float(share.median())) < LEAST_MOVEMENT:
         return Finding(
             "clustering",
             f"The samples cluster near the MAP: refinement left {moved:.1%} of their drift.",
@@ -77,14 +77,15 @@ def _clustering(fibers: Fibers, reach: Reach) -> Finding | None:
 
 
 def _divergence(fibers: Fibers, reach: Reach) -> Finding | None:
-    stranded = float(fibers.stranded.float().mean())
+    still = (fibers.nodes[reach.node] == fibers.nodes[max(0, reach.node - 1)]).all(-1)
+    stranded = float((still & fibers.stranded).float().mean()) if reach.node else 0.0
     rise = fibers.loss[reach.node] - fibers.loss[0]
     far = float((~(rise < MOST_LOSS_RISE)).float().mean())
     if stranded > 0.1 or far > 0.5:
         return Finding(
             "divergence",
-            f"Predictions diverge: {stranded:.0%} of the particles left the finite numbers, {far:.0%} of those in use "
-            f"lost more than {MOST_LOSS_RISE:g} nats a row.",
+            f"Predictions diverge: in the part in use, {stranded:.0%} of the particles left the fiber for good and "
+            f"{far:.0%} lost more than {MOST_LOSS_RISE:g} nats a row.",
             "Lower fiber.drift_scale, or raise fiber.refinement.",
         )
     return None

@@ -55,7 +55,7 @@ class Fibers:
         scales: (T+1,) drift scale c_t of each node.
         loss: (T+1, A, N) unperturbed loss for each training row.
         drift_length: (A, N) length of the whole drift, without refinement.
-        stranded: (A, N) bool, particles that diverged and were left at their last sound node.
+        stranded: (A, N) bool, particles that diverged and stay at their last sound node.
         gradient_evaluations: row gradients taken.
     """
 
@@ -87,19 +87,22 @@ class Plan:
 def plan_work(network: FunctionalNetwork, x: Tensor, anchors: int, config: FiberConfig) -> Plan:
     """Spends the config's work budget where it helps most.
 
-    Refinement is cut first, from 30 steps to 15, then trajectories, from 32 an anchor and 160 in all to 8 an anchor;
-    only then are gradients taken on part of the rows. What the config fixes stays as it is.
+    Refinement is cut first, from 30 steps to 15, then trajectories, from 160 in all (8 to 32 an anchor) to half of it;
+    only then are gradients taken on part of the rows, unless that part is most of them: all rows then are worth their
+    work, as only on all can a step be judged by its loss. What the config fixes stays as it is.
     """
     most = min(32, max(8, 160 // anchors))
+    least = max(1, min(8, 80 // anchors))
     each = 3.0 * network.operations(x[:1]) * config.steps * anchors
     rows = len(x)
 
-    def share(fixed: int | None, most: int, least: int, cost: float) -> int:
-        return fixed if fixed is not None else int(min(most, max(least, config.work / cost)))
+    def share(fixed: int | None, high: int, low: int, cost: float) -> int:
+        return fixed if fixed is not None else int(min(high, max(low, config.work / cost)))
 
     refinement = share(config.refinement, 30, 15, each * rows * (config.trajectories or most))
-    trajectories = share(config.trajectories, most, 8, each * rows * max(1, refinement))
-    return Plan(trajectories, refinement, share(None, rows, min(rows, 256), each * trajectories * max(1, refinement)))
+    trajectories = share(config.trajectories, most, least, each * rows * max(1, refinement))
+    part = share(None, rows, min(rows, 256), each * trajectories * max(1, refinement))
+    return Plan(trajectories, refinement, rows if 2 * part >= rows else part)
 
 
 def walk_fibers(
@@ -138,9 +141,8 @@ def walk_fibers(
                     if from_first(walk.exact and earlier - loss < _CONVERGED):
                         break
                     earlier = loss
-        walk.strand_diverged(nodes[-1])
+        losses.append(walk.strand_diverged(float(scales[t]), nodes[-1], losses[-1]))
         nodes.append(walk.position.clone())
-        losses.append(walk.plain_loss())
     shape = (config.steps + 1, anchors.shape[0], walk.particles)
     return Fibers(
         nodes=torch.stack([gathered(node, walk.count) for node in nodes]).reshape(*shape, -1),
@@ -225,6 +227,8 @@ class _Walk:
         values = values_at_once(device.type)
         self.group = max(1, min(len(self.position), values // max(1, per_row * 64)))
         self.chunk = max(1, values // (self.group * per_row))
+        zero = likelihood.nll(torch.zeros(1, n, likelihood.outputs, device=device), y)
+        self.worst = torch.maximum((self.member * zero).sum(1) / self.member.sum(1), self.plain_loss())
         self._forget()
 
     def _forget(self) -> None:
@@ -246,15 +250,15 @@ class _Walk:
         the curvature away from the anchor can be larger; elsewhere steps grow slowly.
         """
         loss, gradient = self._objective(scale)
-        if self.before is not None and self.exact:
+        if self.before is not None:
             position, last_loss, last_gradient = self.before
-            worse = ~(loss <= last_loss + 1e-5 * last_loss.abs() + 1e-6)
+            worse = ~(loss <= last_loss + self._slack(last_loss))
             at = worse.unsqueeze(1)
             self.position = torch.where(at, position, self.position)
             gradient = torch.where(at, last_gradient, gradient)
             loss = torch.where(worse, last_loss, loss)
             self.velocity = torch.where(at, torch.zeros_like(self.velocity), self.velocity)
-            self.step = torch.where(at, 0.5 * self.step, _GROWTH * self.step)
+            self.step = torch.where(at, 0.5 * self.step, (_GROWTH if self.exact else 1.0) * self.step)
         self.before = (self.position, loss, gradient)
         momentum = self.config.momentum
         self.velocity = momentum * self.velocity + self._flattened(gradient)
@@ -265,16 +269,27 @@ class _Walk:
         loss = gathered(loss, self.count)
         return float(loss[torch.isfinite(loss)].mean())
 
+    def _slack(self, loss: Tensor) -> Tensor:
+        """By how much a loss may rise and still count as no rise: rounding, or what parts of the rows differ by."""
+        return 1e-5 * loss.abs() + 1e-6 if self.exact else loss.abs() + len(self.x)
+
     def _flattened(self, gradient: Tensor) -> Tensor:
         """Gradients of the particles, each preconditioned by the curvature at its anchor."""
         parts = torch.split(gradient, self.of_anchor)
         return torch.cat([flatten(g) for flatten, g in zip(self.preconditioners, parts, strict=True)])
 
-    def strand_diverged(self, last: Tensor) -> None:
-        """Leaves particles with values that are not finite at their last node, for good."""
-        bad = ~torch.isfinite(self.position).all(1)
-        self.stranded |= bad
-        self.position = torch.where(bad.unsqueeze(1), last, self.position)
+    def strand_diverged(self, scale: float, last: Tensor, last_loss: Tensor) -> Tensor:
+        """Leaves particles that diverged at their last node, for good; returns the plain loss of all.
+
+        Diverged is what fits its own rows worse than outputs of nothing but zero (or than the anchor, where that is
+        worse still) by ten times as much as posterior draws are worse than the anchor at most: half the scale squared
+        for each output, in nats a row.
+        """
+        loss = self.plain_loss()
+        sound = loss <= self.worst + 5 * scale**2 * self.likelihood.outputs
+        self.stranded |= ~sound
+        self.position = torch.where(sound.unsqueeze(1), self.position, last)
+        return torch.where(sound, loss, last_loss)
 
     def plain_loss(self) -> Tensor:
         """(A*N,) mean -log p(y | f) over each particle's training rows."""

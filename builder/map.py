@@ -141,7 +141,9 @@ def train_anchors(
     out-of-fold NLL at the out-of-fold noise, for classification the out-of-fold NLL. Arguments as of `train_members`.
     """
     precisions, anchors = config.prior_precision, member.shape[0]
-    first = min(anchors, config.folds) if len(precisions) > 1 else anchors
+    # A round of folds ends where every row has been left out; with one part held out there is none.
+    left_out = (~member).cumsum(0).bool().all(1)
+    first = int(left_out.int().argmax()) + 1 if len(precisions) > 1 and bool(left_out.any()) else anchors
     start = initial_weights(factory, network, [seed * 1009 + a for a in range(anchors)]).to(x.device)
     steps = config.steps * (1 if first == anchors else 2)
 

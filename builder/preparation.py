@@ -18,7 +18,8 @@ from builder.network import (
 )
 from model_store.errors import ConfigError
 
-DEFAULT_ANCHORS = 10
+_SMALL_NETWORK = 10_000
+"""Weights up to which there are two rounds of ten folds, so that anchors see more of the rows; beyond it, of five."""
 
 
 def choose_device(config: BuildConfig) -> torch.device:
@@ -89,9 +90,10 @@ def assign_members(config: BuildConfig, module: nn.Module, y: Tensor) -> Tensor:
     so that with two rounds every row is unseen by two anchors. Where weights are given, or some stay fixed and so are
     the same for all anchors, there is one anchor and one held-out part instead.
     """
-    all_random = FunctionalNetwork(module, config.network.posterior).fixed_weights == 0
-    cross_fit = config.network.weights is None and all_random
-    anchors = config.map.anchors or (DEFAULT_ANCHORS if cross_fit else 1)
+    network = FunctionalNetwork(module, config.network.posterior)
+    cross_fit = config.network.weights is None and network.fixed_weights == 0
+    most = config.map.folds or (10 if network.weights <= _SMALL_NETWORK else 5)
+    anchors = config.map.anchors or (2 * most if cross_fit else 1)
     if anchors > 1 and not cross_fit:
         raise ConfigError(
             "With given or partly fixed weights all anchors would share what they have seen; use one.",
@@ -100,6 +102,6 @@ def assign_members(config: BuildConfig, module: nn.Module, y: Tensor) -> Tensor:
             got=str(anchors),
         )
     strata = np.zeros(len(y), dtype=np.int64) if y.is_floating_point() else y.cpu().numpy()
-    folds = min(anchors, config.map.folds) if anchors > 1 else max(2, round(1 / config.map.holdout))
+    folds = min(anchors, most) if anchors > 1 else max(2, round(1 / config.map.holdout))
     rounds = [assign_folds(strata, folds, config.seed + 7907 * r) for r in range(-(-anchors // folds))]
     return torch.stack([torch.from_numpy(rounds[a // folds] != a % folds) for a in range(anchors)])

@@ -84,15 +84,18 @@ def test_a_starved_autoencoder(reach: Reach, walked: Walked, sound: tuple[Fibers
 def test_a_drift_far_too_long(reach: Reach, walked: Walked, sound: tuple[Fibers, LatentModel, Calibrated]) -> None:
     fibers = walk(walked, drift_scale=200.0, refinement=0)
     found = only(examine(fibers, replace(reach, node=LAST), sound[1], sound[2]), "divergence")
-    assert "100% of those in use" in found.message
+    assert "100% of the particles left the fiber" in found.message
 
 
 def test_stranded_particles(reach: Reach, sound: tuple[Fibers, LatentModel, Calibrated]) -> None:
     fibers, latent, figures = sound
-    stranded = torch.zeros_like(fibers.stranded)
+    stranded, nodes = torch.zeros_like(fibers.stranded), fibers.nodes.clone()
     stranded[:, :2] = True
-    found = only(examine(replace(fibers, stranded=stranded), reach, latent, figures), "divergence")
+    nodes[reach.node :, :, :2] = nodes[reach.node - 1, :, :2]
+    found = only(examine(replace(fibers, stranded=stranded, nodes=nodes), reach, latent, figures), "divergence")
     assert "20% of the particles" in found.message
+    # Beyond the part in use they do not matter.
+    assert examine(replace(fibers, stranded=stranded), reach, latent, figures) == []
 
 
 def test_particles_that_went_nowhere(reach: Reach, sound: tuple[Fibers, LatentModel, Calibrated]) -> None:

@@ -247,10 +247,12 @@ def members(options: BuildConfig, y: Tensor, module: nn.Module | None = None) ->
 CLASSES = torch.arange(101) % 10 // 7  # 71 of one class, 30 of the other
 
 
-@pytest.mark.parametrize(("anchors", "folds"), [(None, 5), (2, 2), (5, 5), (10, 5), (6, 3)])
-def test_folds_partition_the_rows(anchors: int | None, folds: int) -> None:
-    found = members(config(map={"anchors": anchors, "folds": min(folds, 5)}), torch.randn(101))
-    count = anchors or 10
+@pytest.mark.parametrize(
+    ("anchors", "given", "count", "folds"),
+    [(None, None, 20, 10), (None, 5, 10, 5), (2, None, 2, 2), (5, None, 5, 5), (10, 5, 10, 5), (6, 3, 6, 3)],
+)
+def test_folds_partition_the_rows(anchors: int | None, given: int | None, count: int, folds: int) -> None:
+    found = members(config(map={"anchors": anchors, "folds": given}), torch.randn(101))
     assert found.dtype == torch.bool and found.shape == (count, 101)
     # In each round every row is left out by one anchor, and every anchor leaves out as many.
     for first in range(0, count, folds):
@@ -260,10 +262,14 @@ def test_folds_partition_the_rows(anchors: int | None, folds: int) -> None:
 
 
 def test_a_second_round_has_other_folds() -> None:
-    found = members(config(map={"anchors": 10}), torch.randn(101))
+    found = members(config(map={"folds": 5}), torch.randn(101))
     assert not any(torch.equal(one, other) for one in found[:5] for other in found[5:])
     # The first round is that of fewer anchors.
     assert torch.equal(found[:5], members(config(map={"anchors": 5}), torch.randn(101)))
+
+
+def test_large_networks_have_fewer_anchors() -> None:
+    assert len(members(config(), torch.randn(30), MLP(2, [10_000], 1))) == 10
 
 
 def test_folds_hold_the_classes_in_equal_parts() -> None:
@@ -311,4 +317,4 @@ def test_more_anchors_than_one_are_refused_there(network: dict[str, str]) -> Non
 
 
 def test_an_expression_for_every_parameter_still_cross_fits() -> None:
-    assert len(members(config(network={"posterior": "0|2"}), torch.randn(50))) == 10
+    assert len(members(config(network={"posterior": "0|2"}), torch.randn(50))) == 20
