@@ -11,6 +11,7 @@ Lengths: A anchors, N trajectories, T steps, n rows, m held-out rows of one anch
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from builder.fiber import Fibers
 from builder.network import FunctionalNetwork
 from builder.out_of_fold import Moments, OutOfFold, disagreement, gather, mean_of, moments, rows_to_judge
 from builder.predictive import conformal_quantile, sample_outputs
+from builder.runtime import values_at_once
 from model_store.manifest import LatentPlan, OodDetector
 from model_store.plan import draw_latents
 
@@ -157,8 +159,7 @@ def calibrate(
     regression = y.is_floating_point()
     rows = (~member).any(0).nonzero().squeeze(1)
     unseen, target = ~member[:, rows], y[rows]
-    outputs = _outputs_of_anchors(posterior, plans["predict"], x[rows])
-    wide = _outputs_of_anchors(posterior, plans["ood"], x[rows])
+    drawn, wide = (_weights_of_anchors(posterior, plans[name]) for name in ("predict", "ood"))
 
     judged = rows_to_judge(member[:, rows])
     at = unseen[:, judged]
@@ -168,17 +169,20 @@ def calibrate(
 
     scores, coverage = torch.zeros(0), math.nan
     if regression:
-        means, within = outputs[..., 0].mean(1), outputs[..., 0].var(1, unbiased=False)
+        within, means = _of_anchors(
+            posterior.network, drawn, x[rows], lambda f: torch.stack(torch.var_mean(f[..., 0], 0, unbiased=False))
+        ).unbind(1)
         found = moments(means, within, unseen, target, disagreement(means, unseen))
         spread, rows_nll = found.fit()
         scores = found.scores(spread)
         coverage = float((scores <= conformal_quantile(scores, 0.9)).float().mean())
-        ood = (mean_of(wide[..., 0].var(1, unbiased=True), unseen) / spread).clamp(min=1e-12).log()
+        apart = _of_anchors(posterior.network, wide, x[rows], lambda f: f[..., 0].var(0, unbiased=True))
+        ood = (mean_of(apart, unseen) / spread).clamp(min=1e-12).log()
         spread, map_spread = math.sqrt(spread), math.sqrt(map_spread)
     else:
-        own = [f[:, judged[u]] for f, u in zip(outputs, at, strict=True)]
+        own = [sample_outputs(posterior.network, w, x[rows[judged[u]]]) for w, u in zip(drawn, at, strict=True)]
         spread, rows_nll = gather(own, at, target[judged]).fit()
-        ood = mean_of(torch.stack([_mutual_information(f, spread) for f in wide]), unseen)
+        ood = mean_of(_of_anchors(posterior.network, wide, x[rows], lambda f: _mutual_information(f, spread)), unseen)
     nll, map_nll = float(rows_nll.mean()), float(map_rows.mean())
     ordered = ood.sort().values
     index = min(len(ordered), math.ceil((len(ordered) + 1) * (1 - config.false_alarm_rate)))
@@ -192,12 +196,23 @@ def calibrate(
     return Calibrated(spread, map_spread, scores, detector, len(target), nll, map_nll, coverage)
 
 
-def _outputs_of_anchors(posterior: DecodedPosterior, plan: LatentPlan, x: Tensor) -> Tensor:
-    """Outputs (A, S_a, m, O) of the samples of every anchor on rows x (m, ...)."""
+def _weights_of_anchors(posterior: DecodedPosterior, plan: LatentPlan) -> list[Tensor]:
+    """Samples (S_a, P) of every anchor."""
     count = len(posterior.nodes)
     weights, anchor = posterior.draw(plan, _SAMPLES_PER_ANCHOR * count, seed=1)
-    outputs = sample_outputs(posterior.network, weights[anchor.argsort(stable=True)], x)
-    return outputs.reshape(count, -1, *outputs.shape[1:])
+    return [weights[anchor == a] for a in range(count)]
+
+
+def _of_anchors(
+    network: FunctionalNetwork, weights: list[Tensor], x: Tensor, figure: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """A figure (..., m) of the outputs (S_a, m, O) of each anchor's samples on rows x: (A, ..., m).
+
+    Outputs of all samples on all rows would be the largest thing of a build, so the rows are taken in parts.
+    """
+    size = max(1, values_at_once() // (len(weights[0]) * network.activations(x[:1])))
+    parts = torch.split(x, size)
+    return torch.stack([torch.cat([figure(sample_outputs(network, w, part)) for part in parts], -1) for w in weights])
 
 
 def _mutual_information(logits: Tensor, temperature: float) -> Tensor:

@@ -129,6 +129,10 @@ class BuildConfig(_Config):
     store: Annotated[Path, Field(description="folder of the model store")] = Path("models")
     work: Annotated[Path | None, Field(description="folder for finished stages; default: .fiberwalk/NAME")] = None
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="where to compute")] = "auto"
+    memory: Annotated[
+        float,
+        Field(gt=0, description="gigabytes that one batch of particles, samples and rows may take, on top of results"),
+    ] = 0.5
     seed: Annotated[int, Field(ge=0, description="a build is a function of its inputs and this")] = 0
     preset: Annotated[Preset, Field(description="how much work the stages do")] = "default"
     data: DataConfig

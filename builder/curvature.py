@@ -66,6 +66,7 @@ def draw_posterior(
     draws: int,
     most_rows: int,
     generator: torch.Generator,
+    wanted: slice = slice(None),
 ) -> PosteriorDraws:
     """Draws from N(0, H^-1) at one anchor.
 
@@ -77,6 +78,7 @@ def draw_posterior(
         draws: N.
         most_rows: rows times outputs that H is taken from at most; of more, a random part stands for all, weighted up.
         generator: a CPU generator, so that a build does not depend on the device.
+        wanted: the draws that are returned. The generator moves on as for all of them.
     """
     weights, device = theta.shape[0], theta.device
     limit = max(1, min(most_rows // likelihood.outputs, rows.numel()))
@@ -91,6 +93,8 @@ def draw_posterior(
 
     noise = torch.randn(draws, chosen.numel(), likelihood.outputs, generator=generator).to(device)
     prior = torch.randn(draws, weights, generator=generator).to(device) / prior_precision.sqrt()
+    if not range(draws)[wanted]:
+        return PosteriorDraws(prior[:0], prior[:0], noise[:0], chosen)
     if dense:
         direction = _solve_in_weights(
             network, theta, x[chosen], likelihood, prior_precision, noise, prior, up, per_chunk
@@ -101,7 +105,7 @@ def draw_posterior(
     with torch.no_grad():
         root = likelihood.root_curvature(network(theta, x[chosen])) * up
     scores = torch.einsum("moz,nmz->nmo", root, noise)
-    return PosteriorDraws(direction=direction, prior=prior, scores=scores, rows=chosen)
+    return PosteriorDraws(direction[wanted], prior[wanted], scores[wanted], chosen)
 
 
 def _solve_in_weights(

@@ -53,7 +53,7 @@ def predict_test(trained: Trained) -> TestPredictions:
     spread = trained.calibrated.spread
     if y.is_floating_point():
         f = outputs[..., 0]
-        epistemic = f.var(0, unbiased=False)
+        epistemic = f.var(0, unbiased=False) if len(y) else y  # torch warns of the variance of nothing
         return TestPredictions(y, f.mean(0), (epistemic + spread**2).sqrt(), epistemic.sqrt())
     return TestPredictions(y, probabilities=mixture_probabilities(outputs, spread))
 

@@ -31,13 +31,12 @@ from torch import Tensor
 
 from builder.config import FiberConfig
 from builder.curvature import Preconditioner, draw_posterior, largest_eigenvalue, make_preconditioner
+from builder.distributed import from_first, gathered, share
 from builder.likelihood import Likelihood
 from builder.network import FunctionalNetwork
 from builder.progress import StepReport, silent
-from builder.runtime import concurrently, side_by_side
+from builder.runtime import concurrently, side_by_side, values_at_once
 
-_ACTIVATION_ENTRIES = 2**25
-"""Most activation values held at once in one gradient (about 500 MB with what autograd keeps)."""
 _POWER = 0.5
 """Of the anchor's curvature, that refinement takes off its gradients. All of it would be too much: directions that are
 flat at the anchor are stiff further out."""
@@ -118,7 +117,7 @@ def walk_fibers(
     seed: int = 0,
     report: StepReport = silent,
 ) -> Fibers:
-    """Walks N particles away from each anchor.
+    """Walks N particles away from each anchor; several processes walk a part of them each.
 
     Args:
         network: its random weights are those that drift.
@@ -139,24 +138,24 @@ def walk_fibers(
                 loss = walk.refine(float(scales[t]))
                 report((t - 1) * walk.refinement + step + 1, config.steps * walk.refinement, loss / len(x))
                 if step % _CHECKED == 0:
-                    if walk.exact and earlier - loss < _CONVERGED:
+                    if from_first(walk.exact and earlier - loss < _CONVERGED):
                         break
                     earlier = loss
         losses.append(walk.strand_diverged(float(scales[t]), nodes[-1], losses[-1]))
         nodes.append(walk.position.clone())
     shape = (config.steps + 1, anchors.shape[0], walk.particles)
     return Fibers(
-        nodes=torch.stack(nodes).reshape(*shape, -1),
+        nodes=torch.stack([gathered(node, walk.count) for node in nodes]).reshape(*shape, -1),
         scales=scales.to(torch.float32),
-        loss=torch.stack(losses).reshape(shape),
-        drift_length=(scales[-1] * walk.direction.norm(dim=1)).to(torch.float32).reshape(shape[1:]),
-        stranded=walk.stranded.reshape(shape[1:]),
+        loss=torch.stack([gathered(loss, walk.count) for loss in losses]).reshape(shape),
+        drift_length=gathered((scales[-1] * walk.direction.norm(dim=1)).float(), walk.count).reshape(shape[1:]),
+        stranded=gathered(walk.stranded, walk.count).reshape(shape[1:]),
         gradient_evaluations=walk.gradient_evaluations,
     )
 
 
 class _Walk:
-    """State of all particles of all anchors, as one batch of A*N weight vectors."""
+    """State of the particles of all anchors, A*N weight vectors, as one batch; of this process's share of them."""
 
     def __init__(
         self,
@@ -176,13 +175,18 @@ class _Walk:
         self.particles, self.refinement, self.batch_rows = plan.trajectories, plan.refinement, plan.rows
         n, device = len(x), x.device
         self.exact = self.batch_rows == n
-        self.position = anchors.repeat_interleave(self.particles, 0).clone()
-        self.member = member.repeat_interleave(self.particles, 0).float()
+        self.count = len(anchors) * self.particles
+        own = share(self.count)
+        self.position = anchors.repeat_interleave(self.particles, 0)[own].clone()
+        self.member = member.repeat_interleave(self.particles, 0)[own].float()
         self.scores = torch.zeros(len(self.position), n, likelihood.outputs, device=device)
-        directions, priors, steps = [], [], []
+        directions: list[Tensor] = []
+        priors, steps = [], []
         self.preconditioners: list[Preconditioner] = []
         for a, (theta, seen) in enumerate(zip(anchors, member, strict=True)):
             rows = seen.nonzero().squeeze(1)
+            before = a * self.particles
+            here = slice(max(0, own.start - before), max(0, own.stop - before))
             draws = draw_posterior(
                 network,
                 theta,
@@ -193,9 +197,12 @@ class _Walk:
                 self.particles,
                 config.curvature_rows,
                 generator,
+                here,
             )
-            block = slice(a * self.particles, (a + 1) * self.particles)
-            self.scores[block, draws.rows] = draws.scores
+            if not len(draws.direction):
+                continue
+            at = sum(len(d) for d in directions)
+            self.scores[at : at + len(draws.direction), draws.rows] = draws.scores
             directions.append(draws.direction)
             priors.append(draws.prior)
             some = rows[:: max(1, len(rows) // 2048)]
@@ -203,7 +210,8 @@ class _Walk:
             self.preconditioners.append(flatten)
             up = len(rows) / len(some)
             top = largest_eigenvalue(network, theta, x[some], likelihood, prior_precision, up, preconditioner=flatten)
-            steps.append(torch.full((self.particles, 1), 1.0 / top, device=device))
+            steps.append(torch.full((len(draws.direction), 1), 1.0 / top, device=device))
+        self.of_anchor = [len(d) for d in directions]
         self.direction, self.prior = torch.cat(directions), torch.cat(priors)
         self.longest = torch.cat(steps)
         self.step = self.longest.clone()
@@ -214,10 +222,11 @@ class _Walk:
         self.networks: SimpleQueue[FunctionalNetwork] = SimpleQueue()
         for _ in range(torch.get_num_threads()):
             self.networks.put(copy.deepcopy(network))
-        # Particles are split where the activations of one gradient would not fit.
+        # Particles and rows are split where the activations of one gradient would not fit.
         per_row = network.activations(x[:1])
-        self.group = max(1, min(len(self.position), _ACTIVATION_ENTRIES // max(1, per_row * 64)))
-        self.chunk = max(1, _ACTIVATION_ENTRIES // (self.group * per_row))
+        values = values_at_once(device.type)
+        self.group = max(1, min(len(self.position), values // max(1, per_row * 64)))
+        self.chunk = max(1, values // (self.group * per_row))
         zero = likelihood.nll(torch.zeros(1, n, likelihood.outputs, device=device), y)
         self.worst = torch.maximum((self.member * zero).sum(1) / self.member.sum(1), self.plain_loss())
         self._forget()
@@ -257,6 +266,7 @@ class _Walk:
         length = self.step * (2 * (1 - momentum) if momentum > 0.5 else 1.0)
         moving = (~self.stranded).unsqueeze(1)
         self.position = torch.where(moving, self.position - length * self.velocity, self.position)
+        loss = gathered(loss, self.count)
         return float(loss[torch.isfinite(loss)].mean())
 
     def _slack(self, loss: Tensor) -> Tensor:
@@ -264,8 +274,8 @@ class _Walk:
         return 1e-5 * loss.abs() + 1e-6 if self.exact else loss.abs() + len(self.x)
 
     def _flattened(self, gradient: Tensor) -> Tensor:
-        """Gradients (A*N, P), each preconditioned by the curvature at its anchor."""
-        parts = torch.split(gradient, self.particles)
+        """Gradients of the particles, each preconditioned by the curvature at its anchor."""
+        parts = torch.split(gradient, self.of_anchor)
         return torch.cat([flatten(g) for flatten, g in zip(self.preconditioners, parts, strict=True)])
 
     def strand_diverged(self, scale: float, last: Tensor, last_loss: Tensor) -> Tensor:
@@ -325,5 +335,5 @@ class _Walk:
             return loss, gradient
 
         losses, gradients = zip(*concurrently(self.threads, of, self._groups()), strict=True)
-        self.gradient_evaluations += len(rows) * len(self.position)
+        self.gradient_evaluations += len(rows) * self.count
         return torch.cat(losses), torch.cat(gradients)

@@ -15,6 +15,7 @@ from builder.calibration import DecodedPosterior, Reach, calibrate, choose_reach
 from builder.config import BuildConfig
 from builder.data import Dataset
 from builder.decoder import WeightDecoder
+from builder.distributed import from_first, go_on_alone
 from builder.fiber import Fibers, walk_fibers
 from builder.likelihood import CategoricalLikelihood, GaussianLikelihood, Likelihood
 from builder.map import Anchors, given_anchor, train_anchors
@@ -22,6 +23,7 @@ from builder.metric import PredictiveMetric
 from builder.network import FunctionalNetwork, NetworkFactory
 from builder.preparation import assign_members, choose_device, make_module
 from builder.progress import StageBars
+from builder.runtime import limit_memory
 from builder.trained import Trained
 from builder.work import WorkFolder, make_key
 from model_store.manifest import LatentPlan
@@ -46,11 +48,13 @@ def learn(
         factory: makes the network.
         bars: where progress is shown.
         seconds: gets the seconds that each stage took.
-        work: where finished stages are kept and found again; without one, nowhere.
+        work: where finished stages are kept and found again; without one, nowhere. Of several processes the first
+            alone has one, and returns.
 
     Raises:
         ConfigError: an option or the network cannot be used; the message says what to do.
     """
+    limit_memory(config.memory)
     device = choose_device(config)
     module = make_module(config, dataset, factory)
 
@@ -74,7 +78,7 @@ def learn(
     full = FunctionalNetwork(module).to(device)
     key = make_key(key, config.map.model_dump())
     with bars.stage("MAP training") as report, clock("map"):
-        anchors = _resume(work, "map", key, Anchors)
+        anchors = from_first(_resume(work, "map", key, Anchors))
         if anchors is None:
             if config.network.weights is not None:
                 anchors = given_anchor(full, x, y, member, config.map)
@@ -93,8 +97,10 @@ def learn(
     key = make_key(key, config.fiber.model_dump())
     with bars.stage("Fiber sampling") as report, clock("fiber"):
         fibers = _resume(work, "fiber", key, Fibers)
+        go_on_alone(fibers is not None)
         if fibers is None:
             fibers = walk_fibers(network, start, x, y, member, likelihood, precision, config.fiber, config.seed, report)
+            go_on_alone()
             _keep(work, "fiber", key, fibers)
     fibers = _on(fibers, device)
     reach = choose_reach(network, fibers, x, y, member)

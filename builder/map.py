@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from builder.config import MapConfig
+from builder.distributed import from_first, gathered, share
 from builder.likelihood import CategoricalLikelihood, gaussian_nll
 from builder.network import FunctionalNetwork, NetworkFactory
 from builder.progress import StepReport, silent
@@ -79,7 +80,7 @@ def train_members(
     seed: int = 0,
     report: StepReport = silent,
 ) -> Members:
-    """Trains M weight vectors as one batch, each on its own rows.
+    """Trains M weight vectors as one batch, each on its own rows; several processes train a part of them each.
 
     Args:
         network: all weights random.
@@ -89,9 +90,10 @@ def train_members(
         member: (M, n) bool, the rows that each is trained on.
         precision: (M,) prior precision of each.
     """
-    theta = start.clone().requires_grad_()
+    count, own = len(start), share(len(start))
+    theta = start[own].clone().requires_grad_()
     log_noise = torch.full((len(theta),), -1.0, device=x.device).requires_grad_()
-    weight = member.float()
+    weight, precision = member[own].float(), precision[own]
     regression = y.is_floating_point()
 
     optimiser = torch.optim.Adam([theta, log_noise], lr=config.learning_rate)
@@ -118,7 +120,8 @@ def train_members(
         schedule.step()
         if step % 20 == 0 or step == config.steps - 1:
             report(step + 1, config.steps, float(loss.detach().mean()))
-    return Members(theta.detach(), log_noise.detach().exp(), loss.detach(), config.steps * batch * len(theta))
+    weights, noise, loss = (gathered(part.detach(), count) for part in (theta, log_noise.exp(), loss))
+    return Members(weights, noise, loss, config.steps * batch * count)
 
 
 def train_anchors(
@@ -161,7 +164,7 @@ def train_anchors(
         p: _out_of_fold(network, trained.weights[i * first : (i + 1) * first], x, y, member[:first], regression)
         for i, p in enumerate(precisions)
     }
-    best = min(scores, key=lambda p: scores[p])
+    best = from_first(min(scores, key=lambda p: scores[p]))
     chosen = slice(precisions.index(best) * first, (precisions.index(best) + 1) * first)
     weights, noise, loss = trained.weights[chosen], trained.noise_std[chosen], trained.loss[chosen]
     evaluations = trained.gradient_evaluations

@@ -8,6 +8,7 @@ from pathlib import Path
 from builder.config import BuildConfig
 from builder.data import RawData, prepare, read_file
 from builder.diagnostics import Finding, examine
+from builder.distributed import first
 from builder.evaluation import evaluate
 from builder.learning import Clock, learn
 from builder.network import NetworkFactory
@@ -40,7 +41,8 @@ def run_build(
     factory: NetworkFactory | None = None,
     bars: StageBars | None = None,
 ) -> BuildResult:
-    """Builds and publishes a bundle.
+    """Builds and publishes a bundle; in a `builder.distributed.joined` block together with other processes, of which
+    the first alone returns.
 
     Args:
         config: every option.
@@ -57,7 +59,7 @@ def run_build(
     dataset = prepare(raw, config.data, standardized(config), config.seed)
     for note in dataset.notes:
         bars.say(note)
-    work = WorkFolder(config.work or Path(".fiberwalk") / config.name)
+    work = WorkFolder(config.work or Path(".fiberwalk") / config.name) if first() else None
     seconds: dict[str, float] = {}
     clock = Clock(seconds)
     trained = learn(config, dataset, factory or make_factory(config, dataset), bars, seconds, work)
@@ -68,6 +70,6 @@ def run_build(
         bars.say(f"[yellow]{finding}[/yellow]")
     with bars.stage("Export"), clock("export"):
         bundle = publish(trained, metrics, [*dataset.notes, *map(str, findings)], seconds)
-    if config.work is None:
+    if work is not None and config.work is None:
         work.clear()
     return BuildResult(bundle, metrics, findings)

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from builder.network import FunctionalNetwork
-
-_OUTPUT_ENTRIES = 2**22
+from builder.runtime import values_at_once
 
 
 def sample_outputs(network: FunctionalNetwork, weights: Tensor, x: Tensor) -> Tensor:
     """Outputs (S, B, O) of weight samples (S, P) without gradients, in pieces that fit the memory."""
-    rows = max(1, _OUTPUT_ENTRIES * 8 // (len(weights) * network.activations(x[:1])))
+    rows = max(1, values_at_once() // (len(weights) * network.activations(x[:1])))
     with torch.no_grad():
         return torch.cat([network.batched(weights, part) for part in torch.split(x, rows)], dim=1)
 

@@ -19,6 +19,11 @@ R = TypeVar("R")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 2**25
+_VALUES_PER_GIGABYTE = 2**26
+"""Of four bytes each, counted four times: autograd and the operation at work keep what they need beside them."""
+_CACHED_VALUES = 2**22
+"""Values of a batch that a processor's caches hold; larger ones wait for its memory, which halves the speed."""
+_memory = 0.5
 
 
 def _settle() -> None:
@@ -34,6 +39,18 @@ def _settle() -> None:
 
 
 _settle()
+
+
+def limit_memory(gigabytes: float) -> None:
+    """Sets about how much memory one batch of computing may take from now on."""
+    global _memory
+    _memory = gigabytes
+
+
+def values_at_once(device: str = "") -> int:
+    """Most values that one batch may hold; with a device's type, as many as are also fast there."""
+    most = max(1, int(_memory * _VALUES_PER_GIGABYTE))
+    return min(most, _CACHED_VALUES) if device == "cpu" else most
 
 
 @contextmanager

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from model_store.errors import FiberwalkError
+
+if TYPE_CHECKING:
+    from builder.pipeline import BuildResult
 
 
 def register(app: typer.Typer) -> None:
@@ -36,10 +39,14 @@ def build(
     work: Annotated[Path | None, typer.Option(help="Folder for finished stages, which are then kept.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
-    """Train the posterior of a network on a data file and publish it in the model store."""
+    """Train the posterior of a network on a data file and publish it in the model store.
+
+    On several GPUs or machines: torchrun --nproc-per-node 4 -m fiberwalk build ...
+    """
     console = Console(stderr=True)
     try:
         from builder.config import make_config, read_recipe
+        from builder.distributed import first, joined
         from builder.pipeline import run_build
         from builder.progress import StageBars
     except ImportError as e:
@@ -51,17 +58,18 @@ def build(
         "network": {"factory": network, "weights": weights, "posterior": posterior},
     }
     try:
-        values: dict[str, Any] = read_recipe(recipe) if recipe else {}
-        for table, given in options.items():
-            place = values.setdefault(table, {}) if table else values
-            if isinstance(place, dict):
-                place.update({k: v for k, v in given.items() if v is not None})
-        for option, there in (("--name", values.get("name")), ("--task", values["data"].get("task"))):
-            if not there:
-                console.print(f"Say {option}, or name a recipe that does.", markup=False)
-                raise typer.Exit(2)
-        config = make_config(values)
-        result = run_build(config, bars=StageBars(console, quiet))
+        with joined():
+            values: dict[str, Any] = read_recipe(recipe) if recipe else {}
+            for table, given in options.items():
+                place = values.setdefault(table, {}) if table else values
+                if isinstance(place, dict):
+                    place.update({k: v for k, v in given.items() if v is not None})
+            for option, there in (("--name", values.get("name")), ("--task", values["data"].get("task"))):
+                if not there:
+                    console.print(f"Say {option}, or name a recipe that does.", markup=False)
+                    raise typer.Exit(2)
+            config = make_config(values)
+            _show(run_build(config, bars=StageBars(console, quiet or not first())), config.store)
     except FiberwalkError as e:
         console.print(f"[red]{type(e).__name__}[/red]: ", end="")
         console.print(e.message, markup=False, highlight=False)
@@ -72,10 +80,13 @@ def build(
     except KeyboardInterrupt as e:
         console.print("Stopped. Finished stages are kept: the same command goes on from there.")
         raise typer.Exit(130) from e
+
+
+def _show(result: BuildResult, store: Path) -> None:
     bundle = result.bundle
-    table_ = Table("predictor", "split", "rows", "figures", title=f"{bundle.name}@{bundle.version}")
+    table = Table("predictor", "split", "rows", "figures", title=f"{bundle.name}@{bundle.version}")
     for m in result.metrics:
         figures = "  ".join(f"{k} {v:.4g}" for k, v in m.values.items())
-        table_.add_row(m.predictor, m.split, str(m.rows), figures)
-    Console().print(table_)
-    Console().print(f"Published in {bundle.path}. Serve it: fiberwalk serve --store {config.store}", highlight=False)
+        table.add_row(m.predictor, m.split, str(m.rows), figures)
+    Console().print(table)
+    Console().print(f"Published in {bundle.path}. Serve it: fiberwalk serve --store {store}", highlight=False)

@@ -62,18 +62,15 @@ def tune(problem: Problem) -> Tuned:
             sample_outputs(problem.network, w[None], problem.x[rows[u]])
             for w, u in zip(anchors.weights, unseen, strict=True)
         ]
-        if problem.regression:
-            noise, temperature = _noise(outputs, unseen, problem.y[rows]), _one
-        else:
-            found = gather(outputs, unseen, problem.y[rows])
-            one, two = (replace(found, anchors=many).fit()[0] for many in (1, 2))
-            noise, temperature = _one, lambda members: carry(one, two, members)
+        noise, temperature = _noise(outputs, unseen, problem.y[rows]), _temperature(outputs, unseen, problem.y[rows])
     cost.gradient_evaluations = anchors.gradient_evaluations
     return Tuned(anchors.prior_precision, noise, temperature, cost)
 
 
 def _noise(outputs: list[Tensor], unseen: Tensor, y: Tensor) -> Callable[[int], float]:
     """The noise variance beside so many networks, from the outputs (1, m_a, 1) of each on the rows it did not see."""
+    if not y.is_floating_point():
+        return lambda members: 1.0
     means = torch.zeros(unseen.shape)
     for a, f in enumerate(outputs):
         means[a, unseen[a]] = f[0, :, 0]
@@ -81,5 +78,10 @@ def _noise(outputs: list[Tensor], unseen: Tensor, y: Tensor) -> Callable[[int], 
     return lambda members: moments(means, nothing, unseen, y, between, members).fit()[0]
 
 
-def _one(_members: int) -> float:
-    return 1.0
+def _temperature(outputs: list[Tensor], unseen: Tensor, y: Tensor) -> Callable[[int], float]:
+    """The temperature of the average of so many networks, from the same outputs (1, m_a, classes)."""
+    if y.is_floating_point():
+        return lambda members: 1.0
+    found = gather(outputs, unseen, y)
+    one, two = (replace(found, anchors=many).fit()[0] for many in (1, 2))
+    return lambda members: carry(one, two, members)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from builder import calibration
 from builder.autoencoder import train_autoencoder
 from builder.calibration import Calibrated, DecodedPosterior, calibrate, choose_reach
 from builder.config import AutoencoderConfig, CalibrationConfig, FiberConfig
@@ -322,6 +323,25 @@ def test_calibration_draws_the_same_every_time(
     again = calibrate(posterior, walked.anchors.weights, plans(), walked.x, walked.y, walked.member, config)
     assert torch.equal(again.interval_scores, calibrated.interval_scores)
     assert replace(again, interval_scores=calibrated.interval_scores) == calibrated
+
+
+def test_calibration_in_parts_is_the_same(
+    walked: Walked, posterior: DecodedPosterior, calibrated: Calibrated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def seen(network: FunctionalNetwork, weights: Tensor, x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return sample_outputs(network, weights, x)
+
+    monkeypatch.setattr(calibration, "sample_outputs", seen)
+    # 64 samples of each anchor on 50 of the 240 rows at once.
+    monkeypatch.setattr(calibration, "values_at_once", lambda: 64 * 50 * walked.network.activations(walked.x[:1]))
+    config = CalibrationConfig(false_alarm_rate=RATE)
+    parts = calibrate(posterior, walked.anchors.weights, plans(), walked.x, walked.y, walked.member, config)
+    assert sizes.count(50) == 2 * 2 * 4 and sizes.count(40) == 2 * 2
+    assert torch.allclose(parts.interval_scores, calibrated.interval_scores, rtol=1e-4)
+    assert parts.detector.threshold == pytest.approx(calibrated.detector.threshold, rel=1e-4)
 
 
 def test_each_row_is_judged_by_the_anchor_that_did_not_see_it(

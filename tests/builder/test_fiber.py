@@ -266,7 +266,7 @@ def test_a_walk_in_groups_and_chunks_is_the_same_walk(
     network, _, x, _ = fitted
     whole = walk_sine(fitted, refinement=refinement, drift_scale=1.0)
     # Five particles and 64 of the 80 rows at once.
-    monkeypatch.setattr(fiber, "_ACTIVATION_ENTRIES", 64 * 5 * network.activations(x[:1]))
+    monkeypatch.setattr(fiber, "values_at_once", lambda _: 64 * 5 * network.activations(x[:1]))
     sizes = set()
     batched = FunctionalNetwork.batched
 

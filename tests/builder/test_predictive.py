@@ -170,6 +170,6 @@ def test_outputs_in_pieces_are_the_outputs(monkeypatch: pytest.MonkeyPatch) -> N
         return batched(self, thetas, rows)
 
     monkeypatch.setattr(FunctionalNetwork, "batched", seen)
-    monkeypatch.setattr(predictive, "_OUTPUT_ENTRIES", 1)
+    monkeypatch.setattr(predictive, "values_at_once", lambda: 1)
     assert torch.allclose(sample_outputs(network, weights, x), whole, atol=1e-6)
     assert sizes == [1] * 23

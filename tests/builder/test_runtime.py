@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from builder.runtime import concurrently, side_by_side
+from builder.runtime import concurrently, limit_memory, side_by_side, values_at_once
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -44,3 +44,15 @@ def test_each_operation_gets_one_thread_inside_and_all_of_them_afterwards() -> N
 
 def test_waiting_threads_sleep() -> None:
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_less_memory_makes_smaller_batches() -> None:
+    try:
+        whole, fast = values_at_once(), values_at_once("cpu")
+        assert fast < whole == values_at_once("cuda")
+        limit_memory(0.05)
+        assert values_at_once() == pytest.approx(whole / 10, abs=1)
+        limit_memory(1e-3)
+        assert values_at_once("cpu") == values_at_once() < fast
+    finally:
+        limit_memory(0.5)
