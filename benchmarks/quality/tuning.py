@@ -45,6 +45,21 @@ class Tuned:
         return carry(self.temperature, self.pair_temperature, members)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What rows that a network has not seen say of a method's own rate, and of the spread beside it.
+
+    Attributes:
+        rate: learning rate of SWAG, or share of units that dropout drops.
+        noise_variance: (regression) in standardised units.
+        temperature: (classification) of each sample.
+    """
+
+    rate: float
+    noise_variance: float
+    temperature: float
+
+
 def tune(problem: Problem) -> Tuned:
     """Cross-fits, as a build does with its anchors."""
     cost = Cost()
