@@ -45,7 +45,9 @@ def picture(summary: Sequence[Curves]) -> bytes:
         for at in axes[len(summary) :]:
             at.set_visible(False)
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        # What the points differ in stands in the table.
+        names = [label.partition(" (")[0] for label in labels]
+        figure.legend(handles, names, loc="outside lower center", ncols=columns if columns > 1 else 2)
 
     return png(draw, (3.6 * columns + 1.0, 2.9 * lines + 1.4))
 
