@@ -13,21 +13,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
 import builder  # noqa: F401  settles threads and memory before torch is imported
-from benchmarks.data import PUBLISHED, ROOT, check_available, read_set
+from benchmarks.data import PUBLISHED, ROOT
 from benchmarks.quality.goals import judge
-from benchmarks.quality.run import one_thread, run_split
+from benchmarks.quality.run import run_split
+from benchmarks.quality.splits import run_splits
 from benchmarks.quality.summary import summarize
 from benchmarks.quality.tables import render_goals, render_summary
-from benchmarks.results import Results, environment
 from model_store.errors import FiberwalkError
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "quality.json"
@@ -61,22 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(names: Sequence[str], splits: int, preset: str, output: Path, workers: int, log: Console) -> int:
-    for name in names:
-        check_available(name)
-    here = environment(ROOT, preset)
-    results = Results(output, "quality", here)
-    counts = {name: min(splits, read_set(name).splits) for name in dict.fromkeys(names)}
-    # All sets have their first split before one has its second, so that an early stop leaves a whole picture.
-    waiting = [(n, s) for s in range(splits) for n, count in counts.items() if s < count and not results.finished(n, s)]
-    for name, split, found in _all_splits(waiting, preset, workers):
-        results.add(name, split, found)
-        shown = [f"{m} {r['figures']['nll']:.3f}" for m, r in found.get("methods", {}).items()]
-        log.print(f"{name} {split}:", found.get("error") or "  ".join(shown), markup=False, soft_wrap=True)
-    if environment(ROOT, preset) != here:
-        raise FiberwalkError(
-            "The code was changed during the run, which measures none of both; run it in a copy of its own.",
-            code="code_changed",
-        )
+    results, counts = run_splits("quality", run_split, _shown, names, splits, preset, output, workers, log)
     each = [summarize(n, [r for r in results.current(n) if r["split"] < counts[n]]) for n in counts]
     summary = [s for s in each if s is not None]
     results.save(summary)
@@ -87,25 +70,8 @@ def _run(names: Sequence[str], splits: int, preset: str, output: Path, workers: 
     return int(failed)
 
 
-def _all_splits(
-    waiting: Sequence[tuple[str, int]], preset: str, workers: int
-) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Runs sets' splits, in this process or side by side in others, and yields each when it is done."""
-    if workers == 1:
-        for name, split in waiting:
-            yield name, split, _one_split(name, split, preset)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=one_thread) as pool:
-        tasks = {pool.submit(_one_split, name, split, preset): (name, split) for name, split in waiting}
-        for done in as_completed(tasks):
-            yield *tasks[done], done.result()
-
-
-def _one_split(name: str, split: int, preset: str) -> dict[str, Any]:
-    try:
-        return run_split(name, split, preset)
-    except FiberwalkError as e:
-        return {"error": e.message}
+def _shown(found: dict[str, Any]) -> str:
+    return "  ".join(f"{m} {r['figures']['nll']:.3f}" for m, r in found["methods"].items())
 
 
 if __name__ == "__main__":

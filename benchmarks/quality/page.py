@@ -1,6 +1,9 @@
 """Renders results of the quality benchmark as a page.
 
 python -m benchmarks.quality.page [RESULTS.json] [docs/benchmarks.md]
+
+Results of the curves (`curves.json`) and of the image sets (`images.json`) are taken up where they lie beside the
+others; the picture of the curves is written beside the page.
 """
 
 from __future__ import annotations
@@ -12,8 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import ROOT
+from benchmarks.quality.curves.picture import picture
+from benchmarks.quality.curves.summary import judge as judge_curves
+from benchmarks.quality.curves.summary import table as curve_table
 from benchmarks.quality.goals import judge
+from benchmarks.quality.images.summary import judge as judge_images
+from benchmarks.quality.images.summary import table as image_table
+from benchmarks.quality.images.summary import title as image_title
 from benchmarks.quality.tables import FIGURES, cost_table, table
+
+Content = dict[str, Any]
+
+PICTURE = "quality-curves.png"
 
 _NAMES = {
     "nll": "Test NLL (nats, lower is better)",
@@ -23,10 +36,11 @@ _NAMES = {
 }
 
 
-def page(content: dict[str, Any]) -> str:
-    """The page, in Markdown, of a results file's content."""
+def page(content: Content, curves: Content | None = None, images: Content | None = None) -> str:
+    """The page, in Markdown, of the content of the files of results."""
     summary = content["summary"]
-    environments = content["environments"].values()
+    of_curves, of_images = (c["summary"] if c is not None else [] for c in (curves, images))
+    goals = [*judge(summary), judge_curves(of_curves), *judge_images(of_images)]
     lines = [
         "# Benchmarks: the quality of the posterior beside its peers",
         "",
@@ -39,15 +53,8 @@ def page(content: dict[str, Any]) -> str:
         "over the sets that have all methods. Cost includes the shared tuning.",
         "",
     ]
-    for e in environments:
-        machine, libraries = e["machine"], ", ".join(f"{k} {v}" for k, v in e["libraries"].items())
-        where = f"{machine['cores']} cores, {machine['architecture']}"
-        lines += [f"Commit `{e['commit'][:12]}`, preset `{e['preset']}`, {where}; {libraries}.", ""]
-    lines += [
-        "## Goals",
-        "",
-        *_markdown(["goal", "state", "found"], [[g.text, g.state, g.found] for g in judge(summary)]),
-    ]
+    lines += _measured_with(content)
+    lines += ["## Goals", "", *_markdown(["goal", "state", "found"], [[g.text, g.state, g.found] for g in goals])]
     for task, figures in FIGURES.items():
         sets = [s for s in summary if s["task"] == task]
         if not sets:
@@ -56,7 +63,60 @@ def page(content: dict[str, Any]) -> str:
         for figure in figures:
             lines += ["", f"### {_NAMES[figure]}", "", *_markdown(*table(sets, figure))]
         lines += ["", "### Cost a split: row gradients, wall time", "", *_markdown(*cost_table(sets))]
+    if curves is not None:
+        lines += _curves(curves)
+    if images is not None:
+        lines += _images(images)
     return "\n".join(lines) + "\n"
+
+
+def _curves(content: Content) -> list[str]:
+    lines = [
+        "",
+        "## NLL against cost",
+        "",
+        f"![Test NLL over row gradients, a line a method]({PICTURE})",
+        "",
+        "Each method with less and with more work; what it is given more of stands behind its name. A point is charged",
+        "with all that it would take alone. Ours is drawn as served, 32 samples. Written by",
+        "`python -m benchmarks.quality.curves`.",
+        "",
+        *_measured_with(content),
+    ]
+    for task in FIGURES:
+        sets = [s for s in content["summary"] if s["task"] == task]
+        if sets:
+            lines += [
+                f"### {task.capitalize()}: test NLL (row gradients, time)",
+                "",
+                *_markdown(*curve_table(sets)),
+                "",
+            ]
+    return lines[:-1]
+
+
+def _images(content: Content) -> list[str]:
+    lines = [
+        "",
+        "## Images",
+        "",
+        "AUROC: how often a foreign image has more doubt than one of the test set; doubt is the mutual information of",
+        "class and sample, or the entropy for a single network. Written by `python -m benchmarks.quality.images`.",
+        "",
+        *_measured_with(content),
+    ]
+    for s in content["summary"]:
+        lines += [f"### {image_title(s)}", "", *_markdown(*image_table(s)), ""]
+    return lines[:-1]
+
+
+def _measured_with(content: Content) -> list[str]:
+    lines = []
+    for e in content["environments"].values():
+        machine, libraries = e["machine"], ", ".join(f"{k} {v}" for k, v in e["libraries"].items())
+        where = f"{machine['cores']} cores, {machine['architecture']}"
+        lines += [f"Commit `{e['commit'][:12]}`, preset `{e['preset']}`, {where}; {libraries}.", ""]
+    return lines
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -69,13 +129,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = Path(given[0]) if given else ROOT / "benchmarks" / "results" / "quality.json"
     target = Path(given[1]) if len(given) > 1 else ROOT / "docs" / "benchmarks.md"
     try:
-        content = json.loads(source.read_text())
+        content, curves, images = (_read(source.with_name(n)) for n in (source.name, "curves.json", "images.json"))
     except (OSError, ValueError) as e:
-        print(f"{source} cannot be read ({e}); run make bench-quality first.", file=sys.stderr)
+        print(f"Results cannot be read ({e}).", file=sys.stderr)
         return 2
-    target.write_text(page(content))
+    if content is None:
+        print(f"There is no {source}; run make bench-quality first.", file=sys.stderr)
+        return 2
+    if curves is not None and curves["summary"]:
+        target.with_name(PICTURE).write_bytes(picture(curves["summary"]))
+    target.write_text(page(content, curves, images))
     print(f"Written to {target}.")
     return 0
+
+
+def _read(path: Path) -> Content | None:
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,9 +55,10 @@ class Gaussians:
 
 @dataclass(frozen=True)
 class Classes:
-    """Class probabilities (B, C)."""
+    """Class probabilities (B, C), and the mutual information (B,) of class and sample where samples stand behind."""
 
     probabilities: Tensor
+    information: Tensor | None = None
 
 
 Predictive = Gaussians | Classes
@@ -64,10 +66,22 @@ Predictive = Gaussians | Classes
 
 @dataclass(frozen=True)
 class Outcome:
-    """A method's predictions and its cost."""
+    """A method's predictions, its cost, and what else is to be told of it."""
 
     predictive: Predictive
     cost: Cost = field(default_factory=Cost)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def of_samples(p: Tensor) -> Classes:
+    """The average of class probabilities (S, B, C), and by how much less doubt each sample has than it."""
+    mean = p.mean(0)
+    return Classes(mean, (entropy(mean) - entropy(p).mean(0)).clamp(min=0) if len(p) > 1 else None)
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Entropy (..., B) in nats of class probabilities (..., B, C)."""
+    return -torch.xlogy(p, p).sum(-1)
 
 
 def figures(predictive: Predictive, y: Tensor, scale: float = 1.0) -> dict[str, float]:

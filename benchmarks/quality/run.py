@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
-from benchmarks.data import read_set
+from benchmarks.data import DataSet, read_set
 from benchmarks.quality.methods import dropout, ensemble, fiberwalk, laplace, swag
-from benchmarks.quality.predictive import figures
-from benchmarks.quality.problem import make_problem
+from benchmarks.quality.predictive import Outcome, figures
+from benchmarks.quality.problem import Problem, make_problem
 from benchmarks.quality.tuning import tune
+
+Found = TypeVar("Found")
 
 FAMILIES = (ensemble, laplace, swag, dropout, fiberwalk)
 
@@ -40,31 +44,42 @@ def run_split(name: str, split: int, preset: str) -> dict[str, Any]:
     data = read_set(name)
     problem = make_problem(data, split, preset)
     tuned = tune(problem)
-    found: dict[str, Any] = {}
-    failed: dict[str, str] = {}
-    for family in FAMILIES:
-        try:
-            outcomes = family.run(problem, tuned)
-        except (
-            RuntimeError,
-            ValueError,
-            ArithmeticError,
-        ) as e:  # a peer's library may fail numerically: shown, not hidden
-            failed[family.__name__.rpartition(".")[2]] = f"{type(e).__name__}: {e}"
-            continue
-        for method, outcome in outcomes.items():
-            found[method] = {
-                "figures": figures(outcome.predictive, problem.y_test, problem.scale),
-                "gradient_evaluations": outcome.cost.gradient_evaluations,
-                "seconds": round(outcome.cost.seconds, 3),
-            }
+    outcomes, failed = attempt(
+        {family.__name__.rpartition(".")[2]: partial(family.run, problem, tuned) for family in FAMILIES}
+    )
     return {
-        "task": data.task,
-        "rows": len(problem.x),
-        "columns": problem.x.shape[1],
-        "test_rows": len(problem.y_test),
-        "methods": found,
+        **described(data, problem),
+        "methods": {
+            method: scored(problem, outcome) for found in outcomes.values() for method, outcome in found.items()
+        },
         "failed": failed,
+    }
+
+
+def attempt(families: Mapping[str, Callable[[], Found]]) -> tuple[dict[str, Found], dict[str, str]]:
+    """What each family found, and what went wrong with those that failed."""
+    found: dict[str, Found] = {}
+    failed: dict[str, str] = {}
+    for name, run in families.items():
+        try:
+            found[name] = run()
+        except (RuntimeError, ValueError, ArithmeticError) as e:  # a peer's library may fail numerically: shown
+            failed[name] = f"{type(e).__name__}: {e}"
+    return found, failed
+
+
+def described(data: DataSet, problem: Problem) -> dict[str, Any]:
+    """What a set's run says of the set."""
+    rows, columns = problem.x.shape
+    return {"task": data.task, "rows": rows, "columns": columns, "test_rows": len(problem.y_test)}
+
+
+def scored(problem: Problem, outcome: Outcome) -> dict[str, Any]:
+    """A method's figures on the test rows, and its cost."""
+    return {
+        "figures": figures(outcome.predictive, problem.y_test, problem.scale),
+        "gradient_evaluations": outcome.cost.gradient_evaluations,
+        "seconds": round(outcome.cost.seconds, 3),
     }
 
 

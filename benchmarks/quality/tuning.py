@@ -48,6 +48,21 @@ class Tuned:
         return self.temperature_beside(1)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What rows that a network has not seen say of a method's own rate, and of the spread beside it.
+
+    Attributes:
+        rate: learning rate of SWAG, or share of units that dropout drops.
+        noise_variance: (regression) in standardised units.
+        temperature: (classification) of each sample.
+    """
+
+    rate: float
+    noise_variance: float
+    temperature: float
+
+
 def tune(problem: Problem) -> Tuned:
     """Cross-fits, as a build does with its anchors."""
     cost = Cost()

@@ -5,15 +5,16 @@ Lengths: M weight vectors side by side, each with masks of its own, n rows, P we
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from benchmarks.quality.methods.ensemble import predict
 from benchmarks.quality.predictive import Cost, Outcome
 from benchmarks.quality.problem import Problem
-from benchmarks.quality.tuning import Tuned
+from benchmarks.quality.tuning import Choice, Tuned
 from builder.map import initial_weights, train_members
 from builder.network import FunctionalNetwork
 from builder.out_of_fold import OutOfFold
@@ -24,56 +25,40 @@ RATES = (0.005, 0.01, 0.05, 0.1)
 
 PASSES = 100
 _FOLDS = 5
-_MASK_ENTRIES = 2**22
+_ACTIVATION_ENTRIES = 2**24
 
 
 class DropoutNetwork(FunctionalNetwork):
-    """A multilayer perceptron with dropout on what goes into each of its layers, the inputs among it."""
+    """A network with dropout on what goes into each of its linear and convolutional layers, the inputs among it."""
 
     def __init__(self, module: nn.Module, rates: Tensor, seed: int) -> None:
         """Args:
-        module: linear layers and activations, one after another.
+        module: the network without dropout; it is copied.
         rates: (M,) each weight vector's share of dropped units, or (1,) for all.
         seed: of the masks.
         """
-        if not isinstance(module, nn.Sequential):
-            raise TypeError("Dropout needs the layers of the network in their order.")
-        super().__init__(module)
-        self.layers = dict(module.named_children())
+        super().__init__(copy.deepcopy(module))
         self.rates = rates
         self.generator = torch.Generator().manual_seed(seed)
+        self._keep = 1 - rates[0]
+        for layer in self.module.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                layer.register_forward_pre_hook(self._drop)
 
     def batched(self, thetas: Tensor, x: Tensor) -> Tensor:
-        """Outputs (M, B, O) for weight vectors (M, P), with masks drawn for each weight vector, row and unit.
+        """Outputs (M, B, O) for weight vectors (M, P), with masks drawn for each weight vector, row and unit."""
 
-        What is kept is scaled up, so that the mean of what a layer gets is as without dropout (Srivastava et al. 2014).
-        """
-        named = self.unflatten(thetas)
-        keep = 1 - self.rates[:, None, None]
-        hidden = x.expand(len(thetas), *x.shape)
-        for name, layer in self.layers.items():
-            if isinstance(layer, nn.Linear):
-                mask = torch.rand(hidden.shape, generator=self.generator) < keep
-                bias = named[f"{name}.bias"][:, None]
-                hidden = torch.baddbmm(bias, hidden * mask / keep, named[f"{name}.weight"].transpose(1, 2))
-            else:
-                hidden = layer(hidden)
-        return hidden
+        def one(theta: Tensor, rate: Tensor) -> Tensor:
+            self._keep = 1 - rate
+            return self(theta, x)
 
+        return vmap(one, randomness="different")(thetas, self.rates.expand(len(thetas)))
 
-@dataclass(frozen=True)
-class Choice:
-    """What the rows say that a network has not seen.
-
-    Attributes:
-        rate: of dropout.
-        noise_variance: (regression) beside the passes, in standardised units.
-        temperature: (classification) of each pass.
-    """
-
-    rate: float
-    noise_variance: float
-    temperature: float
+    def _drop(self, _layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        """What is kept is scaled up, so that the mean of what a layer gets is as without dropout (Srivastava et al.
+        2014)."""
+        mask = torch.rand(inputs[0].shape, generator=self.generator) < self._keep
+        return (inputs[0] * mask / self._keep,)
 
 
 def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
@@ -134,8 +119,11 @@ def train(problem: Problem, tuned: Tuned, rates: tuple[float, ...], member: Tens
 def passes(problem: Problem, theta: Tensor, rate: float, x: Tensor, count: int = PASSES) -> Tensor:
     """Outputs (S, B, O) of stochastic passes with one weight vector theta (P,) for x (B, d)."""
     network = DropoutNetwork(problem.network.module, torch.tensor([rate]), problem.seed * 1009 + 602)
-    widest = max(layer.in_features for layer in network.layers.values() if isinstance(layer, nn.Linear))
-    rows = max(1, _MASK_ENTRIES // (count * widest))
-    thetas = theta.expand(count, -1)
+    rows = max(1, _ACTIVATION_ENTRIES // (count * problem.network.activations(x[:1])))
+    found = []
     with torch.no_grad():
-        return torch.cat([network.batched(thetas, part) for part in torch.split(x, rows)], dim=1)
+        for part in torch.split(x, rows):
+            # One weight vector and each row many times: masks differ from row to row as well.
+            outputs = network.batched(theta[None], part.repeat(count, *[1] * (x.ndim - 1)))[0]
+            found.append(outputs.reshape(count, len(part), -1))
+    return torch.cat(found, dim=1)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from benchmarks.quality.predictive import Classes, Cost, Gaussians, Outcome, Predictive
+from benchmarks.quality.predictive import Cost, Gaussians, Outcome, Predictive, of_samples
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import Tuned
 from builder.map import Members, initial_weights, train_members
+from builder.predictive import sample_outputs
 
-MEMBERS = 10
 SIZES = (5, 10)
 
 
@@ -24,21 +26,20 @@ def train_full(problem: Problem, tuned: Tuned, members: int) -> Members:
     )
 
 
-def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
-    """`map` with the noise it learned itself or temperature 1, `map_tuned` and the ensembles of 5 and 10 with the noise
-    or temperature that out-of-fold rows want beside so many networks."""
-    cost = Cost()
+def run(problem: Problem, tuned: Tuned, sizes: Sequence[int] = SIZES) -> dict[str, Outcome]:
+    """`map` with the noise it learned itself or temperature 1, `map_tuned` and the ensembles of these sizes with the
+    noise or temperature that out-of-fold rows want beside so many networks."""
+    cost, members = Cost(), max(sizes)
     with cost.clock():
-        trained = train_full(problem, tuned, MEMBERS)
-    with torch.no_grad():
-        outputs = problem.network.batched(trained.weights, problem.x_test)
-    each = Cost(trained.gradient_evaluations // MEMBERS, cost.seconds / MEMBERS)
+        trained = train_full(problem, tuned, members)
+    outputs = sample_outputs(problem.network, trained.weights, problem.x_test)
+    each = Cost(trained.gradient_evaluations // members, cost.seconds / members)
     own = float(trained.noise_std[0] ** 2)
     found = {
         "map": Outcome(predict(problem, outputs[:1], own, 1.0), each),
         "map_tuned": Outcome(predict(problem, outputs[:1], tuned.noise_variance, tuned.temperature), each + tuned.cost),
     }
-    for size in SIZES:
+    for size in sizes:
         share = Cost(each.gradient_evaluations * size, each.seconds * size)
         answer = predict(problem, outputs[:size], tuned.noise_beside(size), tuned.temperature_beside(size))
         found[f"ensemble_{size}"] = Outcome(answer, share + tuned.cost)
@@ -49,4 +50,4 @@ def predict(problem: Problem, outputs: Tensor, noise_variance: float, temperatur
     """The averaged predictive of outputs (S, B, O): of Gaussians with this noise, or of tempered softmaxes."""
     if problem.regression:
         return Gaussians(outputs[..., 0], torch.full_like(outputs[..., 0], noise_variance))
-    return Classes((outputs / temperature).softmax(-1).mean(0))
+    return of_samples((outputs / temperature).softmax(-1))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from benchmarks.quality.methods.ensemble import predict
-from benchmarks.quality.predictive import Cost, Outcome
+from benchmarks.quality.predictive import Classes, Cost, Outcome, Predictive
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import Tuned
 from builder.learning import learn
@@ -40,9 +41,19 @@ def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome
         "fiberwalk_fiber": nodes.flatten(0, 2),
         "fiberwalk_anchors": trained.anchors,
     }
+    return {name: Outcome(_predict(problem, trained, thetas), cost) for name, thetas in weights.items()}
+
+
+def served(problem: Problem, trained: Trained, cost: Cost) -> Outcome:
+    """What a server answers for the test rows of a classification: probabilities, and the score of /ood."""
+    plans = [trained.plans[name] for name in ("predict", "ood")]
+    found, wide = (_predict(problem, trained, trained.posterior.draw(plan, plan.samples)[0]) for plan in plans)
+    assert isinstance(found, Classes) and isinstance(wide, Classes)
+    return Outcome(Classes(found.probabilities, wide.information), cost)
+
+
+def _predict(problem: Problem, trained: Trained, thetas: Tensor) -> Predictive:
+    """The predictive of weights (S, P) with the build's own noise or temperature."""
     spread = trained.calibrated.spread
-    found = {}
-    for name, thetas in weights.items():
-        outputs = torch.cat([sample_outputs(problem.network, thetas, x) for x in torch.split(problem.x_test, 4096)], 1)
-        found[name] = Outcome(predict(problem, outputs, spread**2, spread), cost)
-    return found
+    outputs = torch.cat([sample_outputs(problem.network, thetas, x) for x in torch.split(problem.x_test, 4096)], 1)
+    return predict(problem, outputs, spread**2, spread)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from laplace import Laplace, ParametricLaplace
@@ -21,7 +23,7 @@ from torch.nn.utils import vector_to_parameters
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.quality.methods.ensemble import train_full
-from benchmarks.quality.predictive import Classes, Cost, Gaussians, Outcome, Predictive
+from benchmarks.quality.predictive import Classes, Cost, Gaussians, Outcome, Predictive, of_samples
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import Tuned
 
@@ -34,22 +36,31 @@ VARIANTS = {
 
 _EVIDENCE_STEPS, _EVIDENCE_RATE = 200, 0.1
 _JACOBIAN_ENTRIES = 2**23
+_SAMPLES = 100
 
 
-def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
-    """All variants, of one network trained as the ensembles' members are; for regression each also with the
-    out-of-fold noise in place of the evidence's (`..._tuned`), which a network that interpolates makes too small."""
+def run(
+    problem: Problem, tuned: Tuned, variants: Sequence[str] = tuple(VARIANTS), samples: bool = False
+) -> dict[str, Outcome]:
+    """Variants, of one network trained as the ensembles' members are; for regression each also with the
+    out-of-fold noise in place of the evidence's (`..._tuned`), which a network that interpolates makes too small.
+
+    With `samples`, classes come with the mutual information of samples of the outputs.
+    """
     training = Cost()
     with training.clock():
         trained = train_full(problem, tuned, 1)
     training.gradient_evaluations = trained.gradient_evaluations
     found = {}
-    for name, (subset, structure) in VARIANTS.items():
+    for name in variants:
+        subset, structure = VARIANTS[name]
         cost = Cost()
         with cost.clock():
             posterior = fit(problem, trained.weights[0], subset, structure)
             maximise_evidence(posterior, tuned.precision, float(trained.noise_std[0]))
             predictive = predict(problem, posterior, problem.x_test)
+            if samples and isinstance(predictive, Classes):
+                predictive = replace(predictive, information=information(problem, posterior, problem.x_test))
         cost.gradient_evaluations = len(problem.x) * posterior.n_outputs
         spent = training + cost + tuned.cost
         found[name] = Outcome(predictive, spent)
@@ -145,6 +156,17 @@ def predict(problem: Problem, posterior: ParametricLaplace, x: Tensor) -> Predic
         mean, variance = (torch.cat(parts).detach().float().reshape(1, -1) for parts in zip(*answers, strict=True))
         return Gaussians(mean, variance + float(posterior.sigma_noise) ** 2)
     return Classes(torch.cat([answer for answer in answers if isinstance(answer, Tensor)]).detach().float())
+
+
+def information(problem: Problem, posterior: ParametricLaplace, x: Tensor) -> Tensor:
+    """Mutual information (B,) of class and sample of the linearised network's outputs."""
+    with warnings.catch_warnings():
+        _ignore_hook_warning()
+        parts = [
+            of_samples(posterior.predictive_samples(rows, n_samples=_SAMPLES).detach()).information
+            for rows in torch.split(x.double(), _batch_rows(problem))
+        ]
+    return torch.cat([part for part in parts if part is not None]).float()
 
 
 def _batch_rows(problem: Problem) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.quality.methods.ensemble import predict, train_full
 from benchmarks.quality.predictive import Cost, Outcome, figures
 from benchmarks.quality.problem import Problem
-from benchmarks.quality.tuning import Tuned
+from benchmarks.quality.tuning import Choice, Tuned
 from builder.likelihood import CategoricalLikelihood
 from builder.map import initial_weights, train_members
 from builder.predictive import sample_outputs
@@ -25,6 +25,8 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """Learning rates tried, the same for all sets: from too small to leave the MAP network to where SGD often diverges."""
 
 RANK, SAMPLES = 20, 30
+SHARE = 0.25
+"""Of the steps of training, that SGD takes while it is collected from."""
 _MOMENTUM = 0.9
 _COLLECTIONS = 100
 _LEAST_BATCHES = 10
@@ -54,28 +56,13 @@ class Collected:
         return self.mean[member] + (diagonal + low_rank / math.sqrt(max(len(deviations) - 1, 1))) / math.sqrt(2)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What the held-out rows say.
-
-    Attributes:
-        rate: place in RATES.
-        noise_variance: (regression) in standardised units.
-        temperature: (classification).
-    """
-
-    rate: int
-    noise_variance: float
-    temperature: float
-
-
-def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
+def run(problem: Problem, tuned: Tuned, share: float = SHARE) -> dict[str, Outcome]:
     """`swag`: from the MAP network, at the learning rate that serves a held-out fifth of the training rows best."""
     cost = Cost()
     with cost.clock():
-        choice, tried = choose(problem, tuned)
+        choice, tried = choose(problem, tuned, share)
         trained = train_full(problem, tuned, 1)
-        collected, taken = _settled(problem, tuned, trained.weights, trained.noise_std, choice.rate)
+        collected, taken = _settled(problem, tuned, trained.weights, trained.noise_std, choice.rate, share)
         weights = collected.draw(0, SAMPLES, torch.Generator().manual_seed(problem.seed + 43))
         outputs = sample_outputs(problem.network, weights, problem.x_test)
     cost.gradient_evaluations = tried + trained.gradient_evaluations + taken
@@ -83,7 +70,7 @@ def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
     return {"swag": Outcome(predictive, cost + tuned.cost)}
 
 
-def choose(problem: Problem, tuned: Tuned) -> tuple[Choice, int]:
+def choose(problem: Problem, tuned: Tuned, share: float = SHARE) -> tuple[Choice, int]:
     """The rate, and the noise or temperature, with the least NLL of the mixture on a held-out fifth, for a network
     trained on the other rows; and the gradients that it took.
 
@@ -98,12 +85,11 @@ def choose(problem: Problem, tuned: Tuned) -> tuple[Choice, int]:
         problem.network, start, problem.x, problem.y, seen, precision, problem.config.map, problem.seed + 2
     )
     many = len(RATES)
-    collected = collect(
-        problem, trained.weights.repeat(many, 1), trained.noise_std.repeat(many), torch.tensor(RATES), tuned, rows
-    )
+    start, noise_std = trained.weights.repeat(many, 1), trained.noise_std.repeat(many)
+    collected = collect(problem, start, noise_std, torch.tensor(RATES), tuned, rows, share)
     found = []
-    for rate in range(many):
-        weights = collected.draw(rate, SAMPLES, torch.Generator().manual_seed(problem.seed + 41))
+    for place, rate in enumerate(RATES):
+        weights = collected.draw(place, SAMPLES, torch.Generator().manual_seed(problem.seed + 41))
         outputs = sample_outputs(problem.network, weights, problem.x[held])
         noise = tuned.noise_variance
         if problem.regression:
@@ -114,12 +100,19 @@ def choose(problem: Problem, tuned: Tuned) -> tuple[Choice, int]:
             if bool(outputs.isfinite().all()):
                 nll = figures(predict(problem, outputs, noise, temperature), problem.y[held])["nll"]
             found.append((nll, rate, noise, temperature))
-    _, rate, noise, temperature = min(found)
-    return Choice(rate, noise, temperature), trained.gradient_evaluations + collected.gradient_evaluations
+    return Choice(*min(found)[1:]), trained.gradient_evaluations + collected.gradient_evaluations
 
 
-def collect(problem: Problem, start: Tensor, noise_std: Tensor, rates: Tensor, tuned: Tuned, rows: Tensor) -> Collected:
-    """Runs SGD from start (M, P) at constant rates (M,) on the rows (n,) that are marked, for a quarter of the steps
+def collect(
+    problem: Problem,
+    start: Tensor,
+    noise_std: Tensor,
+    rates: Tensor,
+    tuned: Tuned,
+    rows: Tensor,
+    share: float = SHARE,
+) -> Collected:
+    """Runs SGD from start (M, P) at constant rates (M,) on the rows (n,) that are marked, for a share of the steps
     of training, and collects 100 times.
 
     The loss is the MAP loss, for regression times the MAP noise (M,) squared: half the squared error, so that one rate
@@ -128,7 +121,7 @@ def collect(problem: Problem, start: Tensor, noise_std: Tensor, rates: Tensor, t
     """
     x, y = problem.x[rows], problem.y[rows]
     batch = min(problem.config.map.batch_rows, max(1, len(x) // _LEAST_BATCHES))
-    steps = max(2, problem.config.map.steps // 4)
+    steps = max(2, round(share * problem.config.map.steps))
     every = max(1, steps // _COLLECTIONS)
     decay = 0.5 * tuned.precision / len(x) * (noise_std**2 if problem.regression else torch.ones(len(start)))
     generator = torch.Generator().manual_seed(problem.seed + 3)
@@ -157,13 +150,15 @@ def collect(problem: Problem, start: Tensor, noise_std: Tensor, rates: Tensor, t
     return Collected(start + mean, variance, torch.stack(deviations, dim=1), steps * batch * len(start))
 
 
-def _settled(problem: Problem, tuned: Tuned, start: Tensor, noise_std: Tensor, rate: int) -> tuple[Collected, int]:
+def _settled(
+    problem: Problem, tuned: Tuned, start: Tensor, noise_std: Tensor, rate: float, share: float
+) -> tuple[Collected, int]:
     """What SGD on all rows collects at the chosen rate, or at the next lower one where it diverges; and the gradients
     of all attempts."""
     rows = torch.ones(len(problem.x), dtype=torch.bool)
     taken = 0
-    for tried in (*reversed(RATES[1 : rate + 1]), RATES[0]):
-        collected = collect(problem, start, noise_std, torch.tensor([tried]), tuned, rows)
+    for tried in sorted((r for r in RATES if r <= rate), reverse=True):
+        collected = collect(problem, start, noise_std, torch.tensor([tried]), tuned, rows, share)
         taken += collected.gradient_evaluations
         if bool(collected.mean.isfinite().all() and collected.variance.isfinite().all()):
             break

@@ -58,15 +58,21 @@ def test_inputs_are_dropped_and_the_rest_scaled_up() -> None:
 
 
 def test_passes_are_split_by_rows(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dropout, "_MASK_ENTRIES", 3 * dropout.PASSES * 50)
+    monkeypatch.setattr(dropout, "_ACTIVATION_ENTRIES", 3 * dropout.PASSES * 110)
     outputs = dropout.passes(problem, problem.network.current(), 0.1, problem.x_test)
     assert outputs.shape == (dropout.PASSES, 20, 1)
     assert (outputs.var(0) > 0).all()
 
 
-def test_other_networks_are_refused() -> None:
-    with pytest.raises(TypeError, match="in their order"):
-        dropout.DropoutNetwork(nn.Linear(2, 1), torch.tensor([0.1]), 0)
+def test_what_goes_into_a_convolution_is_dropped_too() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())
+    network = dropout.DropoutNetwork(module, torch.tensor([1e-9, 0.5]), 0)
+    theta, x = network.current(), torch.ones(40, 1, 3, 3)
+    none, half = network.batched(theta.expand(2, -1), x)
+    assert float(none.std(0).max()) < 1e-6
+    assert float(half.std(0).min()) > 0
+    # The network that was given stays as it was.
+    torch.testing.assert_close(module(x), none)
 
 
 def test_every_rate_is_trained_on_every_fold(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from benchmarks.quality.methods import swag
 from benchmarks.quality.methods.ensemble import train_full
 from benchmarks.quality.predictive import Classes, Gaussians, figures
 from benchmarks.quality.problem import Problem
+from benchmarks.quality.tuning import Choice
 from tests.benchmarks.quality.problems import TUNED, linear, tiny_problem
 
 
@@ -63,12 +64,12 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(swag, "RATES", (1e-3, 1e6))
     for task in ("regression", "classification"):
         choice, _ = swag.choose(tiny_problem(task), TUNED)
-        assert choice.rate == 0
+        assert choice.rate == 1e-3
 
 
 def test_where_sgd_diverges_on_all_rows_the_next_lower_rate_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swag, "RATES", (1e-3, 1e6))
-    monkeypatch.setattr(swag, "choose", lambda *_: (swag.Choice(1, 0.2, 1.0), 0))
+    monkeypatch.setattr(swag, "choose", lambda *_: (Choice(1e6, 0.2, 1.0), 0))
     problem = tiny_problem("regression")
     found = swag.run(problem, TUNED)["swag"]
     assert math.isfinite(figures(found.predictive, problem.y_test)["nll"])

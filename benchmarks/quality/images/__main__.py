@@ -1,0 +1,102 @@
+"""Image sets: every method with the same network, training budget and tuning, and how well it knows foreign images.
+
+    python -m benchmarks.quality.images [--sets NAME ...] [--rows N] [--test-rows N] [--epochs E] [--seeds N] [--full]
+                                        [--families NAME ...] [--output FILE.json]
+
+By default FashionMNIST with 5,000 training rows, which ends within half an hour on 2 cores; `--full` takes all rows of
+all sets, for which a CPU needs days. It can be stopped at any time: finished families are in the file and are not run
+again, unless the code, the options, the libraries or the machine changed. Prints tables and the goals that are judged
+from them; `python -m benchmarks.quality.page` renders them as part of docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+import builder  # noqa: F401  settles threads and memory before torch is imported
+from benchmarks.data import ROOT
+from benchmarks.quality.images.data import SOURCES, read_images
+from benchmarks.quality.images.problem import make_problem
+from benchmarks.quality.images.run import FAMILIES, TUNING, run_families
+from benchmarks.quality.images.summary import Summary, judge, summarize, table, title
+from benchmarks.quality.tables import render_goals
+from benchmarks.results import Results, environment
+from benchmarks.table import render
+from model_store.errors import FiberwalkError
+
+OUTPUT: Final = ROOT / "benchmarks" / "results" / "images.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark. Returns the exit status: 1 where a family failed, 2 where it cannot start."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality.images", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--sets", nargs="+", choices=list(SOURCES), metavar="NAME", help="default: fashion_mnist")
+    parser.add_argument("--rows", type=int, default=5000, metavar="N", help="training rows (default 5000)")
+    parser.add_argument("--test-rows", type=int, default=2000, metavar="N", help="of each test set (default 2000)")
+    parser.add_argument("--epochs", type=float, default=16.0, metavar="E", help="of each network (default 16)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs from other starts (default 1)")
+    parser.add_argument("--full", action="store_true", help="all sets, training and test rows")
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), metavar="NAME")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
+    options = parser.parse_args(arguments)
+    log = Console(stderr=True, highlight=False)
+    try:
+        return _run(options, log)
+    except FiberwalkError as e:
+        log.print(f"{type(e).__name__}: {e.message}", markup=False, soft_wrap=True)
+        return 2
+
+
+def _run(options: argparse.Namespace, log: Console) -> int:
+    rows, test_rows = (None, None) if options.full else (options.rows, options.test_rows)
+    preset = f"{rows or 'all'} rows, {test_rows or 'all'} test rows, {options.epochs:g} epochs"
+    here = environment(ROOT, preset)
+    results = Results(options.output, "images", here)
+    names = options.sets or (list(SOURCES) if options.full else ["fashion_mnist"])
+    families = [TUNING, *FAMILIES]
+    summary: list[Summary] = []
+    for name in names:
+        images = read_images(name, rows, test_rows)
+        for seed in range(options.seeds):
+            runs = {f: r for f in families for r in results.current(f"{name}/{f}") if r["split"] == seed}
+            done = {f: r for f, r in runs.items() if not r.get("failed")}
+            problem = make_problem(name, images, options.epochs, seed)
+            sizes = {"rows": len(images.x), "test_rows": len(images.x_test)}
+            for family, found in run_families(problem, images, done, options.families):
+                if environment(ROOT, preset) != here:
+                    raise FiberwalkError(
+                        "The code was changed during the run, which measures none of both; run it in a copy.",
+                        code="code_changed",
+                    )
+                results.add(f"{name}/{family}", seed, {**found, **sizes})
+                log.print(f"{name} {seed} {family}:", _shown(found), markup=False, soft_wrap=True)
+        every = [r for f in FAMILIES for r in results.current(f"{name}/{f}") if r["split"] < options.seeds]
+        one = summarize(name, every)
+        summary += [one] if one is not None else []
+    results.save(summary)
+    for s in summary:
+        render(title(s), *table(s))
+        for family, text in s["failed"].items():
+            print(f"{s['set']}: {family} failed: {text}")
+    render_goals(judge(summary))
+    log.print(f"Written to {options.output}.", markup=False, soft_wrap=True)
+    return int(any(s["failed"] for s in summary))
+
+
+def _shown(found: dict[str, Any]) -> str:
+    if "tuned" in found:
+        return f"prior precision {found['tuned']['precision']:g}, temperature {found['tuned']['temperature']:.3f}"
+    told = [f"{m} {r['figures']['nll']:.3f} ({r['seconds']:.0f} s)" for m, r in found["methods"].items()]
+    return "  ".join([*told, *found["failed"].values()])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""An image set as a problem for the methods: the build's own options, and foreign images among the rows to answer."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from benchmarks.quality.images.data import ImageSet
+from benchmarks.quality.problem import Problem
+from builder.config import make_config
+from builder.data import from_arrays, prepare
+from builder.network import FunctionalNetwork
+from model_store.encoding import TensorEncoder
+from model_store.manifest import ClassificationTarget, TensorInput
+
+RECIPES: Final[dict[str, dict[str, dict[str, Any]]]] = {
+    "fashion_mnist": {
+        "map": {"batch_rows": 64, "learning_rate": 3e-3, "prior_precision": [5.0, 20.0]},
+        "fiber": {"refinement": 10},
+    },
+    "cifar10": {
+        "map": {"batch_rows": 64, "learning_rate": 3e-3, "prior_precision": [5.0, 20.0]},
+        "fiber": {"refinement": 10},
+    },
+}
+"""Options of a build for each set, as a recipe would hold them, but for the steps of training, which are epochs here.
+Chosen on training rows."""
+
+
+def make_problem(name: str, images: ImageSet, epochs: float, seed: int, **stages: dict[str, Any]) -> Problem:
+    """The set with its network. `x_test` holds the foreign images too, behind the test images that `y_test` is of.
+
+    Args:
+        epochs: how often each network sees the training rows.
+        stages: options over those of the set's recipe, by stage.
+    """
+    recipe = {stage: {**options, **stages.get(stage, {})} for stage, options in RECIPES[name].items()}
+    recipe["map"].setdefault("steps", max(1, round(epochs * len(images.x) / recipe["map"]["batch_rows"])))
+    config = make_config(
+        {
+            **stages,
+            **recipe,
+            "name": name,
+            "seed": seed,
+            "device": "cpu",
+            "data": {"task": "classification", "test_fraction": 0.0},
+        }
+    )
+    dataset = prepare(from_arrays(images.x, images.y, config.data), config.data, True, seed)
+    assert isinstance(dataset.inputs, TensorInput) and isinstance(dataset.target, ClassificationTarget)
+    asked = np.concatenate([images.x_test, *images.foreign.values()]).astype(np.float64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = FunctionalNetwork(images.source.network())
+    return Problem(
+        config,
+        dataset,
+        torch.from_numpy(dataset.x),
+        torch.from_numpy(dataset.y),
+        torch.from_numpy(TensorEncoder(dataset.inputs).encode(asked)),
+        torch.from_numpy(images.y_test),
+        1.0,
+        images.source.network,
+        network,
+    )

@@ -1,0 +1,117 @@
+"""All methods on one image set, a family at a time, so that a run can be stopped between them and go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, Final
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from benchmarks.quality.images.data import ImageSet
+from benchmarks.quality.methods import dropout, ensemble, fiberwalk, laplace, swag
+from benchmarks.quality.predictive import Classes, Cost, Outcome, entropy, figures
+from benchmarks.quality.problem import Problem
+from benchmarks.quality.run import attempt
+from benchmarks.quality.tuning import Tuned, tune
+from builder.learning import learn
+from builder.progress import StageBars
+
+METHODS: Final = {
+    "map": "MAP",
+    "map_tuned": "MAP, out-of-fold temperature",
+    "ensemble_5": "deep ensemble of 5",
+    "ensemble_10": "deep ensemble of 10",
+    "laplace_last": "linearised Laplace, last layer",
+    "swag": "SWAG",
+    "mc_dropout": "MC dropout",
+    "fiberwalk_1": "fiberwalk, 1 anchor",
+    "fiberwalk_5": "fiberwalk, 5 anchors",
+}
+"""What the methods are called, in their order."""
+
+TUNING: Final = "tuning"
+FIBERS: Final = 20
+"""Of all anchors of a build together."""
+
+
+def last_layer(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
+    """`laplace_last`, with the mutual information of samples of its outputs."""
+    return laplace.run(problem, tuned, ["laplace_last"], samples=True)
+
+
+def ours(problem: Problem, tuned: Tuned, anchors: int) -> dict[str, Outcome]:
+    """`fiberwalk_A`: a build with so many anchors, which share the fibers, as served. `tuned` is not used."""
+    stages = {
+        "map": problem.config.map.model_copy(update={"anchors": anchors}),
+        "fiber": problem.config.fiber.model_copy(update={"trajectories": FIBERS // anchors}),
+    }
+    problem = replace(problem, config=problem.config.model_copy(update=stages))
+    cost, seconds = Cost(), dict[str, float]()
+    with cost.clock():
+        trained = learn(problem.config, problem.dataset, problem.factory, StageBars(quiet=True), seconds)
+        cost.gradient_evaluations = trained.gradient_evaluations
+        outcome = fiberwalk.served(problem, trained, cost)
+    return {f"fiberwalk_{anchors}": replace(outcome, notes={"stage_seconds": seconds, "reach": trained.reach.node})}
+
+
+FAMILIES: Final[dict[str, Callable[[Problem, Tuned], dict[str, Outcome]]]] = {
+    "fiberwalk_1": partial(ours, anchors=1),
+    "ensemble": ensemble.run,
+    "laplace": last_layer,
+    "swag": swag.run,
+    "fiberwalk_5": partial(ours, anchors=5),
+    "dropout": dropout.run,
+}
+
+
+def run_families(
+    problem: Problem, images: ImageSet, done: dict[str, dict[str, Any]], wanted: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Runs the families that are not done, the shared tuning first, and yields each one's results.
+
+    Args:
+        done: results of families that are, by name.
+    """
+    if TUNING in done:
+        values = done[TUNING]["tuned"]
+        tuned = Tuned(**{**values, "cost": Cost(**values["cost"])})
+    else:
+        tuned = tune(problem)
+        yield TUNING, {"tuned": asdict(tuned)}
+    for family in [f for f in wanted if f not in done]:
+        found, failed = attempt({family: partial(FAMILIES[family], problem, tuned)})
+        yield (
+            family,
+            {
+                "methods": {m: scored(problem, images, outcome) for m, outcome in found.get(family, {}).items()},
+                "failed": failed,
+            },
+        )
+
+
+def scored(problem: Problem, images: ImageSet, outcome: Outcome) -> dict[str, Any]:
+    """A method's figures, `auroc_...` of each foreign set among them, and its cost."""
+    assert isinstance(outcome.predictive, Classes)
+    own = len(problem.y_test)
+    doubt = outcome.predictive.information
+    if doubt is None:
+        doubt = entropy(outcome.predictive.probabilities)
+    parts = torch.split(doubt, [own, *(len(x) for x in images.foreign.values())])
+    found = figures(Classes(outcome.predictive.probabilities[:own]), problem.y_test)
+    found |= {f"auroc_{name}": auroc(parts[0], part) for name, part in zip(images.foreign, parts[1:], strict=True)}
+    return {
+        "figures": found,
+        "gradient_evaluations": outcome.cost.gradient_evaluations,
+        "seconds": round(outcome.cost.seconds, 3),
+        **outcome.notes,
+    }
+
+
+def auroc(own: Tensor, foreign: Tensor) -> float:
+    """How often a foreign image has more doubt than one of the set's own."""
+    truth = torch.cat([torch.zeros(len(own)), torch.ones(len(foreign))])
+    return float(roc_auc_score(truth.numpy(), torch.cat([own, foreign]).double().numpy()))

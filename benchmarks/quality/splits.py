@@ -1,0 +1,83 @@
+"""Splits of sets run side by side, one process a core, into a file of results that can be gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.data import ROOT, check_available, read_set
+from benchmarks.quality.run import one_thread
+from benchmarks.results import Results, environment
+from model_store.errors import FiberwalkError
+
+OneSplit = Callable[[str, int, str], dict[str, Any]]
+"""From a set's name, a split and a preset to what was found."""
+
+
+def run_splits(
+    benchmark: str,
+    run: OneSplit,
+    show: Callable[[dict[str, Any]], str],
+    names: Sequence[str],
+    splits: int,
+    preset: str,
+    output: Path,
+    workers: int,
+    log: Console,
+) -> tuple[Results, dict[str, int]]:
+    """Runs the splits that the file does not have yet.
+
+    Args:
+        benchmark: what the file calls itself.
+        run: a function of a module, as worker processes import it.
+        show: one split's results in a line.
+        splits: the first so many of each set.
+
+    Returns:
+        The results, and how many splits of each set count.
+
+    Raises:
+        FiberwalkError: a set cannot be had, or the code was changed meanwhile.
+    """
+    for name in names:
+        check_available(name)
+    here = environment(ROOT, preset)
+    results = Results(output, benchmark, here)
+    counts = {name: min(splits, read_set(name).splits) for name in dict.fromkeys(names)}
+    # All sets have their first split before one has its second, so that an early stop leaves a whole picture.
+    waiting = [(n, s) for s in range(splits) for n, count in counts.items() if s < count and not results.finished(n, s)]
+    for name, split, found in _all_splits(run, waiting, preset, workers):
+        results.add(name, split, found)
+        log.print(f"{name} {split}:", found.get("error") or show(found), markup=False, soft_wrap=True)
+    if environment(ROOT, preset) != here:
+        raise FiberwalkError(
+            "The code was changed during the run, which measures none of both; run it in a copy of its own.",
+            code="code_changed",
+        )
+    return results, counts
+
+
+def _all_splits(
+    run: OneSplit, waiting: Sequence[tuple[str, int]], preset: str, workers: int
+) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Runs sets' splits, in this process or side by side in others, and yields each when it is done."""
+    if workers == 1:
+        for name, split in waiting:
+            yield name, split, _one_split(run, name, split, preset)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=one_thread) as pool:
+        tasks = {pool.submit(_one_split, run, name, split, preset): (name, split) for name, split in waiting}
+        for done in as_completed(tasks):
+            yield *tasks[done], done.result()
+
+
+def _one_split(run: OneSplit, name: str, split: int, preset: str) -> dict[str, Any]:
+    try:
+        return run(name, split, preset)
+    except FiberwalkError as e:
+        return {"error": e.message}

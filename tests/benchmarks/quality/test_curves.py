@@ -1,0 +1,143 @@
+"""NLL against cost: the points of a split, what each is charged with, and the goal that is judged from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import benchmarks.quality.curves.__main__ as command
+from benchmarks.data import DataSet
+from benchmarks.quality.curves import points
+from benchmarks.quality.curves.picture import picture
+from benchmarks.quality.curves.summary import judge, summarize, table, within
+from benchmarks.quality.goals import NOT_MEASURED
+from benchmarks.quality.page import page
+from benchmarks.quality.problem import Problem, make_problem
+from benchmarks.table import MET, NOT_MET
+
+STEPS = 40
+QUICK: dict[str, Any] = {
+    "map": {"steps": STEPS, "prior_precision": [1.0]},
+    "fiber": {"steps": 3, "refinement": 4},
+    "autoencoder": {"steps": 20, "hidden": 8},
+}
+
+
+def quick(data: DataSet, split: int, preset: str) -> Problem:
+    return make_problem(data, split, preset, **QUICK)
+
+
+@pytest.fixture
+def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The points of a set of 40 training rows, few to a curve."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3))
+    np.savez(tmp_path / "uci_tiny.npz", x=x, y=x[:, 0] + rng.normal(size=60), test_mask=np.arange(60)[None] < 20)
+    monkeypatch.setenv("FIBERWALK_DATA", str(tmp_path))
+    monkeypatch.setattr(points, "make_problem", quick)
+    monkeypatch.setattr(points, "SIZES", (1, 2))
+    monkeypatch.setattr(points, "SHARES", (0.5, 1.0))
+    monkeypatch.setattr(points, "BUDGETS", (0.5, 1.0))
+    monkeypatch.setattr(points, "FIBERS", {1: (2,), 5: (2, 3)})
+    return points.run_points("uci_tiny", 0, "default")
+
+
+def test_every_point_is_charged_with_all_that_it_takes(found: dict[str, Any]) -> None:
+    assert found["failed"] == {}
+    cost = {c: {label: p["gradient_evaluations"] for label, p in each.items()} for c, each in found["curves"].items()}
+    assert {c: list(each) for c, each in cost.items()} == {
+        "ensemble": ["1", "2"],
+        "laplace_full": [""],
+        "laplace_kron": [""],
+        "laplace_last": [""],
+        "swag": ["0.5", "1"],
+        "mc_dropout": ["0.5", "1"],
+        "fiberwalk_1": ["2"],
+        "fiberwalk_5": ["2", "3"],
+    }
+    training = STEPS * 40
+    tuning = 10 * training
+    assert cost["ensemble"] == {"1": tuning + training, "2": tuning + 2 * training}
+    assert cost["mc_dropout"]["1"] - tuning == 2 * (cost["mc_dropout"]["0.5"] - tuning)
+    assert cost["swag"]["1"] > cost["swag"]["0.5"] > tuning + 2 * training
+    # The second build goes on from the first one's anchors, and is charged with them all the same.
+    fibers = {label: gradients - 5 * training for label, gradients in cost["fiberwalk_5"].items()}
+    assert 2 * fibers["3"] == 3 * fibers["2"] > 0
+    seconds = [p["seconds"] for p in found["curves"]["fiberwalk_5"].values()]
+    assert seconds[1] > 0.5 * seconds[0]
+
+
+def run(split: int, ensemble: float, **ours: tuple[float, int]) -> Any:
+    """Of a set with an ensemble of ten at 100 gradients, and our points' NLL and gradients by label."""
+
+    def point(nll: float, gradients: int) -> Any:
+        return {"figures": {"nll": nll}, "gradient_evaluations": gradients * 1_000_000, "seconds": 2.0}
+
+    curves = {
+        "ensemble": {"1": point(9.0, 50), "10": point(ensemble, 100)},
+        "fiberwalk_5": {label.removeprefix("n"): point(*values) for label, values in ours.items()},
+    }
+    return {"split": split, "task": "regression", "curves": curves, "failed": {}}
+
+
+def summary(name: str, *runs: Any) -> dict[str, Any]:
+    found = summarize(name, runs)
+    assert found is not None
+    return found
+
+
+def test_a_point_is_the_mean_over_splits() -> None:
+    one = summary("uci_a", run(0, 2.0, n4=(1.0, 50)), run(1, 4.0, n4=(3.0, 70)), {"split": 2, "error": "no"})
+    assert one["splits"] == 2
+    (ours,) = one["curves"]["fiberwalk_5"]
+    assert ours["nll"] == {"mean": 2.0, "standard_error": pytest.approx(1.0)}
+    assert ours["gradient_evaluations"] == 60_000_000
+    assert summarize("uci_a", [{"split": 0, "error": "no"}]) is None
+
+
+def test_ours_is_chosen_by_its_cost_and_not_by_its_nll() -> None:
+    points = summary("uci_a", run(0, 2.0, n2=(1.0, 40), n8=(3.0, 90), n32=(0.5, 101)))["curves"]["fiberwalk_5"]
+    chosen = within(points, 100e6)
+    assert chosen is not None and chosen["label"] == "8"
+    assert within(points, 30e6) is None
+
+
+def test_the_goal_wants_six_sets_at_the_ensembles_cost() -> None:
+    better = [summary(f"uci_{i}", run(0, 2.0, n8=(1.9, 100))) for i in range(6)]
+    dear = summary("uci_dear", run(0, 2.0, n8=(1.0, 101)))
+    assert judge([]).state == NOT_MEASURED
+    goal = judge([*better[:5], dear])
+    assert goal.state == NOT_MET and "better on 5" in goal.found and "dear no point that cheap" in goal.found
+    assert judge([*better, dear]).state == MET
+
+
+def test_table_page_and_picture_show_the_points() -> None:
+    sets = [summary("uci_a", run(0, 2.0, n8=(1.9, 90))), summary("uci_b", run(0, 2.5, n8=(2.4, 90)))]
+    header, rows = table(sets)
+    assert header == ["method", "uci_a (1)", "uci_b (1)"]
+    assert ["deep ensemble (members): 10", "2.000 (100 M, 2 s)", "2.500 (100 M, 2 s)"] in rows
+    machine = {"cores": 2, "architecture": "x86_64"}
+    where = {"x": {"commit": "abcdef0123456789", "preset": "default", "libraries": {"torch": "1"}, "machine": machine}}
+    text = page({"summary": [], "environments": {}}, {"summary": sets, "environments": where})
+    assert "| deep ensemble (members): 10 | 2.000 (100 M, 2 s) |" in text and "abcdef012345" in text
+    assert judge(sets).text in text
+    drawn = picture(sets)
+    assert drawn.startswith(b"\x89PNG") and drawn == picture(sets) != picture(sets[:1])
+
+
+def test_the_command_tells_the_goal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = np.zeros((1, 60), dtype=bool)
+    np.savez(tmp_path / "uci_tiny.npz", x=np.zeros((60, 2)), y=np.zeros(60), test_mask=mask)
+    monkeypatch.setenv("FIBERWALK_DATA", str(tmp_path))
+    monkeypatch.setattr(command, "run_points", lambda *_: run(0, 2.0, n8=(1.9, 90)))
+    arguments = ["--sets", "uci_tiny", "--workers", "1", "--output", str(tmp_path / "curves.json")]
+    assert command.main(arguments) == 0
+    assert "better on 1: tiny 1.900 against 2.000" in capsys.readouterr().out
+    monkeypatch.setattr(command, "run_points", lambda *_: pytest.fail("it is done already"))
+    assert command.main(arguments) == 0
+    assert command.main(["--sets", "uci_none", "--output", str(tmp_path / "curves.json")]) == 2

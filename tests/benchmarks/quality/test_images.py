@@ -1,0 +1,175 @@
+"""Image sets: how they are read, all methods on tiny images, and the goals that are judged from them."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import benchmarks.quality.images.__main__ as command
+from benchmarks.networks import lenet5, resnet20
+from benchmarks.quality.goals import NOT_MEASURED
+from benchmarks.quality.images import problem, run
+from benchmarks.quality.images.data import SOURCES, read_images
+from benchmarks.quality.images.run import METHODS, auroc
+from benchmarks.quality.images.summary import judge, summarize
+from benchmarks.quality.page import page
+from benchmarks.table import MET, NOT_MET
+from builder.network import FunctionalNetwork
+from model_store.errors import DataError
+
+SIDE, CLASSES = 8, 3
+QUICK: dict[str, dict[str, Any]] = {
+    "map": {"batch_rows": 20, "learning_rate": 0.01, "prior_precision": [1.0]},
+    "fiber": {"steps": 3, "refinement": 4},
+    "autoencoder": {"steps": 20, "hidden": 8},
+}
+
+
+def tiny_network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * (SIDE - 2) ** 2, CLASSES))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Tiny images: class c is bright in its column; foreign ones are bright all over."""
+    rng = np.random.default_rng(0)
+
+    def images(count: int) -> tuple[Any, Any]:
+        y = rng.permutation(np.arange(count) % CLASSES).astype(np.uint8)
+        x = rng.integers(0, 60, size=(count, SIDE, SIDE), dtype=np.uint8)
+        for row, c in zip(x, y, strict=True):
+            row[:, 2 * c] += 150
+        return x, y
+
+    (x_train, y_train), (x_test, y_test) = images(60), images(30)
+    np.savez(tmp_path / "fashion_mnist.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    foreign = rng.integers(100, 255, size=(20, SIDE, SIDE), dtype=np.uint8)
+    for name in SOURCES["fashion_mnist"].foreign.values():
+        np.savez(tmp_path / f"{name}.npz", x_test=foreign)
+    monkeypatch.setenv("FIBERWALK_DATA", str(tmp_path))
+    monkeypatch.setitem(SOURCES, "fashion_mnist", replace(SOURCES["fashion_mnist"], network=tiny_network))
+    monkeypatch.setitem(problem.RECIPES, "fashion_mnist", QUICK)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "weights"), [(lenet5, (1, 28, 28), 61_706), (resnet20, (3, 32, 32), 269_722)]
+)
+def test_networks_have_the_published_size_and_run_as_a_batch(network: Any, shape: Any, weights: int) -> None:
+    function = FunctionalNetwork(network())
+    assert function.weights == weights
+    thetas, x = torch.stack([function.current(), torch.zeros(weights)]), torch.randn(2, *shape)
+    outputs = function.batched(thetas, x)
+    assert outputs.shape == (2, 2, 10)
+    torch.testing.assert_close(outputs[0], function.module(x), atol=1e-4, rtol=1e-4)
+
+
+def test_rows_are_the_first_of_each_class() -> None:
+    whole, some = read_images("fashion_mnist"), read_images("fashion_mnist", 12, 6)
+    assert whole.x.shape == (60, 1, SIDE, SIDE) and whole.foreign["kmnist"].shape == (20, 1, SIDE, SIDE)
+    assert np.bincount(some.y).tolist() == [4, 4, 4] and np.bincount(some.y_test).tolist() == [2, 2, 2]
+    assert len(some.foreign["mnist"]) == 6
+    first = np.sort(np.concatenate([np.flatnonzero(whole.y == c)[:4] for c in range(CLASSES)]))
+    np.testing.assert_array_equal(some.x, whole.x[first])
+
+
+def test_colour_images_come_from_one_picture(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, size=(50, 32, 32, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(x.reshape(1, 50, 32, 32, 3).transpose(0, 2, 1, 3, 4).reshape(32, 1600, 3)).save(
+        buffer, "WEBP", lossless=True
+    )
+    webp, y = np.frombuffer(buffer.getvalue(), dtype=np.uint8), np.arange(50, dtype=np.uint8) % 10
+    np.savez(folder / "cifar10_subset.npz", x_train_webp=webp, y_train=y, x_test_webp=webp, y_test=y)
+    np.savez(folder / "cifar100_ood.npz", x_test_webp=webp)
+    found = read_images("cifar10")
+    np.testing.assert_array_equal(found.x, x.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(found.foreign["cifar100"], found.x)
+
+
+def test_a_missing_file_is_told(folder: Path) -> None:
+    (folder / "kmnist_test.npz").unlink()
+    with pytest.raises(DataError, match=r"kmnist_test\.npz"):
+        read_images("fashion_mnist")
+
+
+def test_auroc_counts_how_often_the_foreign_one_has_more_doubt() -> None:
+    assert auroc(torch.tensor([0.1, 0.2]), torch.tensor([0.3, 0.15])) == 0.75
+
+
+def test_every_method_answers_and_knows_foreign_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "images.json"
+    arguments = ["--rows", "60", "--test-rows", "30", "--epochs", "40", "--output", str(file)]
+    assert command.main([*arguments, "--families", "ensemble", "laplace", "swag"]) == 0
+    assert command.main(arguments) == 0
+    log = capsys.readouterr().err
+    # What was done the first time is not done again.
+    assert log.count("fashion_mnist 0 tuning") == 1 and log.count("fashion_mnist 0 swag") == 1
+    content = json.loads(file.read_text())
+    (summary,) = content["summary"]
+    assert list(summary["methods"]) == list(METHODS) and summary["failed"] == {}
+    for method in summary["methods"].values():
+        figures = {k: v["mean"] for k, v in method["figures"].items()}
+        assert all(math.isfinite(v) for v in figures.values())
+        assert figures["accuracy"] > 0.9
+        assert 0 <= figures["auroc_mnist"] <= 1
+        assert method["gradient_evaluations"] > 0 and method["seconds"] > 0
+    text = page({"summary": [], "environments": {}}, None, content)
+    assert all(f"| {name} |" in text for name in METHODS.values())
+
+
+def test_a_family_that_fails_is_named_and_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("diverged")
+
+    arguments = ["--rows", "30", "--test-rows", "9", "--epochs", "2", "--output", str(folder / "images.json")]
+    swag = run.FAMILIES["swag"]
+    monkeypatch.setitem(run.FAMILIES, "swag", fail)
+    assert command.main([*arguments, "--families", "ensemble", "swag"]) == 1
+    assert "swag failed: RuntimeError: diverged" in capsys.readouterr().out
+    monkeypatch.setitem(run.FAMILIES, "swag", swag)
+    assert command.main([*arguments, "--families", "swag"]) == 0
+
+
+def measured(rows: int, ours: float, peers: float) -> Any:
+    """A run in which our figures are all of one value and the peers' of another; AUROC is one less."""
+
+    def figures(value: float) -> Any:
+        foreign = {f"auroc_{name}": 1 - value for name in SOURCES["fashion_mnist"].foreign}
+        return {"nll": value, "accuracy": 0.9, "ece": value, **foreign}
+
+    methods = {m: {"figures": figures(ours if m.startswith("fiber") else peers)} for m in METHODS}
+    return {
+        "split": 0,
+        "rows": rows,
+        "test_rows": 10,
+        "failed": {},
+        "methods": {m: {**r, "gradient_evaluations": 1, "seconds": 1.0} for m, r in methods.items()},
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "ours", "peers", "states"),
+    [
+        (60_000, 0.005, 0.2, [MET] * 6 + [MET, NOT_MEASURED]),
+        (60_000, 0.25, 0.2, [NOT_MET] * 7 + [NOT_MEASURED]),
+        (5_000, 0.005, 0.2, [MET] * 6 + [NOT_MEASURED, NOT_MEASURED]),
+    ],
+)
+def test_goals(rows: int, ours: float, peers: float, states: list[str]) -> None:
+    summary = summarize("fashion_mnist", [measured(rows, ours, peers)])
+    assert summary is not None
+    assert [g.state for g in judge([summary])] == states

@@ -1,0 +1,36 @@
+"""The posterior is no worse than it was when its quality was last recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.quality import record
+
+
+@pytest.mark.parametrize("name", record.SETS)
+def test_the_posterior_is_no_worse_than_recorded(name: str) -> None:
+    found = record.measure(name, record.TEST_SEED)
+    highest = record.limit(record.read()[name])
+    assert found["fiberwalk_many"] <= highest
+    if name == "gap":
+        # A posterior that has lost its fibers would be noticed.
+        assert found["fiberwalk_anchors"] > highest
+
+
+def test_the_command_writes_mean_and_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "FILE", tmp_path / "record.json")
+    monkeypatch.setattr(record, "measure", lambda name, seed: {"fiberwalk_many": seed + (name == "gap")})
+    assert record.main(["--seeds", "3"]) == 0
+    # Seeds 1, 2 and 3: the test's own is not among them.
+    assert record.read() == {
+        "gap": {"mean": 3.0, "std": 1.0, "seeds": 3},
+        "diabetes": {"mean": 2.0, "std": 1.0, "seeds": 3},
+    }
+    assert len(json.loads((tmp_path / "record.json").read_text())["commit"]) >= 12
+
+
+def test_the_limit_allows_for_noise_of_both_sides() -> None:
+    assert record.limit({"mean": 1.0, "std": 0.1, "seeds": 8}) == pytest.approx(1 + 0.3 * (9 / 8) ** 0.5)
