@@ -22,7 +22,7 @@ _LOOKS: Final = {
     "mc_dropout": (PURPLE, "o"),
     "fiberwalk_1": (SKY, "D"),
     "fiberwalk_5": (BLUE, "D"),
-    "fiberwalk_10": (GREEN, "D"),
+    "fiberwalk_20": (GREEN, "D"),
 }
 """Colour and marker."""
 _COLUMNS: Final = 3

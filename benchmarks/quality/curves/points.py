@@ -29,7 +29,7 @@ SHARES: Final = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Of the steps of training, that SWAG collects from."""
 BUDGETS: Final = (1 / 4, 1 / 2, 1.0, 2.0)
 """Of the steps of training, that dropout networks are trained for."""
-FIBERS: Final = {1: (4, 32), 5: (2, 8, 32), 10: (2, 4, 16)}
+FIBERS: Final = {1: (4, 32), 5: (2, 8, 32), 20: (1, 4, 8)}
 """Fibers an anchor, by the number of anchors; the last is what a build takes by itself where work allows."""
 
 OURS: Final = "fiberwalk_5"

@@ -77,8 +77,10 @@ def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
 def choose(problem: Problem, tuned: Tuned) -> tuple[Choice, int]:
     """The rate with the least NLL of the averaged passes on out-of-fold rows, each rate with its own best noise or
     temperature; and the gradients that it took."""
-    # One round of folds sees every row once; a build's second round would double the work to no end.
-    member = assign_members(problem.config, problem.network.module, problem.y)[:_FOLDS]
+    # One round of few folds sees every row once; a build's two rounds of ten would be four times the work to no end.
+    folds = problem.config.map.model_copy(update={"anchors": _FOLDS, "folds": _FOLDS})
+    config = problem.config.model_copy(update={"map": folds})
+    member = assign_members(config, problem.network.module, problem.y)
     weights, taken = train(problem, tuned, RATES, member)
     y = torch.cat([problem.y[~seen] for seen in member])
     found = []

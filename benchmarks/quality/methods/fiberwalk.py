@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.methods.ensemble import predict
-from benchmarks.quality.predictive import Classes, Cost, Outcome, Predictive
+from benchmarks.quality.predictive import Classes, Cost, Gaussians, Outcome, Predictive
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import Tuned
 from builder.learning import learn
@@ -20,8 +20,9 @@ MANY = 512
 def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
     """What a build learns, drawn from in four ways.
 
-    `fiberwalk`: decoded samples, as many as a server draws by default; `fiberwalk_many`: 512 of them;
-    `fiberwalk_fiber`: the fiber samples themselves; `fiberwalk_anchors`: the anchors without fibers, calibrated alike.
+    `fiberwalk`: what a server answers by default, for regression the Gaussian of its mean and variance;
+    `fiberwalk_many`: the mixture of 512 decoded samples; `fiberwalk_fiber`: of the fiber samples themselves;
+    `fiberwalk_anchors`: of the anchors without fibers, calibrated alike.
     `tuned` is not used: a build chooses everything itself, and its cost holds that.
     """
     cost = Cost()
@@ -35,13 +36,17 @@ def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome
     """Predictions for the test rows from what a build learned."""
     plan = trained.plans["predict"]
     nodes = trained.fibers.nodes[: trained.reach.node + 1]
+    # Positions are drawn evenly along trajectories: a node between two others stands for twice the way of an end.
+    nodes = torch.cat([nodes, nodes[1:-1]])
     weights = {
         "fiberwalk": trained.posterior.draw(plan, plan.samples)[0],
         "fiberwalk_many": trained.posterior.draw(plan, MANY)[0],
         "fiberwalk_fiber": nodes.flatten(0, 2),
         "fiberwalk_anchors": trained.anchors,
     }
-    return {name: Outcome(_predict(problem, trained, thetas), cost) for name, thetas in weights.items()}
+    found = {name: _predict(problem, trained, thetas) for name, thetas in weights.items()}
+    found["fiberwalk"] = _answered(found["fiberwalk"])
+    return {name: Outcome(predictive, cost) for name, predictive in found.items()}
 
 
 def served(problem: Problem, trained: Trained, cost: Cost) -> Outcome:
@@ -50,6 +55,14 @@ def served(problem: Problem, trained: Trained, cost: Cost) -> Outcome:
     found, wide = (_predict(problem, trained, trained.posterior.draw(plan, plan.samples)[0]) for plan in plans)
     assert isinstance(found, Classes) and isinstance(wide, Classes)
     return Outcome(Classes(found.probabilities, wide.information), cost)
+
+
+def _answered(predictive: Predictive) -> Predictive:
+    """As a server puts it: a mean and a variance, or probabilities."""
+    if isinstance(predictive, Classes):
+        return predictive
+    variance = predictive.variance.mean(0, keepdim=True) + predictive.mean.var(0, unbiased=False, keepdim=True)
+    return Gaussians(predictive.mean.mean(0, keepdim=True), variance)
 
 
 def _predict(problem: Problem, trained: Trained, thetas: Tensor) -> Predictive:
