@@ -11,10 +11,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint test-containers bench-served bench-quality lock clean
+.PHONY: help install demo test lint test-containers bench-served bench-quality bench-experiments lock clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## Install fiberwalk with everything for building and developing into .venv
 
@@ -49,6 +49,10 @@ bench-served: $(INSTALLED) ## Build, serve and score many data sets (hours; BENC
 
 bench-quality: $(INSTALLED) ## Test NLL of the posterior beside every peer (half an hour; FULL=1: all sets and splits, many hours)
 	$(BIN)/python -m benchmarks.quality $(if $(FULL),--full) $(BENCH_ARGS)
+
+bench-experiments: $(INSTALLED) ## The paper's experiments and ablations, with docs/experiments.md (an hour; BENCH_ARGS=snelson)
+	$(BIN)/python -m benchmarks.experiments $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.experiments.page
 
 lock: ## Write docker/*.lock anew: the exact versions that the images install
 	PYTHON=$(PYTHON) docker/lock.sh
