@@ -63,14 +63,14 @@ def connect(problem: Problem) -> dict[str, Any]:
     """Losses and barriers of one network, in nats a training row.
 
     `loss`: mean at each node. `barrier`: by kind of line, the mean over the lines, one entry for each node from the
-    first on (for anchors one alone). `last`: the last node with a loss within a nat of the anchors'. `most`: the
-    highest barrier of any line up to it; `profile`: mean loss above the straight line at evenly spaced places, there.
+    first on (for anchors one alone). `last`: as of `last_of_low_loss`. `most`: the highest
+    barrier of any line up to it; `profile`: mean loss above the straight line at evenly spaced places, there.
     """
     start = train(problem)
     fibers = walk(start, problem.config.fiber)
     nodes = fibers.nodes
     loss = losses(start, nodes.flatten(0, 2)).reshape(len(nodes), -1).mean(1)
-    last = max(1, int((loss <= loss[0] + _LOW).nonzero().max()))
+    last = last_of_low_loss(nodes, loss)
     ends = {
         "successive": (nodes[:-1], nodes[1:]),
         "trajectories": (nodes[1:], nodes[1:].roll(-1, 2)),
@@ -83,12 +83,23 @@ def connect(problem: Problem) -> dict[str, Any]:
         "weights": problem.network.weights,
         "scales": fibers.scales.tolist(),
         "last": last,
+        "trajectories": fibers.stranded.numel(),
         "stranded": int(fibers.stranded.sum()),
         "loss": loss.tolist(),
         "barrier": {kind: b.mean(1).tolist() for kind, b in barrier.items()},
         "most": {kind: float(b[:last].max()) for kind, b in barrier.items()},
         "profile": {kind: r[min(last, len(r)) - 1].mean(0).tolist() for kind, r in rise.items()},
     }
+
+
+def last_of_low_loss(nodes: Tensor, loss: Tensor) -> int:
+    """The last node, at least the first after the anchors, up to which all of nodes (T+1, A, N, P) are of low loss.
+
+    The mean loss (T+1,) is within a nat of the anchors', and every trajectory moves on: one that diverged stays where
+    it was, at a low loss.
+    """
+    sound = (nodes[1:] != nodes[:-1]).any(-1).flatten(1).all(1) & (loss[1:] <= loss[0] + _LOW)
+    return max(1, int(sound.long().cumprod(0).sum()))
 
 
 def rises(start: Start, here: Tensor, there: Tensor) -> Tensor:
@@ -120,11 +131,20 @@ def report(runs: Sequence[Run]) -> Report:
             f"{n['loss'][0]:.3f}",
             f"{n['scales'][n['last']]:.2g}",
             f"{n['loss'][n['last']]:.3f}",
+            f"{n['stranded']} of {n['trajectories']}",
             *(f"{_barrier(n, kind):.3f}" for kind in KINDS),
         ]
         for n in networks
     ]
-    header = ["hidden layers", "weights", "loss, anchors", "low loss up to drift scale", "loss there", *KINDS.values()]
+    header = [
+        "hidden layers",
+        "weights",
+        "loss, anchors",
+        "low loss up to drift scale",
+        "loss there",
+        "diverged later",
+        *KINDS.values(),
+    ]
     worst = [[f"{n['depth']} x {n['width']}", *(f"{n['most'][kind]:.3f}" for kind in KINDS)] for n in networks]
     return Report(
         [
@@ -188,11 +208,11 @@ EXPERIMENT = Experiment(
     title="Connectivity: loss along and between trajectories",
     about=(
         "Straight lines in weight space, and by how much the mean training loss rises on them above the straight line "
-        "between its ends: their barrier. It is taken at the last node whose mean loss is within a nat a row of the "
-        "anchors', since beyond it the trajectories have left the low-loss set. ReLU networks of one to three hidden "
-        "layers, given as depth x width; three anchors with four trajectories of eight steps each, every network with "
-        "the same training. Lines between trajectories join neighbours at equal time. All training rows count, also "
-        "those that an anchor did not see."
+        "between its ends: their barrier. It is taken at the last node up to which the mean loss is within a nat a row "
+        "of the anchors' and no trajectory has diverged, since beyond it they have left the low-loss set. ReLU nets of "
+        "one to three hidden layers, given as depth x width; three anchors with four trajectories of eight steps each, "
+        "every network with the same training. Lines between trajectories join neighbours at equal time. All training "
+        "rows count, also those that an anchor did not see."
     ),
     cases=[("uci_boston", 0)],
     run=run,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.experiments.connectivity import KINDS, connect, report, rises
+from benchmarks.experiments.connectivity import KINDS, connect, last_of_low_loss, report, rises
 from benchmarks.experiments.stages import train, with_network
 from tests.benchmarks.experiments.toys import PNG, few, wave_problem
 from tests.benchmarks.quality.problems import linear, tiny_problem
@@ -35,11 +35,22 @@ def test_a_trajectory_is_connected_better_than_anchors(networks: list[dict[str, 
     for found in networks:
         assert len(found["loss"]) == len(found["scales"]) == 5 and found["stranded"] == 0
         last, low = found["last"], found["loss"][0] + 1
-        assert found["loss"][last] <= low and all(v > low for v in found["loss"][last + 1 :])
+        assert all(v <= low for v in found["loss"][: last + 1])
+        assert last == 4 or found["loss"][last + 1] > low
         barrier = {kind: found["barrier"][kind][last - 1 if kind != "anchors" else 0] for kind in KINDS}
         assert all(map(math.isfinite, barrier.values()))
         assert barrier["successive"] < 0.2 * barrier["anchors"]
         assert barrier["trajectories"] < barrier["across"]
+
+
+def test_the_low_loss_set_ends_where_the_loss_rises_or_a_trajectory_stops() -> None:
+    nodes = torch.arange(5.0)[:, None, None, None].expand(5, 1, 2, 3).clone()
+    low = torch.tensor([1.0, 0.5, 1.9, 1.0, 1.0])
+    assert last_of_low_loss(nodes, low) == 4
+    assert last_of_low_loss(nodes, torch.tensor([1.0, 1.5, 2.1, 1.0, 1.0])) == 1
+    assert last_of_low_loss(nodes, torch.tensor([1.0, 3.0, 1.0, 1.0, 1.0])) == 1
+    nodes[3:, 0, 1] = nodes[2, 0, 1]
+    assert last_of_low_loss(nodes, low) == 2
 
 
 def test_the_ends_of_a_line_lie_on_it() -> None:
