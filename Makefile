@@ -50,7 +50,7 @@ bench-served: $(INSTALLED) ## Build, serve and score many data sets (hours; BENC
 bench-quality: $(INSTALLED) ## Test NLL of the posterior beside every peer (half an hour; FULL=1: all sets and splits, many hours)
 	$(BIN)/python -m benchmarks.quality $(if $(FULL),--full) $(BENCH_ARGS)
 
-bench-experiments: $(INSTALLED) ## The paper's experiments and ablations, with docs/experiments.md (an hour; BENCH_ARGS=snelson)
+bench-experiments: $(INSTALLED) ## The paper's experiments and ablations, with docs/experiments.md (half an hour; BENCH_ARGS=snelson)
 	$(BIN)/python -m benchmarks.experiments $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.experiments.page
 
