@@ -11,10 +11,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint test-containers bench-served bench-quality bench-speed lock clean
+.PHONY: help install demo test lint test-containers bench-served bench-quality bench-experiments bench-speed lock clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## Install fiberwalk with everything for building and developing into .venv
 
@@ -52,6 +52,10 @@ bench-quality: $(INSTALLED) ## Test NLL of the posterior beside every peer (half
 
 bench-speed: $(INSTALLED) ## Time of a build beside that of the MAP network, and of sampling beside a plain loop (a quarter of an hour)
 	$(BIN)/python -m benchmarks.speed $(BENCH_ARGS)
+
+bench-experiments: $(INSTALLED) ## The paper's experiments and ablations, with docs/experiments.md (half an hour; BENCH_ARGS=snelson)
+	$(BIN)/python -m benchmarks.experiments $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.experiments.page
 
 lock: ## Write docker/*.lock anew: the exact versions that the images install
 	PYTHON=$(PYTHON) docker/lock.sh

@@ -21,7 +21,7 @@ from torch import Tensor
 from builder.config import CalibrationConfig
 from builder.fiber import Fibers
 from builder.network import FunctionalNetwork
-from builder.out_of_fold import Moments, OutOfFold, disagreement, gather, mean_of, moments, rows_to_judge
+from builder.out_of_fold import OutOfFold, disagreement, gather, mean_of, moments, moments_of, rows_to_judge
 from builder.predictive import conformal_quantile, sample_outputs
 from builder.runtime import values_at_once
 from model_store.manifest import LatentPlan, OodDetector
@@ -60,25 +60,12 @@ def choose_reach(network: FunctionalNetwork, fibers: Fibers, x: Tensor, y: Tenso
         used = [f[: (last + 1) * particles] for f in outputs]
         log_weight = _position_weights(last, particles, x.device)
         if y.is_floating_point():
-            found.append(_moments_of(used, log_weight.exp(), unseen, y[rows]).fit()[1])
+            found.append(moments_of(used, unseen, y[rows], log_weight.exp()).fit()[1])
         else:
             found.append(gather(used, unseen, y[rows]).fit(log_weight)[1])
     node = _furthest_as_good_as_best(torch.stack(found))
     # Without any reach there still must be a spread to tell familiar from unfamiliar.
     return Reach(node=node, wide=max(node, min(3, count - 1)), out_of_fold=[float(r.mean()) for r in found])
-
-
-def _moments_of(outputs: list[Tensor], weight: Tensor, unseen: Tensor, y: Tensor) -> Moments:
-    """From the outputs (S, m_a, 1) of each anchor's samples, of weight (S,), on the rows that it did not see."""
-    means = torch.zeros(unseen.shape, device=y.device)
-    within = torch.zeros_like(means)
-    for a, f in enumerate(outputs):
-        mean = weight @ f[..., 0]
-        means[a, unseen[a]] = mean
-        within[a, unseen[a]] = weight @ (f[..., 0] - mean).square()
-    # Where rows are unseen by one anchor only, none of these outputs show how anchors differ.
-    pairs = int(unseen.sum(0).min()) > 1
-    return moments(means, within, unseen, y, disagreement(means, unseen) if pairs else 0.0)
 
 
 def _furthest_as_good_as_best(nll: Tensor) -> int:

@@ -89,6 +89,17 @@ class FiberConfig(_Config):
     ] = 2.0
     growth: Annotated[float, Field(ge=1, description="how much longer each drift step is than the one before")] = 1.5
     momentum: Annotated[float, Field(ge=0, lt=1, description="momentum of the refinement")] = 0.8
+    flattening: Annotated[
+        float, Field(ge=0, le=1, description="power of the anchor's curvature that refinement takes off its gradients")
+    ] = 0.5
+    direction: Annotated[
+        Literal["posterior", "prior"],
+        Field(description="what drift directions are draws from: the posterior at the anchor, or the isotropic prior"),
+    ] = "posterior"
+    objective: Annotated[
+        Literal["perturbed", "plain"],
+        Field(description="what refinement minimises: its minimum is the drifted point, or the anchor itself"),
+    ] = "perturbed"
     curvature_rows: Annotated[int, Field(ge=1, description="most rows, times outputs, the curvature is taken from")] = (
         4096
     )

@@ -11,7 +11,9 @@ c = 1 the particles are exact posterior draws of a linear-Gaussian model. This i
 in MetricBNN (arXiv 2512.01500), where the direction is isotropic and the objective is not perturbed: the plain choice
 needs a drift scale of its own for every data set and collapses onto the MAP where M is large. Gradients are
 preconditioned by the root of the anchor's curvature: its condition number is far beyond what plain descent can cross in
-any M, and particles would stay where drift had put them along all but its steepest directions.
+any M, and particles would stay where drift had put them along all but its steepest directions. The whole curvature
+would be too much: directions that are flat at the anchor are stiff further out. The plain choices are options too
+(`direction`, `objective`, `flattening`), so that they can be measured.
 
 The drift scales c_1 < ... < c_T grow geometrically. A trajectory so passes through every scale from a hundredth of the
 posterior's radius to beyond it, and which part of it is used is chosen afterwards, on out-of-fold predictions.
@@ -37,9 +39,6 @@ from builder.network import FunctionalNetwork
 from builder.progress import StepReport, silent
 from builder.runtime import concurrently, side_by_side, values_at_once
 
-_POWER = 0.5
-"""Of the anchor's curvature, that refinement takes off its gradients. All of it would be too much: directions that are
-flat at the anchor are stiff further out."""
 _GROWTH = 1.1
 """Of a particle's step, each time that its loss did not rise."""
 _CHECKED, _CONVERGED = 10, 0.05
@@ -201,12 +200,17 @@ class _Walk:
             )
             if not len(draws.direction):
                 continue
-            at = sum(len(d) for d in directions)
-            self.scores[at : at + len(draws.direction), draws.rows] = draws.scores
-            directions.append(draws.direction)
-            priors.append(draws.prior)
+            directions.append(draws.direction if config.direction == "posterior" else draws.prior)
+            if config.objective == "perturbed":
+                at = sum(len(found) for found in priors)
+                self.scores[at : at + len(draws.prior), draws.rows] = draws.scores
+                priors.append(draws.prior)
+            else:
+                priors.append(torch.zeros_like(draws.prior))
             some = rows[:: max(1, len(rows) // 2048)]
-            flatten = make_preconditioner(network, theta, x[rows], likelihood, prior_precision, len(rows), _POWER)
+            flatten = make_preconditioner(
+                network, theta, x[rows], likelihood, prior_precision, len(rows), config.flattening
+            )
             self.preconditioners.append(flatten)
             up = len(rows) / len(some)
             top = largest_eigenvalue(network, theta, x[some], likelihood, prior_precision, up, preconditioner=flatten)

@@ -214,3 +214,24 @@ def moments(
     size = float(own.mean())
     pattern = own / size if size > _NO_SPREAD * squared else torch.ones_like(own)
     return Moments(shrink * residual, own, between * (1 - 1 / anchors) * pattern, anchors)
+
+
+def moments_of(
+    outputs: list[Tensor], unseen: Tensor, y: Tensor, weight: Tensor | None = None, anchors: int | None = None
+) -> Moments:
+    """The same from the outputs (S, m_a, 1) of each anchor's samples on the rows, out of m, that it did not see.
+
+    Args:
+        weight: (S,) of the samples; default equal.
+        anchors: how many answer; default as many as there are.
+    """
+    means, within = torch.zeros(unseen.shape, device=y.device), torch.zeros(unseen.shape, device=y.device)
+    if weight is None:
+        weight = torch.full((len(outputs[0]),), 1 / len(outputs[0]), device=y.device)
+    for a, f in enumerate(outputs):
+        mean = weight @ f[..., 0]
+        means[a, unseen[a]] = mean
+        within[a, unseen[a]] = weight @ (f[..., 0] - mean).square()
+    # Where rows are unseen by one anchor only, none of these outputs show how anchors differ.
+    between = disagreement(means, unseen) if int(unseen.sum(0).min()) > 1 else 0.0
+    return moments(means, within, unseen, y, between, anchors)

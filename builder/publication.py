@@ -133,7 +133,7 @@ def _report_data(trained: Trained, manifest: Manifest, scores: NDArray[Any]) -> 
         reach=trained.reach.node,
         out_of_fold=trained.reach.out_of_fold,
         latents=trained.posterior.nodes,
-        curve=_curve(trained),
+        curve=posterior_curve(trained),
     )
 
 
@@ -142,8 +142,12 @@ def _own(values: torch.Tensor, target: RegressionTarget) -> NDArray[np.float64]:
     return own
 
 
-def _curve(trained: Trained) -> dict[str, NDArray[Any]] | None:
-    """The posterior over the one input column, a third of its range beyond the data on either side."""
+def posterior_curve(trained: Trained) -> dict[str, NDArray[Any]] | None:
+    """The posterior over the one input column, a third of its range beyond the data on either side.
+
+    Returns:
+        What `builder.pictures.posterior` takes; None where there is not one numeric column and a real target.
+    """
     inputs, target = trained.dataset.inputs, trained.dataset.target
     if not isinstance(inputs, TableInput) or not isinstance(target, RegressionTarget) or len(inputs.columns) != 1:
         return None

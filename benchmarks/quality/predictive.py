@@ -84,6 +84,14 @@ def entropy(p: Tensor) -> Tensor:
     return -torch.xlogy(p, p).sum(-1)
 
 
+def answered(predictive: Predictive) -> Predictive:
+    """As a server puts it: the Gaussian of the mixture's mean and variance, or class probabilities."""
+    if isinstance(predictive, Classes):
+        return predictive
+    variance = predictive.variance.mean(0, keepdim=True) + predictive.mean.var(0, unbiased=False, keepdim=True)
+    return Gaussians(predictive.mean.mean(0, keepdim=True), variance)
+
+
 def figures(predictive: Predictive, y: Tensor, scale: float = 1.0) -> dict[str, float]:
     """Test figures: NLL of the averaged predictive distribution, never of single samples.
 

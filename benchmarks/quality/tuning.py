@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from benchmarks.quality.predictive import Cost
 from benchmarks.quality.problem import Problem
 from builder.map import train_anchors
-from builder.out_of_fold import carry, disagreement, gather, moments, rows_to_judge
+from builder.out_of_fold import carry, gather, moments_of, rows_to_judge
 from builder.predictive import sample_outputs
 from builder.preparation import assign_members
 
@@ -86,11 +85,7 @@ def _noise(outputs: list[Tensor], unseen: Tensor, y: Tensor) -> Callable[[int], 
     """The noise variance beside so many networks, from the outputs (1, m_a, 1) of each on the rows it did not see."""
     if not y.is_floating_point():
         return lambda members: 1.0
-    means = torch.zeros(unseen.shape)
-    for a, f in enumerate(outputs):
-        means[a, unseen[a]] = f[0, :, 0]
-    nothing, between = torch.zeros_like(means), disagreement(means, unseen)
-    return lambda members: moments(means, nothing, unseen, y, between, members).fit()[0]
+    return lambda members: moments_of(outputs, unseen, y, anchors=members).fit()[0]
 
 
 def _temperature(outputs: list[Tensor], unseen: Tensor, y: Tensor) -> Callable[[int], float]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.methods.ensemble import predict
-from benchmarks.quality.predictive import Classes, Cost, Gaussians, Outcome, Predictive
+from benchmarks.quality.predictive import Classes, Cost, Outcome, Predictive, answered
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import Tuned
 from builder.learning import learn
@@ -45,7 +45,7 @@ def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome
         "fiberwalk_anchors": trained.anchors,
     }
     found = {name: _predict(problem, trained, thetas) for name, thetas in weights.items()}
-    found["fiberwalk"] = _answered(found["fiberwalk"])
+    found["fiberwalk"] = answered(found["fiberwalk"])
     return {name: Outcome(predictive, cost) for name, predictive in found.items()}
 
 
@@ -55,14 +55,6 @@ def served(problem: Problem, trained: Trained, cost: Cost) -> Outcome:
     found, wide = (_predict(problem, trained, trained.posterior.draw(plan, plan.samples)[0]) for plan in plans)
     assert isinstance(found, Classes) and isinstance(wide, Classes)
     return Outcome(Classes(found.probabilities, wide.information), cost)
-
-
-def _answered(predictive: Predictive) -> Predictive:
-    """As a server puts it: a mean and a variance, or probabilities."""
-    if isinstance(predictive, Classes):
-        return predictive
-    variance = predictive.variance.mean(0, keepdim=True) + predictive.mean.var(0, unbiased=False, keepdim=True)
-    return Gaussians(predictive.mean.mean(0, keepdim=True), variance)
 
 
 def _predict(problem: Problem, trained: Trained, thetas: Tensor) -> Predictive:

@@ -1,0 +1,17 @@
+"""The experiments by name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from benchmarks.experiments import ablation, autoencoders, claims, connectivity, latents, snelson
+from benchmarks.experiments.experiment import Experiment
+
+EXPERIMENTS: Final[dict[str, Experiment]] = {
+    "snelson": snelson.EXPERIMENT,
+    "ablation": ablation.EXPERIMENT,
+    "latents": latents.EXPERIMENT,
+    "connectivity": connectivity.EXPERIMENT,
+    "autoencoders": autoencoders.EXPERIMENT,
+    "claims": claims.EXPERIMENT,
+}

@@ -1,0 +1,109 @@
+"""Ablations of what the method claims: its preconditioner, its drift, its objective and its second round of folds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.data import read_set
+from benchmarks.experiments.experiment import Experiment, Report, Table, apart, by_set, heading
+from benchmarks.experiments.stages import Start, outputs_of, outputs_of_nodes, train, walk
+from benchmarks.quality.problem import Problem, make_problem
+from benchmarks.results import Run
+from benchmarks.table import estimate
+from builder.calibration import choose_reach
+
+SETS = ("uci_yacht", "uci_boston")
+SPLITS = 3
+BUILT = "as built"
+VARIANTS: dict[str, dict[str, object]] = {
+    BUILT: {},
+    "preconditioner power 0": {"flattening": 0.0},
+    "preconditioner power 0.25": {"flattening": 0.25},
+    "preconditioner power 1": {"flattening": 1.0},
+    "isotropic drift, perturbed objective": {"direction": "prior"},
+    "posterior-shaped drift, plain objective": {"objective": "plain"},
+    "isotropic drift, plain objective": {"direction": "prior", "objective": "plain"},
+}
+"""Options of the walk by which a variant differs from what is built."""
+ONE_ROUND, ONE_ROUND_ANCHORS = "one round of folds", "one round of folds, no fibers"
+ANCHORS = "no fibers"
+
+
+def run(name: str, split: int, preset: str) -> dict[str, Any]:
+    """Test figures of the fiber samples of each variant, all from the same anchors."""
+    return compare(make_problem(read_set(name), split, preset))
+
+
+def compare(problem: Problem) -> dict[str, Any]:
+    """Figures of each variant: those of `Outputs.figures`, with `reach` the drift scale up to which nodes are used and
+    `gradient_evaluations` of the walk. One round of folds is the first half of the anchors, with twice the fibers."""
+    start = train(problem)
+    found = {variant: _fibers(start, options) for variant, options in VARIANTS.items()}
+    found[ANCHORS] = outputs_of(start, start.anchors[:, None]).figures()
+    once = start.first(len(start.anchors) // 2)
+    found[ONE_ROUND] = _fibers(once, {})
+    found[ONE_ROUND_ANCHORS] = outputs_of(once, once.anchors[:, None]).figures()
+    return {"variants": found}
+
+
+def _fibers(start: Start, options: dict[str, object]) -> dict[str, float]:
+    problem = start.problem
+    fibers = walk(start, problem.config.fiber.model_copy(update=options))
+    reach = choose_reach(problem.network, fibers, problem.x, problem.y, start.member)
+    return {
+        **outputs_of_nodes(start, fibers.nodes[: reach.node + 1]).figures(),
+        "reach": float(fibers.scales[reach.node]),
+        "gradient_evaluations": fibers.gradient_evaluations,
+    }
+
+
+def report(runs: Sequence[Run]) -> Report:
+    """A table a set: each variant's test NLL, its difference to what is built, its reach and its cost."""
+    tables = []
+    for name, those in by_set(runs).items():
+        built = [r["variants"][BUILT]["nll"] for r in those]
+        rows = []
+        for variant in those[0]["variants"]:
+            each = [r["variants"][variant] for r in those]
+            nll = [v["nll"] for v in each]
+            walked = "reach" in each[0]
+            rows.append(
+                [
+                    variant,
+                    estimate(nll).text(),
+                    "" if variant == BUILT else apart(nll, built),
+                    estimate([v["out_of_fold"] for v in each]).text(),
+                    f"{estimate([v['reach'] for v in each]).mean:.2g}" if walked else "",
+                    f"{estimate([v['gradient_evaluations'] for v in each]).mean / 1e6:.0f} M" if walked else "",
+                ]
+            )
+        header = ["variant", "test NLL", "worse than built by", "out-of-fold NLL", "reach", "row gradients of the walk"]
+        tables.append(Table(heading(name, those), header, rows))
+    return Report(tables, findings=_findings(runs))
+
+
+def _findings(runs: Sequence[Run]) -> list[str]:
+    """Over all sets and splits: in how many each variant is worse than what is built."""
+    found = []
+    for variant in runs[0]["variants"]:
+        if variant != BUILT:
+            worse = sum(r["variants"][variant]["nll"] > r["variants"][BUILT]["nll"] for r in runs)
+            found.append(f"{variant}: worse than built on {worse} of {len(runs)} splits.")
+    return found
+
+
+EXPERIMENT = Experiment(
+    title="Ablations of the method",
+    about=(
+        "Test NLL of the fiber samples where one choice of the method is replaced by another. What is built: gradients "
+        "preconditioned by the anchor's curvature to the power 0.5, drift along draws from the posterior's Gaussian, "
+        "refinement on the perturbed objective, two rounds of folds. For every variant the reach and the noise are "
+        "chosen anew on rows that the anchors did not see, so a drift of the wrong length costs its reach first. The "
+        "difference to what is built is paired by split. One round of folds has half the anchors with twice the fibers "
+        "each; its out-of-fold NLL is that of single anchors and not to be compared with the others'."
+    ),
+    cases=[(name, split) for split in range(SPLITS) for name in SETS],
+    run=run,
+    report=report,
+)
