@@ -180,7 +180,8 @@ class _Walk:
         self.member = member.repeat_interleave(self.particles, 0)[own].float()
         self.scores = torch.zeros(len(self.position), n, likelihood.outputs, device=device)
         directions: list[Tensor] = []
-        priors, steps = [], []
+        priors: list[Tensor] = []
+        steps: list[Tensor] = []
         self.preconditioners: list[Preconditioner] = []
         for a, (theta, seen) in enumerate(zip(anchors, member, strict=True)):
             rows = seen.nonzero().squeeze(1)
