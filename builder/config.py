@@ -83,6 +83,10 @@ class FiberConfig(_Config):
     ] = 2.0
     growth: Annotated[float, Field(ge=1, description="how much longer each drift step is than the one before")] = 1.5
     momentum: Annotated[float, Field(ge=0, lt=1, description="momentum of the refinement")] = 0.8
+    moves: Annotated[
+        int, Field(ge=0, description="Hamiltonian moves at each node; they cost much, and make narrow posteriors right")
+    ] = 0
+    leapfrog: Annotated[int, Field(ge=1, description="leapfrog steps of a move")] = 80
     curvature_rows: Annotated[int, Field(ge=1, description="most rows, times outputs, the curvature is taken from")] = (
         4096
     )

@@ -13,6 +13,9 @@ needs a drift scale of its own for every data set and collapses onto the MAP whe
 preconditioned by the root of the anchor's curvature: its condition number is far beyond what plain descent can cross in
 any M, and particles would stay where drift had put them along all but its steepest directions.
 
+With the option `moves` each node ends with Hamiltonian moves at temperature c_t^2 (`builder.hamiltonian`): where the
+posterior is narrow and curved, refinement alone does not bring particles to where the posterior's mass is in any M.
+
 The drift scales c_1 < ... < c_T grow geometrically. A trajectory so passes through every scale from a hundredth of the
 posterior's radius to beyond it, and which part of it is used is chosen afterwards, on out-of-fold predictions.
 
@@ -31,6 +34,7 @@ from torch import Tensor
 
 from builder.config import FiberConfig
 from builder.curvature import Preconditioner, draw_posterior, largest_eigenvalue, make_preconditioner
+from builder.hamiltonian import adapted, move
 from builder.likelihood import Likelihood
 from builder.network import FunctionalNetwork
 from builder.progress import StepReport, silent
@@ -99,8 +103,11 @@ def plan_work(network: FunctionalNetwork, x: Tensor, anchors: int, config: Fiber
         return fixed if fixed is not None else int(min(most, max(least, config.work / cost)))
 
     refinement = share(config.refinement, 30, 15, each * rows * (config.trajectories or most))
-    trajectories = share(config.trajectories, most, 8, each * rows * max(1, refinement))
-    return Plan(trajectories, refinement, share(None, rows, min(rows, 256), each * trajectories * max(1, refinement)))
+    gradients = max(1, refinement + config.moves * config.leapfrog)
+    trajectories = share(config.trajectories, most, 8, each * rows * gradients)
+    # Moves need the posterior as it is, with all rows.
+    needed = rows if config.moves else None
+    return Plan(trajectories, refinement, share(needed, rows, min(rows, 256), each * trajectories * gradients))
 
 
 def walk_fibers(
@@ -139,6 +146,8 @@ def walk_fibers(
                     if walk.exact and earlier - loss < _CONVERGED:
                         break
                     earlier = loss
+            for _ in range(config.moves):
+                walk.settle(float(scales[t]))
         walk.strand_diverged(nodes[-1])
         nodes.append(walk.position.clone())
         losses.append(walk.plain_loss())
@@ -177,7 +186,7 @@ class _Walk:
         self.position = anchors.repeat_interleave(self.particles, 0).clone()
         self.member = member.repeat_interleave(self.particles, 0).float()
         self.scores = torch.zeros(len(self.position), n, likelihood.outputs, device=device)
-        directions, priors, steps = [], [], []
+        directions, priors, steps, moving_steps = [], [], [], []
         self.preconditioners: list[Preconditioner] = []
         for a, (theta, seen) in enumerate(zip(anchors, member, strict=True)):
             rows = seen.nonzero().squeeze(1)
@@ -202,9 +211,14 @@ class _Walk:
             up = len(rows) / len(some)
             top = largest_eigenvalue(network, theta, x[some], likelihood, prior_precision, up, preconditioner=flatten)
             steps.append(torch.full((self.particles, 1), 1.0 / top, device=device))
+            if config.moves:
+                units = Preconditioner(theta.new_zeros(len(theta), 0), theta.new_zeros(0), prior_precision.rsqrt())
+                top = largest_eigenvalue(network, theta, x[some], likelihood, prior_precision, up, preconditioner=units)
+                moving_steps.append(torch.full((self.particles, 1), top**-0.5, device=device))
         self.direction, self.prior = torch.cat(directions), torch.cat(priors)
         self.longest = torch.cat(steps)
         self.step = self.longest.clone()
+        self.moving_step = torch.cat(moving_steps) if moving_steps else self.step
         self.stranded = torch.zeros(len(self.position), dtype=torch.bool, device=device)
         self.gradient_evaluations = 0
         self.threads = 1
@@ -236,7 +250,7 @@ class _Walk:
         is taken back, its momentum forgotten and its step halved (adaptive restart: O'Donoghue and Candes 2015), since
         the curvature away from the anchor can be larger; elsewhere steps grow slowly.
         """
-        loss, gradient = self._objective(scale)
+        loss, gradient = self._objective(self.position, scale)
         if self.before is not None and self.exact:
             position, last_loss, last_gradient = self.before
             worse = ~(loss <= last_loss + 1e-5 * last_loss.abs() + 1e-6)
@@ -254,6 +268,20 @@ class _Walk:
         moving = (~self.stranded).unsqueeze(1)
         self.position = torch.where(moving, self.position - length * self.velocity, self.position)
         return float(loss[torch.isfinite(loss)].mean())
+
+    def settle(self, scale: float) -> None:
+        """One Hamiltonian move at temperature scale^2."""
+        found, probability = move(
+            lambda position: self._objective(position, 0.0),
+            self.position,
+            self.prior_precision,
+            self.moving_step,
+            self.config.leapfrog,
+            scale**2,
+            self.generator,
+        )
+        self.moving_step = adapted(self.moving_step, probability, self.particles)
+        self.position = torch.where(self.stranded.unsqueeze(1), self.position, found)
 
     def _flattened(self, gradient: Tensor) -> Tensor:
         """Gradients (A*N, P), each preconditioned by the curvature at its anchor."""
@@ -283,7 +311,7 @@ class _Walk:
         group = min(self.group, -(-len(self.position) // self.threads))
         return [slice(at, at + group) for at in range(0, len(self.position), group)]
 
-    def _objective(self, scale: float) -> tuple[Tensor, Tensor]:
+    def _objective(self, position: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Loss (A*N,) and gradient (A*N, P) of the perturbed objective, on all rows or a random part of them."""
         n = len(self.x)
         if self.batch_rows < n:
@@ -294,7 +322,7 @@ class _Walk:
 
         def of(group: slice) -> tuple[Tensor, Tensor]:
             network = self.networks.get()
-            theta = self.position[group].detach().requires_grad_()
+            theta = position[group].detach().requires_grad_()
             apart = theta - scale * self.prior[group]
             total = 0.5 * (self.prior_precision * apart**2).sum(1)
             loss = total.detach()
