@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.data import ROOT
 from benchmarks.quality.goals import judge
 from benchmarks.quality.tables import FIGURES, cost_table, table
+from benchmarks.table import markdown
 
 _NAMES = {
     "nll": "Test NLL (nats, lower is better)",
@@ -46,7 +47,7 @@ def page(content: dict[str, Any]) -> str:
     lines += [
         "## Goals",
         "",
-        *_markdown(["goal", "state", "found"], [[g.text, g.state, g.found] for g in judge(summary)]),
+        *markdown(["goal", "state", "found"], [[g.text, g.state, g.found] for g in judge(summary)]),
     ]
     for task, figures in FIGURES.items():
         sets = [s for s in summary if s["task"] == task]
@@ -54,13 +55,9 @@ def page(content: dict[str, Any]) -> str:
             continue
         lines += ["", f"## {task.capitalize()}"]
         for figure in figures:
-            lines += ["", f"### {_NAMES[figure]}", "", *_markdown(*table(sets, figure))]
-        lines += ["", "### Cost a split: row gradients, wall time", "", *_markdown(*cost_table(sets))]
+            lines += ["", f"### {_NAMES[figure]}", "", *markdown(*table(sets, figure))]
+        lines += ["", "### Cost a split: row gradients, wall time", "", *markdown(*cost_table(sets))]
     return "\n".join(lines) + "\n"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---", *["---:"] * (len(header) - 1)], *rows)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
