@@ -13,8 +13,8 @@ needs a drift scale of its own for every data set and collapses onto the MAP whe
 preconditioned by the root of the anchor's curvature: its condition number is far beyond what plain descent can cross in
 any M, and particles would stay where drift had put them along all but its steepest directions.
 
-With the option `moves` each node ends with Hamiltonian moves at temperature c_t^2 (`builder.hamiltonian`): where the
-posterior is narrow and curved, refinement alone does not bring particles to where the posterior's mass is in any M.
+With the option `moves` a node is where Hamiltonian moves at temperature c_t^2 (`builder.hamiltonian`) bring particles
+from there: where the posterior is narrow and curved, refinement does not bring them to its mass in any affordable M.
 
 The drift scales c_1 < ... < c_T grow geometrically. A trajectory so passes through every scale from a hundredth of the
 posterior's radius to beyond it, and which part of it is used is chosen afterwards, on out-of-fold predictions.
@@ -134,7 +134,7 @@ def walk_fibers(
     generator = torch.Generator().manual_seed(seed + 7919)
     walk = _Walk(network, anchors, x, y, member, likelihood, prior_precision, config, generator)
     scales = drift_scales(config)
-    nodes, losses = [walk.position.clone()], [walk.plain_loss()]
+    nodes, losses = [walk.position.clone()], [walk.plain_loss(walk.position)]
     for t in range(1, config.steps + 1):
         walk.drift(float(scales[t] - scales[t - 1]))
         earlier = math.inf
@@ -146,11 +146,9 @@ def walk_fibers(
                     if walk.exact and earlier - loss < _CONVERGED:
                         break
                     earlier = loss
-            for _ in range(config.moves):
-                walk.settle(float(scales[t]))
         walk.strand_diverged(nodes[-1])
-        nodes.append(walk.position.clone())
-        losses.append(walk.plain_loss())
+        nodes.append(walk.settled(float(scales[t])))
+        losses.append(walk.plain_loss(nodes[-1]))
     shape = (config.steps + 1, anchors.shape[0], walk.particles)
     return Fibers(
         nodes=torch.stack(nodes).reshape(*shape, -1),
@@ -269,19 +267,24 @@ class _Walk:
         self.position = torch.where(moving, self.position - length * self.velocity, self.position)
         return float(loss[torch.isfinite(loss)].mean())
 
-    def settle(self, scale: float) -> None:
-        """One Hamiltonian move at temperature scale^2."""
-        found, probability = move(
-            lambda position: self._objective(position, 0.0),
-            self.position,
-            self.prior_precision,
-            self.moving_step,
-            self.config.leapfrog,
-            scale**2,
-            self.generator,
-        )
-        self.moving_step = adapted(self.moving_step, probability, self.particles)
-        self.position = torch.where(self.stranded.unsqueeze(1), self.position, found)
+    def settled(self, scale: float) -> Tensor:
+        """The particles after Hamiltonian moves at temperature scale^2; the walk itself goes on from where they were,
+        for what a move does has nothing to do with a particle's direction and perturbations."""
+        position = self.position.clone()
+        with side_by_side(self.x.device.type == "cpu") as self.threads:
+            for _ in range(self.config.moves):
+                found, probability = move(
+                    lambda at: self._objective(at, 0.0),
+                    position,
+                    self.prior_precision,
+                    self.moving_step,
+                    self.config.leapfrog,
+                    scale**2,
+                    self.generator,
+                )
+                self.moving_step = adapted(self.moving_step, probability, self.particles)
+                position = torch.where(self.stranded.unsqueeze(1), position, found)
+        return position
 
     def _flattened(self, gradient: Tensor) -> Tensor:
         """Gradients (A*N, P), each preconditioned by the curvature at its anchor."""
@@ -294,15 +297,15 @@ class _Walk:
         self.stranded |= bad
         self.position = torch.where(bad.unsqueeze(1), last, self.position)
 
-    def plain_loss(self) -> Tensor:
-        """(A*N,) mean -log p(y | f) over each particle's training rows."""
+    def plain_loss(self, position: Tensor) -> Tensor:
+        """(A*N,) mean -log p(y | f) over each particle's training rows, at position (A*N, P)."""
         found = []
         with torch.no_grad():
             for group in self._groups():
-                total = torch.zeros(self.position[group].shape[0], device=self.x.device)
+                total = torch.zeros(position[group].shape[0], device=self.x.device)
                 for at in range(0, len(self.x), self.chunk):
                     rows = slice(at, at + self.chunk)
-                    outputs = self.network.batched(self.position[group], self.x[rows])
+                    outputs = self.network.batched(position[group], self.x[rows])
                     total += (self.member[group, rows] * self.likelihood.nll(outputs, self.y[rows])).sum(1)
                 found.append(total / self.member[group].sum(1))
         return torch.cat(found)
