@@ -40,6 +40,11 @@ def mark(met: bool) -> str:
     return MET if met else NOT_MET
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown, the first column to the left."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---", *["---:"] * (len(header) - 1)], *rows)]
+
+
 def render(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], file: IO[str] | None = None) -> None:
     """Prints a table, the first column to the left; on a terminal marks are coloured, a file gets the full width."""
     file = file or sys.stdout

@@ -100,6 +100,10 @@ class FiberConfig(_Config):
         Literal["perturbed", "plain"],
         Field(description="what refinement minimises: its minimum is the drifted point, or the anchor itself"),
     ] = "perturbed"
+    moves: Annotated[
+        int, Field(ge=0, description="Hamiltonian moves at each node; they cost much, and make narrow posteriors right")
+    ] = 0
+    leapfrog: Annotated[int, Field(ge=1, description="leapfrog steps of a move")] = 80
     curvature_rows: Annotated[int, Field(ge=1, description="most rows, times outputs, the curvature is taken from")] = (
         4096
     )

@@ -15,6 +15,9 @@ any M, and particles would stay where drift had put them along all but its steep
 would be too much: directions that are flat at the anchor are stiff further out. The plain choices are options too
 (`direction`, `objective`, `flattening`), so that they can be measured.
 
+With the option `moves` a node is where Hamiltonian moves at temperature c_t^2 (`builder.hamiltonian`) bring particles
+from there: where the posterior is narrow and curved, refinement does not bring them to its mass in any affordable M.
+
 The drift scales c_1 < ... < c_T grow geometrically. A trajectory so passes through every scale from a hundredth of the
 posterior's radius to beyond it, and which part of it is used is chosen afterwards, on out-of-fold predictions.
 
@@ -34,10 +37,12 @@ from torch import Tensor
 from builder.config import FiberConfig
 from builder.curvature import Preconditioner, draw_posterior, largest_eigenvalue, make_preconditioner
 from builder.distributed import from_first, gathered, share
+from builder.hamiltonian import adapted, move
 from builder.likelihood import Likelihood
 from builder.network import FunctionalNetwork
 from builder.progress import StepReport, silent
 from builder.runtime import concurrently, side_by_side, values_at_once
+from model_store.errors import ConfigError
 
 _GROWTH = 1.1
 """Of a particle's step, each time that its loss did not rise."""
@@ -99,8 +104,10 @@ def plan_work(network: FunctionalNetwork, x: Tensor, anchors: int, config: Fiber
         return fixed if fixed is not None else int(min(high, max(low, config.work / cost)))
 
     refinement = share(config.refinement, 30, 15, each * rows * (config.trajectories or most))
-    trajectories = share(config.trajectories, most, least, each * rows * max(1, refinement))
-    part = share(None, rows, min(rows, 256), each * trajectories * max(1, refinement))
+    gradients = max(1, refinement + config.moves * config.leapfrog)
+    trajectories = share(config.trajectories, most, least, each * rows * gradients)
+    # Moves need the posterior as it is, with all rows.
+    part = rows if config.moves else share(None, rows, min(rows, 256), each * trajectories * gradients)
     return Plan(trajectories, refinement, rows if 2 * part >= rows else part)
 
 
@@ -128,7 +135,7 @@ def walk_fibers(
     generator = torch.Generator().manual_seed(seed + 7919)
     walk = _Walk(network, anchors, x, y, member, likelihood, prior_precision, config, generator)
     scales = drift_scales(config)
-    nodes, losses = [walk.position.clone()], [walk.plain_loss()]
+    nodes, losses = [walk.position.clone()], [walk.plain_loss(walk.position)]
     for t in range(1, config.steps + 1):
         walk.drift(float(scales[t] - scales[t - 1]))
         earlier = math.inf
@@ -140,8 +147,9 @@ def walk_fibers(
                     if from_first(walk.exact and earlier - loss < _CONVERGED):
                         break
                     earlier = loss
-        losses.append(walk.strand_diverged(float(scales[t]), nodes[-1], losses[-1]))
-        nodes.append(walk.position.clone())
+        loss_there = walk.strand_diverged(float(scales[t]), nodes[-1], losses[-1])
+        nodes.append(walk.settled(float(scales[t])))
+        losses.append(walk.plain_loss(nodes[-1]) if config.moves else loss_there)
     shape = (config.steps + 1, anchors.shape[0], walk.particles)
     return Fibers(
         nodes=torch.stack([gathered(node, walk.count) for node in nodes]).reshape(*shape, -1),
@@ -177,11 +185,14 @@ class _Walk:
         self.count = len(anchors) * self.particles
         own = share(self.count)
         self.position = anchors.repeat_interleave(self.particles, 0)[own].clone()
+        if config.moves and len(self.position) < self.count:
+            raise ConfigError("Hamiltonian moves need one process; leave torchrun out.", field="fiber.moves")
         self.member = member.repeat_interleave(self.particles, 0)[own].float()
         self.scores = torch.zeros(len(self.position), n, likelihood.outputs, device=device)
         directions: list[Tensor] = []
         priors: list[Tensor] = []
         steps: list[Tensor] = []
+        moving_steps: list[Tensor] = []
         self.preconditioners: list[Preconditioner] = []
         for a, (theta, seen) in enumerate(zip(anchors, member, strict=True)):
             rows = seen.nonzero().squeeze(1)
@@ -216,10 +227,15 @@ class _Walk:
             up = len(rows) / len(some)
             top = largest_eigenvalue(network, theta, x[some], likelihood, prior_precision, up, preconditioner=flatten)
             steps.append(torch.full((len(draws.direction), 1), 1.0 / top, device=device))
+            if config.moves:
+                units = Preconditioner(theta.new_zeros(len(theta), 0), theta.new_zeros(0), prior_precision.rsqrt())
+                top = largest_eigenvalue(network, theta, x[some], likelihood, prior_precision, up, preconditioner=units)
+                moving_steps.append(torch.full((len(draws.direction), 1), top**-0.5, device=device))
         self.of_anchor = [len(d) for d in directions]
         self.direction, self.prior = torch.cat(directions), torch.cat(priors)
         self.longest = torch.cat(steps)
         self.step = self.longest.clone()
+        self.moving_step = torch.cat(moving_steps) if moving_steps else self.step
         self.stranded = torch.zeros(len(self.position), dtype=torch.bool, device=device)
         self.gradient_evaluations = 0
         self.threads = 1
@@ -233,7 +249,7 @@ class _Walk:
         self.group = max(1, min(len(self.position), values // max(1, per_row * 64)))
         self.chunk = max(1, values // (self.group * per_row))
         zero = likelihood.nll(torch.zeros(1, n, likelihood.outputs, device=device), y)
-        self.worst = torch.maximum((self.member * zero).sum(1) / self.member.sum(1), self.plain_loss())
+        self.worst = torch.maximum((self.member * zero).sum(1) / self.member.sum(1), self.plain_loss(self.position))
         self._forget()
 
     def _forget(self) -> None:
@@ -254,7 +270,7 @@ class _Walk:
         is taken back, its momentum forgotten and its step halved (adaptive restart: O'Donoghue and Candes 2015), since
         the curvature away from the anchor can be larger; elsewhere steps grow slowly.
         """
-        loss, gradient = self._objective(scale)
+        loss, gradient = self._objective(self.position, scale)
         if self.before is not None:
             position, last_loss, last_gradient = self.before
             worse = ~(loss <= last_loss + self._slack(last_loss))
@@ -278,6 +294,25 @@ class _Walk:
         """By how much a loss may rise and still count as no rise: rounding, or what parts of the rows differ by."""
         return 1e-5 * loss.abs() + 1e-6 if self.exact else loss.abs() + len(self.x)
 
+    def settled(self, scale: float) -> Tensor:
+        """The particles after Hamiltonian moves at temperature scale^2; the walk itself goes on from where they were,
+        for what a move does has nothing to do with a particle's direction and perturbations."""
+        position = self.position.clone()
+        with side_by_side(self.x.device.type == "cpu") as self.threads:
+            for _ in range(self.config.moves):
+                found, probability = move(
+                    lambda at: self._objective(at, 0.0),
+                    position,
+                    self.prior_precision,
+                    self.moving_step,
+                    self.config.leapfrog,
+                    scale**2,
+                    self.generator,
+                )
+                self.moving_step = adapted(self.moving_step, probability, self.particles)
+                position = torch.where(self.stranded.unsqueeze(1), position, found)
+        return position
+
     def _flattened(self, gradient: Tensor) -> Tensor:
         """Gradients of the particles, each preconditioned by the curvature at its anchor."""
         parts = torch.split(gradient, self.of_anchor)
@@ -290,21 +325,21 @@ class _Walk:
         worse still) by ten times as much as posterior draws are worse than the anchor at most: half the scale squared
         for each output, in nats a row.
         """
-        loss = self.plain_loss()
+        loss = self.plain_loss(self.position)
         sound = loss <= self.worst + 5 * scale**2 * self.likelihood.outputs
         self.stranded |= ~sound
         self.position = torch.where(sound.unsqueeze(1), self.position, last)
         return torch.where(sound, loss, last_loss)
 
-    def plain_loss(self) -> Tensor:
-        """(A*N,) mean -log p(y | f) over each particle's training rows."""
+    def plain_loss(self, position: Tensor) -> Tensor:
+        """(A*N,) mean -log p(y | f) over each particle's training rows, at position (A*N, P)."""
         found = []
         with torch.no_grad():
             for group in self._groups():
-                total = torch.zeros(self.position[group].shape[0], device=self.x.device)
+                total = torch.zeros(position[group].shape[0], device=self.x.device)
                 for at in range(0, len(self.x), self.chunk):
                     rows = slice(at, at + self.chunk)
-                    outputs = self.network.batched(self.position[group], self.x[rows])
+                    outputs = self.network.batched(position[group], self.x[rows])
                     total += (self.member[group, rows] * self.likelihood.nll(outputs, self.y[rows])).sum(1)
                 found.append(total / self.member[group].sum(1))
         return torch.cat(found)
@@ -313,7 +348,7 @@ class _Walk:
         group = min(self.group, -(-len(self.position) // self.threads))
         return [slice(at, at + group) for at in range(0, len(self.position), group)]
 
-    def _objective(self, scale: float) -> tuple[Tensor, Tensor]:
+    def _objective(self, position: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Loss (A*N,) and gradient (A*N, P) of the perturbed objective, on all rows or a random part of them."""
         n = len(self.x)
         if self.batch_rows < n:
@@ -324,7 +359,7 @@ class _Walk:
 
         def of(group: slice) -> tuple[Tensor, Tensor]:
             network = self.networks.get()
-            theta = self.position[group].detach().requires_grad_()
+            theta = position[group].detach().requires_grad_()
             apart = theta - scale * self.prior[group]
             total = 0.5 * (self.prior_precision * apart**2).sum(1)
             loss = total.detach()

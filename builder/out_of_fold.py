@@ -25,6 +25,8 @@ from torch import Tensor
 from builder.predictive import categorical_nll, gaussian_mixture_nll, mixture_probabilities
 
 _SEARCH_ROWS = 4096
+LEAST_NOISE = 10**-2.5
+"""Least noise variance that is considered, in squared residuals."""
 _LEAST_RESIDUAL = 0.25
 """Share of the squared residual that stays, however much anchors disagree."""
 _NO_SPREAD = 1e-6
@@ -75,13 +77,13 @@ class OutOfFold:
         return _best_of(grid, lambda v: _mean(gaussian_mixture_nll(f[..., 0], y, v, log_weight) for f in members))
 
 
-def carry(one: float, two: float, anchors: int) -> float:
+def carry(one: float, two: float, anchors: int, least: float = _LEAST_SHARE) -> float:
     """The noise variance or temperature beside A anchors, from those beside one and beside two.
 
     What averaging gains is, to first order, the anchors' variance, and that goes with 1 - 1/n in their number n. Not
     all that is found beside one can be the anchors' own: a share always stays.
     """
-    return max(one + _further(anchors) * (two - one), _LEAST_SHARE * one)
+    return max(one + _further(anchors) * (two - one), least * one)
 
 
 def _further(anchors: int) -> float:
@@ -167,7 +169,7 @@ class Moments:
         if not all(bool(torch.isfinite(v).all()) for v in (self.residual, self.within, self.between)):
             return 1.0, torch.full_like(self.residual, math.inf)
         base = float(self.residual.square().mean().clamp(min=1e-10))
-        return _best_of(base * np.logspace(-2.5, 0.3, 33), self.nll)
+        return _best_of(base * np.geomspace(LEAST_NOISE, 2.0, 33), self.nll)
 
     def nll(self, noise: float) -> Tensor:
         """(m,) with this noise variance."""

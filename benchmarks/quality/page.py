@@ -23,6 +23,7 @@ from benchmarks.quality.images.summary import judge as judge_images
 from benchmarks.quality.images.summary import table as image_table
 from benchmarks.quality.images.summary import title as image_title
 from benchmarks.quality.tables import FIGURES, cost_table, table
+from benchmarks.table import markdown
 
 Content = dict[str, Any]
 
@@ -54,15 +55,15 @@ def page(content: Content, curves: Content | None = None, images: Content | None
         "",
     ]
     lines += _measured_with(content)
-    lines += ["## Goals", "", *_markdown(["goal", "state", "found"], [[g.text, g.state, g.found] for g in goals])]
+    lines += ["## Goals", "", *markdown(["goal", "state", "found"], [[g.text, g.state, g.found] for g in goals])]
     for task, figures in FIGURES.items():
         sets = [s for s in summary if s["task"] == task]
         if not sets:
             continue
         lines += ["", f"## {task.capitalize()}"]
         for figure in figures:
-            lines += ["", f"### {_NAMES[figure]}", "", *_markdown(*table(sets, figure))]
-        lines += ["", "### Cost a split: row gradients, wall time", "", *_markdown(*cost_table(sets))]
+            lines += ["", f"### {_NAMES[figure]}", "", *markdown(*table(sets, figure))]
+        lines += ["", "### Cost a split: row gradients, wall time", "", *markdown(*cost_table(sets))]
     if curves is not None:
         lines += _curves(curves)
     if images is not None:
@@ -89,7 +90,7 @@ def _curves(content: Content) -> list[str]:
             lines += [
                 f"### {task.capitalize()}: test NLL (row gradients, time)",
                 "",
-                *_markdown(*curve_table(sets)),
+                *markdown(*curve_table(sets)),
                 "",
             ]
     return lines[:-1]
@@ -106,7 +107,7 @@ def _images(content: Content) -> list[str]:
         *_measured_with(content),
     ]
     for s in content["summary"]:
-        lines += [f"### {image_title(s)}", "", *_markdown(*image_table(s)), ""]
+        lines += [f"### {image_title(s)}", "", *markdown(*image_table(s)), ""]
     return lines[:-1]
 
 
@@ -117,10 +118,6 @@ def _measured_with(content: Content) -> list[str]:
         where = f"{machine['cores']} cores, {machine['architecture']}"
         lines += [f"Commit `{e['commit'][:12]}`, preset `{e['preset']}`, {where}; {libraries}.", ""]
     return lines
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---", *["---:"] * (len(header) - 1)], *rows)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

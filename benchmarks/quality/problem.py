@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Problem:
         return self.config.seed
 
 
-def make_problem(data: DataSet, split: int, preset: str = "default", **stages: dict[str, object]) -> Problem:
+def make_problem(data: DataSet, split: int, preset: str = "default", **stages: dict[str, Any]) -> Problem:
     """The split of a set; scaling is fitted on its training rows. `stages`: options of the build, by stage."""
     config = make_config(
         {
@@ -64,7 +65,7 @@ def make_problem(data: DataSet, split: int, preset: str = "default", **stages: d
             "device": "cpu",
             **stages,
             "data": {"task": data.task, "test_fraction": 0.0},
-            "network": {"hidden": _WIDER.get(data.name, [50])},
+            "network": {"hidden": _WIDER.get(data.name, [50]), **stages.get("network", {})},
         }
     )
     train, test = data.train[split], data.test[split]

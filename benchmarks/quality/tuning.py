@@ -6,7 +6,6 @@ noise or the temperature beside one network and beside several.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from benchmarks.quality.predictive import Cost
 from benchmarks.quality.problem import Problem
 from builder.map import train_anchors
-from builder.out_of_fold import carry, gather, moments_of, rows_to_judge
+from builder.out_of_fold import LEAST_NOISE, carry, gather, moments_of, rows_to_judge
 from builder.predictive import sample_outputs
 from builder.preparation import assign_members
 
@@ -25,26 +24,27 @@ class Tuned:
 
     Attributes:
         precision: the prior precision with the best out-of-fold predictions.
-        noise_beside: the noise variance beside so many networks, in standardised units, by the rule that our own comes
-            from; 1 for classification.
-        temperature_beside: the temperature of so many networks' average, by the same rule; 1 for regression.
+        noise_variance: (regression) beside one network, in standardised units, by the rule that our own comes from.
+        pair_noise_variance: the same beside two.
+        temperature: (classification) with the least out-of-fold NLL of one network.
+        pair_temperature: the same of the average of two.
         cost: of the tuning, to be added to each method's own.
     """
 
     precision: float
-    noise_beside: Callable[[int], float]
-    temperature_beside: Callable[[int], float]
+    noise_variance: float
+    pair_noise_variance: float
+    temperature: float
+    pair_temperature: float
     cost: Cost
 
-    @property
-    def noise_variance(self) -> float:
-        """Beside one network."""
-        return self.noise_beside(1)
+    def noise_beside(self, members: int) -> float:
+        """The noise variance beside an ensemble."""
+        return carry(self.noise_variance, self.pair_noise_variance, members, LEAST_NOISE)
 
-    @property
-    def temperature(self) -> float:
-        """Of one network."""
-        return self.temperature_beside(1)
+    def temperature_beside(self, members: int) -> float:
+        """The temperature of an ensemble's average, by the rule that our own comes from."""
+        return carry(self.temperature, self.pair_temperature, members)
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,14 @@ def tune(problem: Problem) -> Tuned:
             sample_outputs(problem.network, w[None], problem.x[rows[u]])
             for w, u in zip(anchors.weights, unseen, strict=True)
         ]
-        noise, temperature = _noise(outputs, unseen, problem.y[rows]), _temperature(outputs, unseen, problem.y[rows])
+        one, two = (_spread(outputs, unseen, problem.y[rows], members) for members in (1, 2))
     cost.gradient_evaluations = anchors.gradient_evaluations
-    return Tuned(anchors.prior_precision, noise, temperature, cost)
+    noise, temperature = ((one, two), (1.0, 1.0)) if problem.regression else ((1.0, 1.0), (one, two))
+    return Tuned(anchors.prior_precision, *noise, *temperature, cost)
 
 
-def _noise(outputs: list[Tensor], unseen: Tensor, y: Tensor) -> Callable[[int], float]:
-    """The noise variance beside so many networks, from the outputs (1, m_a, 1) of each on the rows it did not see."""
-    if not y.is_floating_point():
-        return lambda members: 1.0
-    return lambda members: moments_of(outputs, unseen, y, anchors=members).fit()[0]
-
-
-def _temperature(outputs: list[Tensor], unseen: Tensor, y: Tensor) -> Callable[[int], float]:
-    """The temperature of the average of so many networks, from the same outputs (1, m_a, classes)."""
+def _spread(outputs: list[Tensor], unseen: Tensor, y: Tensor, members: int) -> float:
+    """Noise variance or temperature beside so many, from the outputs (1, m_a, O) of each on the rows it did not see."""
     if y.is_floating_point():
-        return lambda members: 1.0
-    found = gather(outputs, unseen, y)
-    one, two = (replace(found, anchors=many).fit()[0] for many in (1, 2))
-    return lambda members: carry(one, two, members)
+        return moments_of(outputs, unseen, y, anchors=members).fit()[0]
+    return replace(gather(outputs, unseen, y), anchors=members).fit()[0]

@@ -362,6 +362,8 @@ def test_drift_scales_without_growth_are_even() -> None:
         (16 * 40, {"refinement": 40}, Plan(16, 40, 1000)),
         (64 * 10 / 4, {"trajectories": 64, "refinement": 10}, Plan(64, 10, 256)),
         (20, {"refinement": 0}, Plan(20, 0, 1000)),
+        (16 * 60, {"refinement": 20, "moves": 2, "leapfrog": 20}, Plan(16, 20, 1000)),
+        (1e-6, {"moves": 1}, Plan(8, 15, 1000)),
     ],
 )
 def test_the_budget_takes_refinement_first_then_trajectories_then_rows(

@@ -16,8 +16,10 @@ from builder.network import FunctionalNetwork
 
 TUNED = Tuned(
     precision=1.0,
-    noise_beside=lambda members: 0.15 + 0.05 / members,
-    temperature_beside=lambda members: 1.0 + 0.2 / members,
+    noise_variance=0.2,
+    pair_noise_variance=0.18,
+    temperature=1.2,
+    pair_temperature=1.1,
     cost=Cost(1000, 0.5),
 )
 

@@ -59,7 +59,7 @@ def test_every_point_is_charged_with_all_that_it_takes(found: dict[str, Any]) ->
         "fiberwalk_5": ["2", "3"],
     }
     training = STEPS * 40
-    tuning = 10 * training
+    tuning = 20 * training
     assert cost["ensemble"] == {"1": tuning + training, "2": tuning + 2 * training}
     assert cost["mc_dropout"]["1"] - tuning == 2 * (cost["mc_dropout"]["0.5"] - tuning)
     assert cost["swag"]["1"] > cost["swag"]["0.5"] > tuning + 2 * training
