@@ -131,7 +131,7 @@ class CalibrationConfig(_Config):
     """Choices made on out-of-fold predictions."""
 
     samples: Annotated[int, Field(ge=2, description="posterior samples a request draws by default")] = 32
-    ood_samples: Annotated[int, Field(ge=2, description="posterior samples the OOD detector draws by default")] = 64
+    ood_samples: Annotated[int, Field(ge=2, description="posterior samples the OOD detector draws by default")] = 128
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1, description="share of familiar rows that /ood may flag")] = (
         0.01
     )
