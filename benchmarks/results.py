@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from model_store.errors import ConfigError
+from model_store.errors import ConfigError, FiberwalkError
 
 PACKAGES: Final = ["benchmarks", "builder", "fiberwalk", "model_store", "service"]
 _SOURCES: Final = [f":(glob){package}/**/*.py" for package in PACKAGES]
@@ -49,6 +49,15 @@ def environment(root: Path, preset: str) -> dict[str, Any]:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
     }
+
+
+def refuse_changed(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises FiberwalkError where the environment is no longer that of the run's start."""
+    if now != before:
+        raise FiberwalkError(
+            "The code was changed during the run, which measures none of both; run it in a copy of its own.",
+            code="code_changed",
+        )
 
 
 class Results:

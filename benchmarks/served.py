@@ -28,7 +28,8 @@ from rich.console import Console
 from benchmarks import figures
 from benchmarks.command import run_build, serving
 from benchmarks.data import PUBLISHED, ROOT, SEEN, SYNTHETIC, TARGET, DataSet, check_available, read_set
-from benchmarks.results import Results, Run, environment
+from benchmarks.exit import exit_status
+from benchmarks.results import Results, Run, environment, refuse_changed
 from benchmarks.table import Estimate, estimate, mark, render
 from model_store.errors import FiberwalkError
 
@@ -155,11 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.splits < 1:
         parser.error("--splits must be at least 1")
     log = Console(stderr=True, highlight=False)
-    try:
-        return _run(options.sets, options.splits, options.preset, options.output, log)
-    except FiberwalkError as e:
-        log.print(f"{type(e).__name__}: {e.message}", markup=False, soft_wrap=True)
-        return 2
+    return exit_status(lambda: _run(options.sets, options.splits, options.preset, options.output, log), log)
 
 
 def _run(names: Sequence[str], splits: int, preset: str, output: Path, log: Console) -> int:
@@ -177,11 +174,7 @@ def _run(names: Sequence[str], splits: int, preset: str, output: Path, log: Cons
                 found = run_split(data, split, preset)
             except FiberwalkError as e:
                 found = {"error": f"{e.message} {e.got or ''}".strip()}
-            if environment(ROOT, preset) != here:
-                raise FiberwalkError(
-                    "The code was changed during the run, which measures none of both; run it in a copy of its own.",
-                    code="code_changed",
-                )
+            refuse_changed(here, environment(ROOT, preset))
             results.add(name, split, found)
             shown = found.get("error") or "  ".join(f"{k} {v:.4g}" for k, v in found["figures"].items())
             log.print(f"{name} {split}: {shown}", markup=False, soft_wrap=True)

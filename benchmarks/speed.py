@@ -30,8 +30,9 @@ from rich.console import Console
 
 import builder  # noqa: F401  settles threads and memory before torch is imported
 from benchmarks.data import ROOT, check_available, read_set
+from benchmarks.exit import exit_status
 from benchmarks.quality.problem import Problem, make_problem
-from benchmarks.results import Results, environment
+from benchmarks.results import Results, environment, refuse_changed
 from benchmarks.served import PRESETS
 from benchmarks.table import mark, render
 from builder.config import MapConfig
@@ -42,7 +43,6 @@ from builder.map import initial_weights, train_members
 from builder.progress import StageBars
 from builder.publication import publish
 from builder.trained import Trained
-from model_store.errors import FiberwalkError
 
 SETS: Final = ["uci_protein", "uci_naval", "uci_kin8nm", "uci_power", "wide_regression", "wide_classification"]
 MOST_MAP_TIMES: Final = 3.0
@@ -188,21 +188,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "speed.json", metavar="FILE")
     options = parser.parse_args(arguments)
     log = Console(stderr=True, highlight=False)
-    try:
-        for name in options.sets:
-            check_available(name)
-        here = environment(ROOT, options.preset)
-        results = Results(options.output, "speed", here)
-        for name in options.sets:
-            if not results.finished(name, 0):
-                results.add(name, 0, measure(name, options.preset))
-        found = [run for name in options.sets for run in results.current(name)]
-        results.save([{"goal": goal, "state": state, "found": said} for goal, state, said in judge(found)])
-    except FiberwalkError as e:
-        log.print(f"{type(e).__name__}: {e.message}", markup=False, soft_wrap=True)
-        return 2
+    return exit_status(lambda: _run(options.sets, options.preset, options.output, log), log)
+
+
+def _run(names: Sequence[str], preset: str, output: Path, log: Console) -> int:
+    for name in names:
+        check_available(name)
+    here = environment(ROOT, preset)
+    results = Results(output, "speed", here)
+    for name in names:
+        if not results.finished(name, 0):
+            measured = measure(name, preset)
+            refuse_changed(here, environment(ROOT, preset))
+            results.add(name, 0, measured)
+    found = [run for name in names for run in results.current(name)]
+    results.save([{"goal": goal, "state": state, "found": said} for goal, state, said in judge(found)])
     show(found)
-    log.print(f"Written to {options.output}.", markup=False, soft_wrap=True)
+    log.print(f"Written to {output}.", markup=False, soft_wrap=True)
     return 0
 
 

@@ -17,7 +17,7 @@ from builder.data import Dataset
 from builder.decoder import WeightDecoder
 from builder.distributed import from_first, go_on_alone
 from builder.fiber import Fibers, walk_fibers
-from builder.likelihood import CategoricalLikelihood, GaussianLikelihood, Likelihood
+from builder.likelihood import likelihood_of
 from builder.map import Anchors, given_anchor, train_anchors
 from builder.metric import PredictiveMetric
 from builder.network import FunctionalNetwork, NetworkFactory
@@ -87,11 +87,7 @@ def learn(
             _keep(work, "map", key, anchors)
     anchors = _on(anchors, device)
     network, start = _posterior_network(config, module, full, anchors)
-    likelihood: Likelihood
-    if y.is_floating_point():
-        likelihood = GaussianLikelihood(float(anchors.noise_std.log().mean().exp()))
-    else:
-        likelihood = CategoricalLikelihood(dataset.outputs)
+    likelihood = likelihood_of(anchors.noise_std, y, dataset.outputs)
     precision = torch.full((network.weights,), anchors.prior_precision, device=device)
 
     key = make_key(key, config.fiber.model_dump())

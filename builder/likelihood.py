@@ -69,6 +69,13 @@ class CategoricalLikelihood:
         return 2 * (log_p.exp() * (log_p - F.log_softmax(g, dim=-1))).sum(-1)
 
 
+def likelihood_of(noise_std: Tensor, y: Tensor, outputs: int) -> Likelihood:
+    """That of targets y (n,): Gaussian with the geometric mean of the anchors' noise (A,), or of so many classes."""
+    if y.is_floating_point():
+        return GaussianLikelihood(float(noise_std.log().mean().exp()))
+    return CategoricalLikelihood(outputs)
+
+
 def gaussian_nll(mean: Tensor, y: Tensor, std: Tensor) -> Tensor:
     """-log N(y; mean, std^2), elementwise."""
     return 0.5 * ((y - mean) / std) ** 2 + std.log() + 0.5 * math.log(2 * math.pi)

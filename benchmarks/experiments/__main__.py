@@ -19,12 +19,12 @@ from rich.console import Console
 
 import builder  # noqa: F401  settles threads and memory before torch is imported
 from benchmarks.data import ROOT
+from benchmarks.exit import exit_status
 from benchmarks.experiments.catalogue import EXPERIMENTS
 from benchmarks.experiments.experiment import Experiment
 from benchmarks.experiments.page import PICTURES, RESULTS, write_pictures
-from benchmarks.results import Results, environment
+from benchmarks.results import Results, environment, refuse_changed
 from benchmarks.table import render
-from model_store.errors import FiberwalkError
 
 PRESETS = ("fast", "default", "thorough")
 
@@ -46,13 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.splits is not None and options.splits < 1:
         parser.error("--splits must be at least 1")
     log = Console(stderr=True, highlight=False)
-    try:
+
+    def run() -> int:
         for name in options.names or EXPERIMENTS:
             _run(name, EXPERIMENTS[name], options.splits, options.preset, options.output, options.pictures, log)
-    except FiberwalkError as e:
-        log.print(f"{type(e).__name__}: {e.message}", markup=False, soft_wrap=True)
-        return 2
-    return 0
+        return 0
+
+    return exit_status(run, log)
 
 
 def _run(
@@ -68,11 +68,7 @@ def _run(
         found = experiment.run(data_set, split, preset)
         results.add(data_set, split, {**found, "seconds": round(time.perf_counter() - start, 1)})
         log.print(f"{name}, {data_set} {split}: {time.perf_counter() - start:.0f} s", markup=False)
-    if environment(ROOT, preset) != here:
-        raise FiberwalkError(
-            "The code was changed during the run, which measures none of both; run it in a copy of its own.",
-            code="code_changed",
-        )
+    refuse_changed(here, environment(ROOT, preset))
     names = dict.fromkeys(s for s, _ in cases)
     report = experiment.report([r for s in names for r in results.current(s) if (s, r["split"]) in cases])
     for table in report.tables:

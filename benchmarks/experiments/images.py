@@ -1,31 +1,17 @@
-"""CIFAR-10 for the experiments: part of the subset in `cifar10_subset.npz`, and a residual net for one core.
-
-The file holds the images as one lossless WebP picture each for `x_train_webp` and `x_test_webp`, 50 images of 32 x 32
-a row, and the labels `y_train` and `y_test`.
-"""
+"""CIFAR-10 for the experiments: part of the subset in `cifar10_subset.npz`, and a residual net for one core."""
 
 from __future__ import annotations
 
-import io
-from typing import Any
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.data import folder
+from benchmarks.quality.images.data import Array, read_arrays
+from benchmarks.quality.images.problem import image_problem
 from benchmarks.quality.problem import Problem
 from builder.config import make_config
-from builder.data import from_arrays, prepare
-from builder.network import FunctionalNetwork
-from model_store.encoding import TensorEncoder
-from model_store.errors import DataError
-from model_store.manifest import TensorInput
 
 NAME = "cifar10_subset"
-_SIDE = 32
 
 
 class SmallResidual(nn.Module):
@@ -47,14 +33,13 @@ class SmallResidual(nn.Module):
         return out
 
 
-def image_problem(split: int, preset: str, train_rows: int, test_rows: int, **stages: dict[str, object]) -> Problem:
+def small_problem(split: int, preset: str, train_rows: int, test_rows: int, **stages: dict[str, object]) -> Problem:
     """So many training and test images, evenly taken from the file's; `split` is the seed.
 
     Raises:
         DataError: the file is missing or lacks an array.
     """
-    x, y = _images("train", train_rows)
-    x_test, y_test = _images("test", test_rows)
+    own = read_arrays(NAME, "x_train", "y_train", "x_test", "y_test")
     config = make_config(
         {
             "name": f"{NAME}-{split}",
@@ -65,40 +50,12 @@ def image_problem(split: int, preset: str, train_rows: int, test_rows: int, **st
             "data": {"task": "classification", "test_fraction": 0.0},
         }
     )
-    dataset = prepare(from_arrays(x, y, config.data), config.data, True, config.seed)
-    assert isinstance(dataset.inputs, TensorInput)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = FunctionalNetwork(SmallResidual())
-    return Problem(
-        config=config,
-        dataset=dataset,
-        x=torch.from_numpy(dataset.x),
-        y=torch.from_numpy(dataset.y),
-        x_test=torch.from_numpy(TensorEncoder(dataset.inputs).encode(x_test)),
-        y_test=torch.from_numpy(y_test),
-        scale=1.0,
-        factory=SmallResidual,
-        network=network,
-    )
+    (x, y), (x_test, y_test) = _some(own, "train", train_rows), _some(own, "test", test_rows)
+    return image_problem(config, x, y, x_test, y_test, SmallResidual)
 
 
-def _images(part: str, count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Images (count, 3, 32, 32) in [0, 1] and labels."""
-    path = folder() / f"{NAME}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            picture, y = file[f"x_{part}_webp"], file[f"y_{part}"].astype(np.int64)
-    except (OSError, KeyError) as e:
-        raise DataError(
-            f"{path} cannot be read ({e}); save a part of CIFAR-10 there in the form that {__name__} gives, and set "
-            "FIBERWALK_DATA to its folder.",
-            field="FIBERWALK_DATA",
-            expected=f"a folder with {NAME}.npz",
-        ) from e
-    with Image.open(io.BytesIO(picture.tobytes())) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    rows, columns = pixels.shape[0] // _SIDE, pixels.shape[1] // _SIDE
-    tiles = pixels.reshape(rows, _SIDE, columns, _SIDE, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, _SIDE, _SIDE)
+def _some(own: dict[str, Array], part: str, count: int) -> tuple[Array, Array]:
+    """So many images in [0, 1] of a part, evenly taken, and their labels."""
+    x, y = own[f"x_{part}"], own[f"y_{part}"].astype(np.int64)
     some = np.linspace(0, len(y) - 1, min(count, len(y))).round().astype(int)
-    return tiles[some] / 255.0, y[some]
+    return x[some] / 255.0, y[some]

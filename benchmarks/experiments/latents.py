@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.data import read_set
 from benchmarks.experiments.decoding import Itself, Sampled, sample
 from benchmarks.experiments.experiment import Experiment, Report, Table, apart, by_set, heading
-from benchmarks.experiments.images import NAME, image_problem
+from benchmarks.experiments.images import NAME, small_problem
 from benchmarks.experiments.pictures import Line, Panel, lines
 from benchmarks.experiments.stages import outputs_of, train
 from benchmarks.quality.problem import make_problem
@@ -32,7 +32,7 @@ IMAGE_STAGES: dict[str, dict[str, object]] = {
 def run(name: str, split: int, preset: str) -> dict[str, Any]:
     """Figures for each k."""
     if name == NAME:
-        problem = image_problem(split, preset, TRAIN_IMAGES, TEST_IMAGES, **IMAGE_STAGES)
+        problem = small_problem(split, preset, TRAIN_IMAGES, TEST_IMAGES, **IMAGE_STAGES)
         return vary(sample(train(problem)), DIMENSIONS, IMAGE_SAMPLES)
     return vary(sample(train(make_problem(read_set(name), split, preset))), DIMENSIONS, SAMPLES)
 

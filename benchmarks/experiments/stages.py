@@ -17,7 +17,7 @@ from benchmarks.quality.predictive import answered, figures
 from benchmarks.quality.problem import Problem
 from builder.config import FiberConfig, NetworkConfig
 from builder.fiber import Fibers, walk_fibers
-from builder.likelihood import CategoricalLikelihood, GaussianLikelihood, Likelihood
+from builder.likelihood import Likelihood, likelihood_of
 from builder.map import train_anchors
 from builder.metric import PredictiveMetric
 from builder.network import FunctionalNetwork
@@ -68,11 +68,7 @@ def train(problem: Problem) -> Start:
     found = train_anchors(
         problem.network, problem.factory, problem.x, problem.y, member, problem.config.map, problem.seed
     )
-    likelihood: Likelihood
-    if problem.regression:
-        likelihood = GaussianLikelihood(float(found.noise_std.log().mean().exp()))
-    else:
-        likelihood = CategoricalLikelihood(problem.dataset.outputs)
+    likelihood = likelihood_of(found.noise_std, problem.y, problem.dataset.outputs)
     precision = torch.full((problem.network.weights,), found.prior_precision)
     return Start(problem, found.weights, member, likelihood, precision)
 

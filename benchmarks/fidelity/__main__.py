@@ -19,14 +19,14 @@ from rich.console import Console
 
 import builder  # noqa: F401  settles threads and memory before torch is imported
 from benchmarks.data import ROOT, check_available
+from benchmarks.exit import exit_status
 from benchmarks.fidelity.cases import CASES
 from benchmarks.fidelity.run import prepare, run_seed
 from benchmarks.fidelity.summary import judge, summarize, tables
 from benchmarks.quality.tables import render_goals
-from benchmarks.results import Results, environment
+from benchmarks.results import Results, environment, refuse_changed
 from benchmarks.table import render
 from builder.work import WorkFolder
-from model_store.errors import FiberwalkError
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "fidelity.json"
 WORK: Final = ROOT / ".fiberwalk" / "fidelity"
@@ -42,17 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.seeds < 1:
         parser.error("--seeds must be at least 1")
     log = Console(stderr=True, highlight=False)
-    try:
-        return _run(options.sets, options.seeds, options.output, log)
-    except FiberwalkError as e:
-        log.print(f"{type(e).__name__}: {e.message}", markup=False, soft_wrap=True)
-        return 2
+    return exit_status(lambda: _run(options.sets, options.seeds, options.output, log), log)
 
 
 def _run(names: Sequence[str], seeds: int, output: Path, log: Console) -> int:
     for name in names:
         check_available(CASES[name].data)
-    results = Results(output, "fidelity", environment(ROOT, "default"))
+    here = environment(ROOT, "default")
+    results = Results(output, "fidelity", here)
     for name in names:
         missing = [s for s in range(seeds) if not results.finished(name, s)]
         if not missing:
@@ -60,6 +57,7 @@ def _run(names: Sequence[str], seeds: int, output: Path, log: Console) -> int:
         comparison = prepare(CASES[name], WorkFolder(WORK / name))
         for seed in missing:
             found = run_seed(comparison, seed)
+            refuse_changed(here, environment(ROOT, "default"))
             results.add(name, seed, found)
             shown = [f"{m} {r['test']['tv']:.3f}" for m, r in found["methods"].items()]
             log.print(f"{name} {seed}:", "  ".join(shown), markup=False, soft_wrap=True)

@@ -21,12 +21,12 @@ from rich.console import Console
 
 import builder  # noqa: F401  settles threads and memory before torch is imported
 from benchmarks.data import PUBLISHED, ROOT
+from benchmarks.exit import exit_status
 from benchmarks.quality.goals import judge
 from benchmarks.quality.run import run_split
 from benchmarks.quality.splits import run_splits
 from benchmarks.quality.summary import summarize
 from benchmarks.quality.tables import render_goals, render_summary
-from model_store.errors import FiberwalkError
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "quality.json"
 ALL: Final = [name for name in PUBLISHED if name != "snelson1d"]
@@ -51,11 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if splits < 1 or options.workers < 1:
         parser.error("--splits and --workers must be at least 1")
     log = Console(stderr=True, highlight=False)
-    try:
-        return _run(names, splits, options.preset, options.output, options.workers, log)
-    except FiberwalkError as e:
-        log.print(f"{type(e).__name__}: {e.message}", markup=False, soft_wrap=True)
-        return 2
+    return exit_status(lambda: _run(names, splits, options.preset, options.output, options.workers, log), log)
 
 
 def _run(names: Sequence[str], splits: int, preset: str, output: Path, workers: int, log: Console) -> int:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks.data import ROOT, check_available, read_set
 from benchmarks.quality.run import one_thread
-from benchmarks.results import Results, environment
+from benchmarks.results import Results, environment, refuse_changed
 from model_store.errors import FiberwalkError
 
 OneSplit = Callable[[str, int, str], dict[str, Any]]
@@ -54,11 +54,7 @@ def run_splits(
     for name, split, found in _all_splits(run, waiting, preset, workers):
         results.add(name, split, found)
         log.print(f"{name} {split}:", found.get("error") or show(found), markup=False, soft_wrap=True)
-    if environment(ROOT, preset) != here:
-        raise FiberwalkError(
-            "The code was changed during the run, which measures none of both; run it in a copy of its own.",
-            code="code_changed",
-        )
+    refuse_changed(here, environment(ROOT, preset))
     return results, counts
 
 

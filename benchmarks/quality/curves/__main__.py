@@ -20,12 +20,12 @@ from rich.console import Console
 
 import builder  # noqa: F401  settles threads and memory before torch is imported
 from benchmarks.data import PUBLISHED, ROOT
+from benchmarks.exit import exit_status
 from benchmarks.quality.curves.points import run_points
 from benchmarks.quality.curves.summary import judge, summarize, table
 from benchmarks.quality.splits import run_splits
 from benchmarks.quality.tables import render_goals
 from benchmarks.table import render
-from model_store.errors import FiberwalkError
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "curves.json"
 SETS: Final = [name for name in PUBLISHED if name.startswith("uci_") and name != "uci_protein"]
@@ -48,11 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.splits < 1 or options.workers < 1:
         parser.error("--splits and --workers must be at least 1")
     log = Console(stderr=True, highlight=False)
-    try:
-        return _run(options, log)
-    except FiberwalkError as e:
-        log.print(f"{type(e).__name__}: {e.message}", markup=False, soft_wrap=True)
-        return 2
+    return exit_status(lambda: _run(options, log), log)
 
 
 def _run(options: argparse.Namespace, log: Console) -> int:

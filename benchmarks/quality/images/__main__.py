@@ -21,14 +21,14 @@ from rich.console import Console
 
 import builder  # noqa: F401  settles threads and memory before torch is imported
 from benchmarks.data import ROOT
+from benchmarks.exit import exit_status
 from benchmarks.quality.images.data import SOURCES, read_images
 from benchmarks.quality.images.problem import make_problem
 from benchmarks.quality.images.run import FAMILIES, TUNING, run_families
 from benchmarks.quality.images.summary import Summary, judge, summarize, table, title
 from benchmarks.quality.tables import render_goals
-from benchmarks.results import Results, environment
+from benchmarks.results import Results, environment, refuse_changed
 from benchmarks.table import render
-from model_store.errors import FiberwalkError
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "images.json"
 
@@ -48,11 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     options = parser.parse_args(arguments)
     log = Console(stderr=True, highlight=False)
-    try:
-        return _run(options, log)
-    except FiberwalkError as e:
-        log.print(f"{type(e).__name__}: {e.message}", markup=False, soft_wrap=True)
-        return 2
+    return exit_status(lambda: _run(options, log), log)
 
 
 def _run(options: argparse.Namespace, log: Console) -> int:
@@ -71,11 +67,7 @@ def _run(options: argparse.Namespace, log: Console) -> int:
             problem = make_problem(name, images, options.epochs, seed)
             sizes = {"rows": len(images.x), "test_rows": len(images.x_test)}
             for family, found in run_families(problem, images, done, options.families):
-                if environment(ROOT, preset) != here:
-                    raise FiberwalkError(
-                        "The code was changed during the run, which measures none of both; run it in a copy.",
-                        code="code_changed",
-                    )
+                refuse_changed(here, environment(ROOT, preset))
                 results.add(f"{name}/{family}", seed, {**found, **sizes})
                 log.print(f"{name} {seed} {family}:", _shown(found), markup=False, soft_wrap=True)
         every = [r for f in FAMILIES for r in results.current(f"{name}/{f}") if r["split"] < options.seeds]

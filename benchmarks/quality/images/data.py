@@ -72,9 +72,9 @@ def read_images(name: str, rows: int | None = None, test_rows: int | None = None
             f"There is no image set {name!r}.", field="--sets", expected="one of: " + ", ".join(SOURCES), got=name
         )
     source = SOURCES[name]
-    own = _arrays(source.file, "x_train", "y_train", "x_test", "y_test")
+    own = read_arrays(source.file, "x_train", "y_train", "x_test", "y_test")
     train, test = _first_of_each(own["y_train"], rows), _first_of_each(own["y_test"], test_rows)
-    foreign = {key: _arrays(file, "x_test")["x_test"][:test_rows] for key, file in source.foreign.items()}
+    foreign = {key: read_arrays(file, "x_test")["x_test"][:test_rows] for key, file in source.foreign.items()}
     return ImageSet(
         source,
         own["x_train"][train],
@@ -94,7 +94,12 @@ def _first_of_each(y: Array, rows: int | None) -> Array:
     return np.sort(np.concatenate(each))
 
 
-def _arrays(file: str, *names: str) -> dict[str, Array]:
+def read_arrays(file: str, *names: str) -> dict[str, Array]:
+    """Arrays of a file by name, images as (n, channels, height, width) uint8.
+
+    Raises:
+        DataError: the file is missing or lacks an array.
+    """
     path = folder() / f"{file}.npz"
     if not path.is_file():
         raise DataError(
@@ -104,6 +109,14 @@ def _arrays(file: str, *names: str) -> dict[str, Array]:
             expected=f"a folder with {file}.npz",
         )
     with np.load(path, allow_pickle=False) as z:
+        lacking = [name for name in names if name not in z and f"{name}_webp" not in z]
+        if lacking:
+            raise DataError(
+                f"{path} lacks {', '.join(lacking)}; write it anew in the form that benchmarks/quality/images/data.py "
+                "gives.",
+                field="FIBERWALK_DATA",
+                expected=", ".join(names),
+            )
         return {name: _images(z[f"{name}_webp"]) if f"{name}_webp" in z else _with_channel(z[name]) for name in names}
 
 

@@ -7,11 +7,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from benchmarks.quality.images.data import ImageSet
+from benchmarks.quality.images.data import Array, ImageSet
 from benchmarks.quality.problem import Problem
-from builder.config import make_config
+from builder.config import BuildConfig, make_config
 from builder.data import from_arrays, prepare
-from builder.network import FunctionalNetwork
+from builder.network import FunctionalNetwork, NetworkFactory
 from model_store.encoding import TensorEncoder
 from model_store.manifest import ClassificationTarget, TensorInput
 
@@ -48,20 +48,28 @@ def make_problem(name: str, images: ImageSet, epochs: float, seed: int, **stages
             "data": {"task": "classification", "test_fraction": 0.0},
         }
     )
-    dataset = prepare(from_arrays(images.x, images.y, config.data), config.data, True, seed)
-    assert isinstance(dataset.inputs, TensorInput) and isinstance(dataset.target, ClassificationTarget)
     asked = np.concatenate([images.x_test, *images.foreign.values()]).astype(np.float64)
+    return image_problem(config, images.x, images.y, asked, images.y_test, images.source.network)
+
+
+def image_problem(
+    config: BuildConfig, x: Array, y: Array, x_test: Array, y_test: Array, factory: NetworkFactory
+) -> Problem:
+    """A classification of images (n, channels, height, width), scaled by the training rows; `y_test` may be of the
+    first rows of `x_test` alone."""
+    dataset = prepare(from_arrays(x, y, config.data), config.data, True, config.seed)
+    assert isinstance(dataset.inputs, TensorInput) and isinstance(dataset.target, ClassificationTarget)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = FunctionalNetwork(images.source.network())
+        torch.manual_seed(config.seed)
+        network = FunctionalNetwork(factory())
     return Problem(
         config,
         dataset,
         torch.from_numpy(dataset.x),
         torch.from_numpy(dataset.y),
-        torch.from_numpy(TensorEncoder(dataset.inputs).encode(asked)),
-        torch.from_numpy(images.y_test),
+        torch.from_numpy(TensorEncoder(dataset.inputs).encode(x_test)),
+        torch.from_numpy(y_test),
         1.0,
-        images.source.network,
+        factory,
         network,
     )

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks.experiments.decoding import sample
-from benchmarks.experiments.images import NAME, image_problem
+from benchmarks.experiments.images import NAME, small_problem
 from benchmarks.experiments.latents import vary
 from benchmarks.experiments.stages import train
 from model_store.errors import DataError
@@ -41,7 +41,7 @@ def test_images_come_out_pixel_by_pixel_and_a_network_takes_them(
         "fiber": {"trajectories": 2, "steps": 2, "refinement": 1},
         "autoencoder": {"steps": 5},
     }
-    problem = image_problem(0, "default", 60, 10, **stages)
+    problem = small_problem(0, "default", 60, 10, **stages)
     assert problem.x.shape == (60, 3, 32, 32) and problem.x_test.shape == (10, 3, 32, 32)
     assert problem.y.tolist() == [i % 10 for i in range(60)]
     values = images[0].transpose(0, 3, 1, 2) / 255.0
@@ -55,4 +55,4 @@ def test_images_come_out_pixel_by_pixel_and_a_network_takes_them(
 def test_a_missing_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIBERWALK_DATA", str(tmp_path))
     with pytest.raises(DataError, match="cifar10_subset"):
-        image_problem(0, "default", 10, 10)
+        small_problem(0, "default", 10, 10)
