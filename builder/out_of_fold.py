@@ -140,13 +140,14 @@ def disagreement(means: Tensor, unseen: Tensor) -> float:
     compared with those that did, which know its target with its noise.
     """
     who = unseen if bool((unseen.sum(0) > 1).any()) else ~unseen
+    some = who.sum(0) > 1
+    return float(_variance_between(means[:, some], who[:, some]).mean()) if bool(some.any()) else 0.0
+
+
+def _variance_between(means: Tensor, who: Tensor) -> Tensor:
+    """(m,) unbiased variance of means (A, m) over the anchors of `who` (A, m), at least two a row."""
     count = who.sum(0)
-    some = count > 1
-    if not bool(some.any()):
-        return 0.0
-    means, who, count = means[:, some], who[:, some], count[some]
-    apart = (means - mean_of(means, who)).square()
-    return float((mean_of(apart, who) * count / (count - 1)).mean())
+    return mean_of((means - mean_of(means, who)).square(), who) * count / (count - 1)
 
 
 @dataclass(frozen=True)
@@ -154,27 +155,35 @@ class Moments:
     """What all A anchors together would answer on m rows, had they seen none of them.
 
     Attributes:
-        residual: (m,) size of `y - mean`.
+        residual: (m,) size of `y - mean`, of the anchors that did not see the row.
+        gain: (m,) by how much smaller the squared residuals of all are, in distribution and not row by row.
         within, between: (m,) variance within anchors and expected variance between them.
         anchors: A.
     """
 
     residual: Tensor
+    gain: Tensor
     within: Tensor
     between: Tensor
     anchors: int
 
     def fit(self) -> tuple[float, Tensor]:
         """The noise variance with the least NLL of the Gaussian of this mean and variance, and that NLL of each row."""
-        if not all(bool(torch.isfinite(v).all()) for v in (self.residual, self.within, self.between)):
+        if not all(bool(torch.isfinite(v).all()) for v in (self.residual, self.gain, self.within, self.between)):
             return 1.0, torch.full_like(self.residual, math.inf)
-        base = float(self.residual.square().mean().clamp(min=1e-10))
+        base = float(self._squared().mean().clamp(min=1e-10))
         return _best_of(base * np.geomspace(LEAST_NOISE, 2.0, 33), self.nll)
 
     def nll(self, noise: float) -> Tensor:
         """(m,) with this noise variance."""
         variance = noise + self.within + self.between
-        return 0.5 * self.residual.square() / variance + 0.5 * torch.log(2 * math.pi * variance)
+        return 0.5 * self._squared() / variance + 0.5 * torch.log(2 * math.pi * variance)
+
+    def _squared(self) -> Tensor:
+        """(m,) squared residuals, all less by the same share."""
+        squared = self.residual.square()
+        total = float(squared.sum().clamp(min=1e-30))
+        return squared * max(1 - float(self.gain.sum()) / total, _LEAST_RESIDUAL)
 
     def scores(self, noise: float) -> Tensor:
         """(m,) sorted `residual / std`, float64: the conformity scores behind intervals.
@@ -187,7 +196,10 @@ class Moments:
             generator = torch.Generator().manual_seed(self.anchors)
             normal = torch.randn(self.anchors - 1, len(between), generator=generator)
             between = between * normal.square().mean(0).to(between)
-        return (self.residual / (noise + self.within + between).sqrt()).double().sort().values
+        variance = (noise + self.within + between).double()
+        squared, gain = ((v.double() / variance).sort().values for v in (self.residual.square(), self.gain))
+        # Not less at a row than at one with a smaller score: the difference of two sorted samples is not quite sorted.
+        return torch.maximum(squared - gain, _LEAST_RESIDUAL * squared).cummax(0).values.sqrt()
 
 
 def moments(
@@ -202,20 +214,27 @@ def moments(
         anchors: how many answer; default A.
 
     A row is predicted by the one or two anchors that did not see it, and by the mean of all A in service, whose
-    squared error is smaller by `between (1/n - 1/A)` (the ambiguity decomposition, Krogh and Vedelsby 1995); the
-    residuals are shrunk by it. How the anchors' disagreement differs from row to row must not be taken from those that
-    saw the rows: they know the targets, and so the residuals. It is taken to go with the variance within the others,
-    which is a mean over new rows; a single row's scatters as much as the variance of A numbers does.
+    squared error is smaller by `between (1/n - 1/A)` (the ambiguity decomposition, Krogh and Vedelsby 1995). Small
+    errors gain more by it than large ones, which anchors often share: the gain is kept as the distribution that two
+    unseen anchors show, and is the same share of every squared residual where there is but one.
+
+    How the anchors' disagreement differs from row to row must not be taken from those that saw the rows: they know the
+    targets, and so the residuals. It is taken to go with the variance within the others, which is a mean over new rows;
+    a single row's scatters as much as the variance of A numbers does.
     """
     anchors = anchors or len(means)
+    count = unseen.sum(0)
     residual = (mean_of(means, unseen) - y).abs()
-    squared = float(residual.square().mean())
-    gain = between * float((1 / unseen.sum(0) - 1 / anchors).mean())
-    shrink = math.sqrt(max(squared - gain, _LEAST_RESIDUAL * squared) / max(squared, 1e-30))
+    squared = residual.square()
+    mean_squared = float(squared.mean().clamp(min=1e-30))
+    further = 1 / count - 1 / anchors
+    gain = between * further * squared / mean_squared
+    several = count > 1
+    gain[several] = further[several] * _variance_between(means[:, several], unseen[:, several])
     own = mean_of(within, unseen)
     size = float(own.mean())
-    pattern = own / size if size > _NO_SPREAD * squared else torch.ones_like(own)
-    return Moments(shrink * residual, own, between * (1 - 1 / anchors) * pattern, anchors)
+    pattern = own / size if size > _NO_SPREAD * mean_squared else torch.ones_like(own)
+    return Moments(residual, gain, own, between * (1 - 1 / anchors) * pattern, anchors)
 
 
 def moments_of(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from builder.out_of_fold import OutOfFold, carry, disagreement, gather, rows_to_judge
+from builder.out_of_fold import OutOfFold, carry, disagreement, gather, moments, rows_to_judge
 from tests.builder.walked import two_rounds
 
 
@@ -78,3 +78,29 @@ def test_rows_that_most_anchors_did_not_see_are_judged() -> None:
     many = torch.zeros(1, 10_000, dtype=torch.bool)
     chosen = rows_to_judge(many)
     assert 2048 <= len(chosen) <= 4096 and int(chosen[-1]) > 9000
+
+
+@pytest.mark.parametrize("shared", [0.1, 0.5])
+def test_scores_are_those_of_the_mean_of_all_anchors(shared: float) -> None:
+    """Anchors that differ much on few rows, about errors which they share: typical rows gain most by averaging."""
+    generator = torch.Generator().manual_seed(0)
+    rows, anchors = 20_000, 10
+    unseen = ~two_rounds(rows, anchors)
+    apart = torch.randn(rows, generator=generator).exp()
+    error = shared * torch.randn(rows, generator=generator) * apart.square()
+    means = error + apart * torch.randn(anchors, rows, generator=generator)
+    within, y = torch.ones(anchors, rows), torch.zeros(rows)
+    found = moments(means, within, unseen, y, disagreement(means, unseen)).scores(1.0)
+    every = torch.ones_like(unseen)  # were all rows unseen by all
+    wanted = moments(means, within, every, y, disagreement(means, unseen)).scores(1.0)
+    levels = torch.tensor([0.5, 0.8, 0.9, 0.95], dtype=torch.float64)
+    assert found.quantile(levels).tolist() == pytest.approx(wanted.quantile(levels).tolist(), rel=0.1)
+
+
+def test_scores_where_one_anchor_is_all_that_did_not_see_a_row() -> None:
+    """Averaging then takes the same share of every squared residual."""
+    generator = torch.Generator().manual_seed(0)
+    unseen = torch.arange(4000)[None] % 5 == torch.arange(5)[:, None]
+    means, y = torch.randn(5, 4000, generator=generator), torch.zeros(4000)
+    found = moments(means, torch.zeros(5, 4000), unseen, y, 0.5)
+    assert (found.gain / found.residual.square()).tolist() == pytest.approx([0.4] * 4000, rel=0.05)
