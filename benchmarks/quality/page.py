@@ -53,6 +53,9 @@ def page(content: Content, curves: Content | None = None, images: Content | None
         "standard splits. Mean ± standard error over as many splits as stand behind each set's name. A mean rank is",
         "over the sets that have all methods. Cost includes the shared tuning.",
         "",
+        "NLL of regression: fiberwalk's is that of what a server answers, the Gaussian of its mean and variance. A",
+        "peer's is that of the mixture of its samples or of the Gaussian of its mean and variance, whichever is less.",
+        "",
     ]
     lines += _measured_with(content)
     lines += ["## Goals", "", *markdown(["goal", "state", "found"], [[g.text, g.state, g.found] for g in goals])]

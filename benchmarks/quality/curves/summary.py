@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.quality.curves.points import CURVES, OURS
 from benchmarks.quality.goals import NOT_MEASURED, REGRESSION_SETS, Goal
+from benchmarks.quality.summary import nll_reading
 from benchmarks.results import Run
 from benchmarks.table import Estimate, estimate, mark
 
@@ -28,7 +29,8 @@ def summarize(name: str, runs: Sequence[Run]) -> Curves | None:
         points = []
         for label in done[0]["curves"][curve]:
             each = [r["curves"][curve][label] for r in done]
-            nll = estimate([e["figures"]["nll"] for e in each])
+            reading = nll_reading([e["figures"] for e in each])
+            nll = estimate([e["figures"][reading] for e in each])
             points.append(
                 {
                     "label": label,

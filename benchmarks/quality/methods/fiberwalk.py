@@ -18,11 +18,11 @@ MANY = 512
 
 
 def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
-    """What a build learns, drawn from in four ways.
+    """What a build learns, drawn from in four ways, each answered as a server does: for regression with the Gaussian of
+    mean and variance, which is what calibration chose the noise for.
 
-    `fiberwalk`: what a server answers by default, for regression the Gaussian of its mean and variance;
-    `fiberwalk_many`: the mixture of 512 decoded samples; `fiberwalk_fiber`: of the fiber samples themselves;
-    `fiberwalk_anchors`: of the anchors without fibers, calibrated alike.
+    `fiberwalk`: what a server answers by default; `fiberwalk_many`: from 512 decoded samples; `fiberwalk_fiber`: from
+    the fiber samples themselves; `fiberwalk_anchors`: from the anchors without fibers, calibrated alike.
     `tuned` is not used: a build chooses everything itself, and its cost holds that.
     """
     cost = Cost()
@@ -44,9 +44,7 @@ def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome
         "fiberwalk_fiber": nodes.flatten(0, 2),
         "fiberwalk_anchors": trained.anchors,
     }
-    found = {name: _predict(problem, trained, thetas) for name, thetas in weights.items()}
-    found["fiberwalk"] = answered(found["fiberwalk"])
-    return {name: Outcome(predictive, cost) for name, predictive in found.items()}
+    return {name: Outcome(answered(_predict(problem, trained, thetas)), cost) for name, thetas in weights.items()}
 
 
 def served(problem: Problem, trained: Trained, cost: Cost) -> Outcome:

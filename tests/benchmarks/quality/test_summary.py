@@ -45,6 +45,16 @@ def test_means_errors_and_paired_differences() -> None:
     assert found["methods"]["map"]["gradient_evaluations"] == 2_000_000
 
 
+def test_a_method_is_judged_by_its_better_reading_over_all_splits() -> None:
+    runs = [run(0, {"map": 1.0, "swag": 1.0, "fiberwalk": 0.0}), run(1, {"map": 3.0, "swag": 3.0, "fiberwalk": 0.0})]
+    for r, swag in zip(runs, (1.5, 2.0), strict=True):
+        figures = {m: r["methods"][m]["figures"] for m in r["methods"]}
+        figures["map"]["gaussian_nll"], figures["swag"]["gaussian_nll"] = 2.1, swag
+    found = summary("uci_tiny", *runs)
+    assert found["methods"]["map"]["nll"]["mean"] == 2.0 and found["methods"]["swag"]["nll"]["mean"] == 1.75
+    assert found["behind"]["swag"]["mean"] == -1.75
+
+
 def test_a_method_that_failed_on_a_split_is_left_out_and_named() -> None:
     runs = [run(0, {"map": 1.0, "swag": 1.0}), run(1, {"map": 3.0}, failed={"swag": "RuntimeError: singular"})]
     found = summary("uci_tiny", *runs)
