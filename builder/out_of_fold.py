@@ -31,6 +31,8 @@ _LEAST_RESIDUAL = 0.25
 """Share of the squared residual that stays, however much anchors disagree."""
 _NO_SPREAD = 1e-6
 """Variance within anchors, in shares of the squared residual, that says nothing of where they differ."""
+_PRIOR_FREEDOM = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0)
+"""Degrees of freedom that are tried for an expected variance."""
 _LEAST_SHARE = 0.2
 """Noise or temperature beside all anchors is never less than this share of that beside one."""
 
@@ -157,7 +159,8 @@ class Moments:
     Attributes:
         residual: (m,) size of `y - mean`, of the anchors that did not see the row.
         gain: (m,) by how much smaller the squared residuals of all are, in distribution and not row by row.
-        within, between: (m,) variance within anchors and expected variance between them.
+        within, between: (m,) variance within anchors and between them.
+        expected: (m,) the variance between them without what the row's own unseen anchors say of it.
         anchors: A.
     """
 
@@ -165,6 +168,7 @@ class Moments:
     gain: Tensor
     within: Tensor
     between: Tensor
+    expected: Tensor
     anchors: int
 
     def fit(self) -> tuple[float, Tensor]:
@@ -191,13 +195,16 @@ class Moments:
         The variance between A anchors that is served scatters about the expected one, and so it does here: intervals
         would cover too little otherwise.
         """
-        between = self.between
+        scatter = torch.ones_like(self.between)
         if self.anchors > 1:
             generator = torch.Generator().manual_seed(self.anchors)
-            normal = torch.randn(self.anchors - 1, len(between), generator=generator)
-            between = between * normal.square().mean(0).to(between)
-        variance = (noise + self.within + between).double()
-        squared, gain = ((v.double() / variance).sort().values for v in (self.residual.square(), self.gain))
+            normal = torch.randn(self.anchors - 1, len(scatter), generator=generator)
+            scatter = normal.square().mean(0).to(scatter)
+        # What a row's anchors gain must not be measured by their own disagreement.
+        squared, gain = (
+            (v / (noise + self.within + scatter * between)).double().sort().values
+            for v, between in ((self.residual.square(), self.between), (self.gain, self.expected))
+        )
         # Not less at a row than at one with a smaller score: the difference of two sorted samples is not quite sorted.
         return torch.maximum(squared - gain, _LEAST_RESIDUAL * squared).cummax(0).values.sqrt()
 
@@ -219,8 +226,9 @@ def moments(
     unseen anchors show, and is the same share of every squared residual where there is but one.
 
     How the anchors' disagreement differs from row to row must not be taken from those that saw the rows: they know the
-    targets, and so the residuals. It is taken to go with the variance within the others, which is a mean over new rows;
-    a single row's scatters as much as the variance of A numbers does.
+    targets, and so the residuals. It is expected to go with the variance within the others, which is a mean over new
+    rows, and then moderated by what two unseen anchors differ by at the row itself (`_moderated`), which is independent
+    of the residual of their mean.
     """
     anchors = anchors or len(means)
     count = unseen.sum(0)
@@ -229,12 +237,37 @@ def moments(
     mean_squared = float(squared.mean().clamp(min=1e-30))
     further = 1 / count - 1 / anchors
     gain = between * further * squared / mean_squared
-    several = count > 1
-    gain[several] = further[several] * _variance_between(means[:, several], unseen[:, several])
     own = mean_of(within, unseen)
     size = float(own.mean())
     pattern = own / size if size > _NO_SPREAD * mean_squared else torch.ones_like(own)
-    return Moments(residual, gain, own, between * (1 - 1 / anchors) * pattern, anchors)
+    expected = between * pattern
+    found = expected.clone()
+    several = count > 1
+    if bool(several.any()):
+        seen_there = _variance_between(means[:, several], unseen[:, several])
+        gain[several] = further[several] * seen_there
+        found[several] = _moderated(seen_there, count[several] - 1, expected[several])
+    share = 1 - 1 / anchors
+    return Moments(residual, gain, own, share * found, share * expected, anchors)
+
+
+def _moderated(variance: Tensor, freedom: Tensor, expected: Tensor) -> Tensor:
+    """(m,) variances found with few degrees of freedom (m,), drawn towards the expected ones.
+
+    The expected ones count as many degrees of freedom as is likeliest for how far those found scatter about them
+    (Smyth 2004, "Linear models and empirical Bayes methods", section 6: their ratio then has an F distribution).
+    """
+    if not bool((torch.isfinite(variance) & (expected > 0)).all()):
+        return expected
+    step = -(-len(variance) // _SEARCH_ROWS)
+    v, d, e = (values[::step].double() for values in (variance, freedom, expected))
+    # One axis for the degrees of freedom of the expected, one for its scale, one for the rows.
+    prior = torch.tensor(_PRIOR_FREEDOM, dtype=torch.float64, device=v.device)[:, None, None]
+    scale = torch.logspace(-2, 0.3, 24, dtype=torch.float64, device=v.device)[:, None]
+    log = torch.lgamma((d + prior) / 2) - torch.lgamma(prior / 2) - d / 2 * (prior * scale).log()
+    log = (log - (d + prior) / 2 * torch.log1p(d * v / (prior * e * scale))).sum(-1)
+    best = prior.flatten()[log.amax(1).argmax()].to(variance)
+    return (best * expected + freedom * variance) / (best + freedom)
 
 
 def moments_of(
