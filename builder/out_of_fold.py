@@ -244,9 +244,9 @@ def moments(
     found = expected.clone()
     several = count > 1
     if bool(several.any()):
-        seen_there = _variance_between(means[:, several], unseen[:, several])
-        gain[several] = further[several] * seen_there
-        found[several] = _moderated(seen_there, count[several] - 1, expected[several])
+        apart = _variance_between(means[:, several], unseen[:, several])
+        gain[several] = further[several] * apart
+        found[several] = _moderated(apart, count[several] - 1, expected[several])
     share = 1 - 1 / anchors
     return Moments(residual, gain, own, share * found, share * expected, anchors)
 
