@@ -156,20 +156,27 @@ def calibrate(
 
     scores, coverage = torch.zeros(0), math.nan
     if regression:
+        # Where rows are unseen by one anchor only, those that saw them stand in for how anchors disagree.
+        asked = unseen if bool((unseen.sum(0) > 1).any()) else torch.ones_like(unseen)
         within, means = _of_anchors(
-            posterior.network, drawn, x[rows], lambda f: torch.stack(torch.var_mean(f[..., 0], 0, unbiased=False))
+            posterior.network,
+            drawn,
+            x[rows],
+            asked,
+            lambda f: torch.stack(torch.var_mean(f[..., 0], 0, unbiased=False)),
         ).unbind(1)
         found = moments(means, within, unseen, target, disagreement(means, unseen))
         spread, rows_nll = found.fit()
         scores = found.scores(spread)
         coverage = float((scores <= conformal_quantile(scores, 0.9)).float().mean())
-        apart = _of_anchors(posterior.network, wide, x[rows], lambda f: f[..., 0].var(0, unbiased=True))
+        apart = _of_anchors(posterior.network, wide, x[rows], unseen, lambda f: f[..., 0].var(0, unbiased=True))
         ood = (mean_of(apart, unseen) / spread).clamp(min=1e-12).log()
         spread, map_spread = math.sqrt(spread), math.sqrt(map_spread)
     else:
         own = [sample_outputs(posterior.network, w, x[rows[judged[u]]]) for w, u in zip(drawn, at, strict=True)]
         spread, rows_nll = gather(own, at, target[judged]).fit()
-        ood = mean_of(_of_anchors(posterior.network, wide, x[rows], lambda f: _mutual_information(f, spread)), unseen)
+        information = _of_anchors(posterior.network, wide, x[rows], unseen, lambda f: _mutual_information(f, spread))
+        ood = mean_of(information, unseen)
     nll, map_nll = float(rows_nll.mean()), float(map_rows.mean())
     ordered = ood.sort().values
     index = min(len(ordered), math.ceil((len(ordered) + 1) * (1 - config.false_alarm_rate)))
@@ -191,15 +198,21 @@ def _weights_of_anchors(posterior: DecodedPosterior, plan: LatentPlan) -> list[T
 
 
 def _of_anchors(
-    network: FunctionalNetwork, weights: list[Tensor], x: Tensor, figure: Callable[[Tensor], Tensor]
+    network: FunctionalNetwork, weights: list[Tensor], x: Tensor, asked: Tensor, figure: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """A figure (..., m) of the outputs (S_a, m, O) of each anchor's samples on rows x: (A, ..., m).
+    """A figure (..., m) of the outputs (S_a, m, O) of each anchor's samples on the rows x where `asked` (A, m); zero on
+    the others: (A, ..., m).
 
     Outputs of all samples on all rows would be the largest thing of a build, so the rows are taken in parts.
     """
     size = max(1, values_at_once() // (len(weights[0]) * network.activations(x[:1])))
-    parts = torch.split(x, size)
-    return torch.stack([torch.cat([figure(sample_outputs(network, w, part)) for part in parts], -1) for w in weights])
+    found = []
+    for w, here in zip(weights, asked, strict=True):
+        values = torch.cat([figure(sample_outputs(network, w, part)) for part in torch.split(x[here], size)], -1)
+        whole = values.new_zeros(*values.shape[:-1], len(x))
+        whole[..., here] = values
+        found.append(whole)
+    return torch.stack(found)
 
 
 def _mutual_information(logits: Tensor, temperature: float) -> Tensor:
