@@ -29,11 +29,11 @@ of its own in training, and a prior of its own in its masks.
 
 Ours: ten MAP anchors on all rows, which are the ensemble's members too. Judged are 512 decoded samples at drift scale
 1, the scale at which the sampler is exact for linear models. 24 fibers an anchor walk in two drift steps, each with 100
-refinement steps and 12 Hamiltonian moves (`fiber.moves`); these numbers were settled on with HMC's answers to the three
-regression sets at hand. A build does without such moves unless it is told to; what its default walk gives has a line of
-its own, as have other parts of the trajectories. Mean ± standard error over as many seeds (anchors, drift directions,
-draws) as stand behind each set's name; HMC is run once. HMC's own line is the noise floor: one half of its chains
-against the other.
+refinement steps and 40 Hamiltonian moves of 120 leapfrog steps (`fiber.moves`); these numbers were settled on with
+HMC's answers to the three regression sets at hand. A build does without such moves unless it is told to; what its
+default walk gives has a line of its own, as have other parts of the trajectories. Mean ± standard error over as many
+seeds (anchors, drift directions, draws) as stand behind each set's name; HMC is run once. HMC's own line is the noise
+floor: one half of its chains against the other.
 """
 
 

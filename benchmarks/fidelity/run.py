@@ -21,7 +21,7 @@ from builder.work import WorkFolder, make_key
 
 ANCHORS = 10
 DRAWN = ("fiberwalk", "laplace_full", "ensemble_10")
-FIBER = {"drift_scale": 1.0, "steps": 2, "trajectories": 24, "refinement": 100, "moves": 12}
+FIBER = {"drift_scale": 1.0, "steps": 2, "trajectories": 24, "refinement": 100, "moves": 40, "leapfrog": 120}
 """Ends at scale 1 after few drift steps, each with Hamiltonian moves, which by default a build does without."""
 
 
