@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.quality.goals import Goal
+from benchmarks.quality.published import ENSEMBLE, MC_DROPOUT
 from benchmarks.quality.run import METHODS
-from benchmarks.quality.summary import Summary, mean_ranks
-from benchmarks.table import Estimate, render
+from benchmarks.quality.summary import OURS, Summary, mean_ranks
+from benchmarks.table import Estimate, mark, render
 
 FIGURES = {"regression": ("nll", "rmse"), "classification": ("nll", "accuracy", "ece")}
 
@@ -22,6 +23,28 @@ def table(summary: Sequence[Summary], figure: str) -> tuple[list[str], list[list
         cells = [Estimate(**s["methods"][method][figure]).text() if method in s["methods"] else "–" for s in summary]
         rows.append([METHODS[method], *cells, f"{ranks[method]:.2f}" if method in ranks else ""])
     return ["method", *(f"{s['set']} ({s['splits']})" for s in summary), "mean rank"], rows
+
+
+def published_table(summary: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: for each regression set the NLL of peers as published and as measured, and ours.
+
+    A peer reaches its figure where it is no more than two standard errors above it.
+    """
+    peers = {"mc_dropout": MC_DROPOUT, "ensemble_10": ENSEMBLE}
+    header = ["set", *(text for m in peers for text in (f"{METHODS[m]}, published", "measured", "reached"))]
+    rows = []
+    for s in summary:
+        cells: list[str] = []
+        for method, figures in peers.items():
+            own, wanted = s["methods"].get(method), figures.get(s["set"])
+            if own is None or wanted is None:
+                cells += ["–", "–", "–"]
+                continue
+            found = Estimate(**own["nll"])
+            reached = found.mean <= wanted + 2 * (found.standard_error or 0.0)
+            cells += [f"{wanted:.2f}", found.text(), mark(reached)]
+        rows.append([f"{s['set']} ({s['splits']})", *cells, Estimate(**s["methods"][OURS]["nll"]).text()])
+    return [*header, METHODS[OURS]], rows
 
 
 def cost_table(summary: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
@@ -47,6 +70,8 @@ def render_summary(summary: Sequence[Summary]) -> None:
         for figure in figures:
             render(f"{task}, test {figure}: mean ± standard error (splits)", *table(sets, figure))
         render(f"{task}, cost a split", *cost_table(sets))
+        if task == "regression":
+            render("Peers beside their published NLL", *published_table(sets))
     for s in summary:
         for family, text in s["failed"].items():
             print(f"{s['set']}: {family} failed: {text}")

@@ -10,6 +10,7 @@ from benchmarks.quality.goals import NOT_MEASURED, judge
 from benchmarks.quality.page import page
 from benchmarks.quality.run import METHODS
 from benchmarks.quality.summary import PEERS, Summary, mean_ranks, summarize
+from benchmarks.quality.tables import published_table
 from benchmarks.table import MET, NOT_MET
 
 
@@ -107,6 +108,15 @@ def test_decoding_may_cost_a_hundredth(fiber: float, state: str) -> None:
     boston = summary("uci_boston", run(0, everyone(2.0, 2.5, fiber)))
     (goal,) = [g for g in judge([boston]) if "decoded" in g.text]
     assert goal.state == state
+
+
+def test_peers_reach_their_published_figure_within_two_standard_errors() -> None:
+    # Published on boston: MC dropout 2.40, the ensemble of ten 6.11.
+    runs = [run(i, {"mc_dropout": v, "ensemble_10": 7.0, "fiberwalk": 2.0}) for i, v in enumerate((2.3, 2.6))]
+    _, (row,) = published_table([summary("uci_boston", *runs)])
+    assert row[1] == "2.40" and row[3] == MET and row[6] == NOT_MET
+    _, (other,) = published_table([summary("uci_boston", run(0, {"mc_dropout": 2.45, "fiberwalk": 2.0}))])
+    assert other[3] == NOT_MET and other[4:7] == ["–"] * 3 and other[-1].startswith("2.0")
 
 
 def test_the_page_shows_every_method_goal_and_set() -> None:
