@@ -21,7 +21,16 @@ from torch import Tensor
 from builder.config import CalibrationConfig
 from builder.fiber import Fibers
 from builder.network import FunctionalNetwork
-from builder.out_of_fold import OutOfFold, disagreement, gather, mean_of, moments, moments_of, rows_to_judge
+from builder.out_of_fold import (
+    OutOfFold,
+    disagreement,
+    gather,
+    mean_of,
+    moments,
+    moments_of,
+    rows_to_judge,
+    who_disagree,
+)
 from builder.predictive import conformal_quantile, sample_outputs
 from builder.runtime import values_at_once
 from model_store.manifest import LatentPlan, OodDetector
@@ -156,8 +165,7 @@ def calibrate(
 
     scores, coverage = torch.zeros(0), math.nan
     if regression:
-        # Where rows are unseen by one anchor only, those that saw them stand in for how anchors disagree.
-        asked = unseen if bool((unseen.sum(0) > 1).any()) else torch.ones_like(unseen)
+        asked = unseen | who_disagree(unseen)
         within, means = _of_anchors(
             posterior.network,
             drawn,

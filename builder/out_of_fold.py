@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -134,6 +135,11 @@ def mean_of(values: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen, values, torch.zeros_like(values)).sum(0) / chosen.sum(0)
 
 
+def who_disagree(unseen: Tensor) -> Tensor:
+    """(A, m): the anchors that `disagreement` compares on each row."""
+    return unseen if bool((unseen.sum(0) > 1).any()) else ~unseen
+
+
 def disagreement(means: Tensor, unseen: Tensor) -> float:
     """Variance between the anchors' predictions of a new row, from means (A, m) on rows that `unseen` (A, m) lack.
 
@@ -141,7 +147,7 @@ def disagreement(means: Tensor, unseen: Tensor) -> float:
     differ less there, so too little is found rather than too much. The anchor that did not see a row must not be
     compared with those that did, which know its target with its noise.
     """
-    who = unseen if bool((unseen.sum(0) > 1).any()) else ~unseen
+    who = who_disagree(unseen)
     some = who.sum(0) > 1
     return float(_variance_between(means[:, some], who[:, some]).mean()) if bool(some.any()) else 0.0
 
@@ -175,14 +181,15 @@ class Moments:
         """The noise variance with the least NLL of the Gaussian of this mean and variance, and that NLL of each row."""
         if not all(bool(torch.isfinite(v).all()) for v in (self.residual, self.gain, self.within, self.between)):
             return 1.0, torch.full_like(self.residual, math.inf)
-        base = float(self._squared().mean().clamp(min=1e-10))
+        base = float(self._squared.mean().clamp(min=1e-10))
         return _best_of(base * np.geomspace(LEAST_NOISE, 2.0, 33), self.nll)
 
     def nll(self, noise: float) -> Tensor:
         """(m,) with this noise variance."""
         variance = noise + self.within + self.between
-        return 0.5 * self._squared() / variance + 0.5 * torch.log(2 * math.pi * variance)
+        return 0.5 * self._squared / variance + 0.5 * torch.log(2 * math.pi * variance)
 
+    @cached_property
     def _squared(self) -> Tensor:
         """(m,) squared residuals, all less by the same share."""
         squared = self.residual.square()

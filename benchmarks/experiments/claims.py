@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,27 +45,39 @@ def compare(problem: Problem) -> dict[str, Any]:
     """Figures of each variant: those of `Outputs.figures`, with `reach` the drift scale up to which nodes are used and
     `gradient_evaluations` of the walk. One round of folds is the first half of the anchors, with twice the fibers."""
     start = train(problem)
-    found = {variant: _fibers(start, options) for variant, options in VARIANTS.items()}
-    found[WEIGHTED] = _fibers(start, {}, weighted=True)
+    built = _walk(start, {})
+    found = {v: built.figures() if v == BUILT else _walk(start, options).figures() for v, options in VARIANTS.items()}
+    found[WEIGHTED] = replace(built, nodes=_resampled(start, built.nodes)).figures()
     found[ANCHORS] = outputs_of(start, start.anchors[:, None]).figures()
     once = start.first(len(start.anchors) // 2)
-    found[ONE_ROUND] = _fibers(once, {})
+    found[ONE_ROUND] = _walk(once, {}).figures()
     found[ONE_ROUND_ANCHORS] = outputs_of(once, once.anchors[:, None]).figures()
     return {"variants": found}
 
 
-def _fibers(start: Start, options: dict[str, object], weighted: bool = False) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Walked:
+    """Nodes (T, A, N, P) up to the reach, that drift scale, and what the walk cost."""
+
+    start: Start
+    nodes: Tensor
+    reach: float
+    gradient_evaluations: int
+
+    def figures(self) -> dict[str, float]:
+        return {
+            **outputs_of_nodes(self.start, self.nodes).figures(),
+            "reach": self.reach,
+            "gradient_evaluations": self.gradient_evaluations,
+        }
+
+
+def _walk(start: Start, options: dict[str, object]) -> _Walked:
     problem = start.problem
     fibers = walk(start, problem.config.fiber.model_copy(update=options))
     reach = choose_reach(problem.network, fibers, problem.x, problem.y, start.member)
-    nodes = fibers.nodes[: reach.node + 1]
-    if weighted:
-        nodes = _resampled(start, nodes)
-    return {
-        **outputs_of_nodes(start, nodes).figures(),
-        "reach": float(fibers.scales[reach.node]),
-        "gradient_evaluations": fibers.gradient_evaluations,
-    }
+    scale = float(fibers.scales[reach.node])
+    return _Walked(start, fibers.nodes[: reach.node + 1], scale, fibers.gradient_evaluations)
 
 
 def _resampled(start: Start, nodes: Tensor) -> Tensor:

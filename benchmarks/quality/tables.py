@@ -20,9 +20,18 @@ def table(summary: Sequence[Summary], figure: str) -> tuple[list[str], list[list
     ranks = mean_ranks(summary, figure, ranked) if figure != "accuracy" else {}
     rows = []
     for method in methods:
-        cells = [Estimate(**s["methods"][method][figure]).text() if method in s["methods"] else "–" for s in summary]
-        rows.append([METHODS[method], *cells, f"{ranks[method]:.2f}" if method in ranks else ""])
+        rows.append(
+            [
+                METHODS[method],
+                *(_cell(s, method, figure) for s in summary),
+                f"{ranks[method]:.2f}" if method in ranks else "",
+            ]
+        )
     return ["method", *(f"{s['set']} ({s['splits']})" for s in summary), "mean rank"], rows
+
+
+def _cell(s: Summary, method: str, figure: str) -> str:
+    return Estimate(**s["methods"][method][figure]).text() if method in s["methods"] else "–"
 
 
 def published_table(summary: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
@@ -42,8 +51,8 @@ def published_table(summary: Sequence[Summary]) -> tuple[list[str], list[list[st
                 continue
             found = Estimate(**own["nll"])
             reached = found.mean <= wanted + 2 * (found.standard_error or 0.0)
-            cells += [f"{wanted:.2f}", found.text(), mark(reached)]
-        rows.append([f"{s['set']} ({s['splits']})", *cells, Estimate(**s["methods"][OURS]["nll"]).text()])
+            cells += [f"{wanted:.2f}", _cell(s, method, "nll"), mark(reached)]
+        rows.append([f"{s['set']} ({s['splits']})", *cells, _cell(s, OURS, "nll")])
     return [*header, METHODS[OURS]], rows
 
 
