@@ -58,19 +58,18 @@ def measure(name: str, preset: str, loop_seconds: float = _LOOP_SECONDS, **stage
     _warm_up(problem)
     build_seconds, seconds, trained = time_build(problem)
     map_seconds = time_map(problem, trained)
-    fibers = trained.fibers
-    sampled = fibers.gradient_evaluations / seconds["fiber"]
+    sampled = trained.sampling_gradients / seconds["fiber"]
     looped = time_loop(trained, loop_seconds)
     return {
         "rows": len(problem.x),
         "columns": problem.x.shape[1],
         "weights": trained.network.weights,
-        "particles": fibers.nodes.shape[2],
+        "particles": trained.fibers.nodes.shape[2],
         "build_seconds": round(build_seconds, 3),
         "stage_seconds": seconds,
         "map_seconds": round(map_seconds, 3),
         "build_over_map": round(build_seconds / map_seconds, 3),
-        "sampled_gradients": fibers.gradient_evaluations,
+        "sampled_gradients": trained.sampling_gradients,
         "sampled_per_second": round(sampled),
         "looped_per_second": round(looped),
         "sampling_over_loop": round(sampled / looped, 3),

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from builder.config import AutoencoderConfig
-from builder.decoder import WeightDecoder
+from builder.decoder import WeightDecoder, growth_of
 from builder.metric import EuclideanMetric, WeightMetric
 from builder.progress import StepReport, silent
 
@@ -85,7 +85,7 @@ def train_autoencoder(
     generator = torch.Generator().manual_seed(seed + 104729)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 104729)
-        growth = _growth(unit)
+        growth = growth_of(unit)
         encoder = _Encoder(anchors, rank, config.hidden, config.dimension).to(device)
         decoder = WeightDecoder(anchors, config.dimension, config.hidden, rank, weights, growth=growth, knots=steps).to(
             device
@@ -188,16 +188,6 @@ def _divergence(means: Tensor, found: Tensor, away: Tensor, metric: WeightMetric
     """Mean divergence of the weights means + found from means + away, all (A, m, P); one that is lost counts as 1."""
     each = [metric.divergence(mean + f, mean + v) for mean, f, v in zip(means, found, away, strict=True)]
     return float(torch.cat(each).clamp(max=1.0).mean())
-
-
-def _growth(unit: Tensor) -> float:
-    """log(growth) * T of `unit_t = (g^t - 1) / (g^T - 1)`; 0 for even steps."""
-    steps = len(unit) - 1
-    if steps < 2:
-        return 0.0
-    # unit_1 / (unit_2 - unit_1) = 1 / g
-    g = float((unit[2] - unit[1]) / unit[1])
-    return steps * math.log(g) if g > 1 + 1e-6 else 0.0
 
 
 def _far_pairs(z: Tensor, generator: torch.Generator) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from builder.config import CalibrationConfig
+from builder.decoder import growth_of, scale_at
 from builder.fiber import Fibers
 from builder.network import FunctionalNetwork
 from builder.out_of_fold import (
@@ -110,7 +111,7 @@ class Calibrated:
         interval_scores: sorted scores behind the intervals (regression), empty for classification.
         detector: the OOD detector.
         points: rows behind all of it.
-        nll: out-of-fold NLL of the decoded posterior; map_nll: of the anchors alone, calibrated alike.
+        nll: out-of-fold NLL of the posterior; map_nll: of the anchors alone, calibrated alike.
         coverage: out-of-fold share of rows in the 90 % interval (regression).
     """
 
@@ -142,8 +143,33 @@ class DecodedPosterior:
         return weights, anchor
 
 
+@dataclass(frozen=True)
+class SampledPosterior:
+    """What a server would draw if its decoder gave the trajectories back without an error.
+
+    Attributes:
+        nodes: (A, N, T+1, P) weights of the trajectories, the anchor first.
+        scales: (T+1,) their drift scales.
+    """
+
+    network: FunctionalNetwork
+    nodes: Tensor
+    scales: Tensor
+
+    def draw(self, plan: LatentPlan, samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Weights (S, P) and the anchor of each (S,)."""
+        unit = (self.scales / self.scales[-1]).to(self.nodes)
+        # As the decoder does: in units of the drift scale, what lies between nodes is between theirs.
+        scaled = (self.nodes[:, :, 1:] - self.nodes[:, :, :1]) / unit[1:, None]
+        scaled = torch.cat([scaled[:, :, :1], scaled], dim=2)
+        place = torch.linspace(0, 1, len(unit)).to(scaled)[:, None].expand(*scaled.shape[:3], 1)
+        found, anchors = draw_latents(plan, torch.cat([scaled, place], dim=3).cpu().numpy(), samples, seed)
+        drawn, anchor = torch.from_numpy(found).to(scaled), torch.from_numpy(anchors).to(scaled.device)
+        return self.nodes[anchor, 0, 0] + scale_at(drawn[:, -1:], growth_of(unit)) * drawn[:, :-1], anchor
+
+
 def calibrate(
-    posterior: DecodedPosterior,
+    posterior: DecodedPosterior | SampledPosterior,
     anchors: Tensor,
     plans: dict[str, LatentPlan],
     x: Tensor,
@@ -151,7 +177,7 @@ def calibrate(
     member: Tensor,
     config: CalibrationConfig,
 ) -> Calibrated:
-    """Calibrates the decoded posterior on the rows that anchors did not see."""
+    """Calibrates the posterior around cross-fitted anchors on the rows that these did not see."""
     regression = y.is_floating_point()
     rows = (~member).any(0).nonzero().squeeze(1)
     unseen, target = ~member[:, rows], y[rows]
@@ -198,7 +224,7 @@ def calibrate(
     return Calibrated(spread, map_spread, scores, detector, len(target), nll, map_nll, coverage)
 
 
-def _weights_of_anchors(posterior: DecodedPosterior, plan: LatentPlan) -> list[Tensor]:
+def _weights_of_anchors(posterior: DecodedPosterior | SampledPosterior, plan: LatentPlan) -> list[Tensor]:
     """Samples (S_a, P) of every anchor."""
     count = len(posterior.nodes)
     weights, anchor = posterior.draw(plan, _SAMPLES_PER_ANCHOR * count, seed=1)

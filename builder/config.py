@@ -70,6 +70,12 @@ class MapConfig(_Config):
         list[Annotated[float, Field(gt=0)]],
         Field(min_length=1, description="precision of the Gaussian prior; of several, the best out of fold is taken"),
     ] = [0.3, 3.0, 30.0]
+    refit: Annotated[
+        bool | None,
+        Field(
+            description="train what is served anew with all rows, once everything is chosen; default: where anchors = 1"
+        ),
+    ] = None
 
 
 class FiberConfig(_Config):
@@ -107,7 +113,12 @@ class FiberConfig(_Config):
     curvature_rows: Annotated[int, Field(ge=1, description="most rows, times outputs, the curvature is taken from")] = (
         4096
     )
-    work: Annotated[float, Field(gt=0, description="floating point operations that all refinement may take")] = 6e11
+    work: Annotated[
+        float | None,
+        Field(
+            gt=0, description="floating point operations all refinement may take; default: 1e11 an anchor, at most 6e11"
+        ),
+    ] = None
 
 
 class AutoencoderConfig(_Config):
@@ -130,7 +141,13 @@ class AutoencoderConfig(_Config):
 class CalibrationConfig(_Config):
     """Choices made on out-of-fold predictions."""
 
-    samples: Annotated[int, Field(ge=2, description="posterior samples a request draws by default")] = 32
+    samples: Annotated[
+        int | None,
+        Field(
+            ge=2,
+            description="posterior samples of a request that names none; default: 32, or up to 256 where few cost NLL",
+        ),
+    ] = None
     ood_samples: Annotated[int, Field(ge=2, description="posterior samples the OOD detector draws by default")] = 128
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1, description="share of familiar rows that /ood may flag")] = (
         0.01

@@ -81,9 +81,7 @@ class WeightDecoder(nn.Module):
     def coordinates(self, latents: Tensor) -> Tensor:
         """Coordinates (A, M, rank) of latents (A, M, k), row a decoded by anchor a."""
         length = latents.square().sum(-1, keepdim=True) / _length(latents)  # zero at the anchor, which it decodes to
-        if self.growth:
-            length = torch.expm1(self.growth * length.clamp(max=1.5)) / math.expm1(self.growth)
-        return self.table_features(latents) @ self.table * length
+        return self.table_features(latents) @ self.table * scale_at(length, self.growth)
 
     def table_features(self, latents: Tensor) -> Tensor:
         """(A, M, knots * (k + hidden)): what the table is linear in, the features times the hats of the length."""
@@ -112,6 +110,21 @@ class WeightDecoder(nn.Module):
         masked = torch.cat([ones, every], dim=-1) * chosen
         coefficients = masked.transpose(0, 1).reshape(latents.shape[0], self.anchors * (1 + self.rank))
         return coefficients, coefficients @ self.head
+
+
+def growth_of(unit: Tensor) -> float:
+    """log(growth) * T of drift scales (T+1,) `unit_t = (g^t - 1) / (g^T - 1)`; 0 for even steps."""
+    steps = len(unit) - 1
+    if steps < 2:
+        return 0.0
+    # unit_1 / (unit_2 - unit_1) = 1 / g
+    g = float((unit[2] - unit[1]) / unit[1])
+    return steps * math.log(g) if g > 1 + 1e-6 else 0.0
+
+
+def scale_at(position: Tensor, growth: float) -> Tensor:
+    """The drift scale at positions on a trajectory, in units of that at its end, position 1."""
+    return torch.expm1(growth * position.clamp(max=1.5)) / math.expm1(growth) if growth else position
 
 
 def _length(latents: Tensor) -> Tensor:

@@ -88,8 +88,15 @@ class Plan:
     rows: int
 
 
-def plan_work(network: FunctionalNetwork, x: Tensor, anchors: int, config: FiberConfig) -> Plan:
-    """Spends the config's work budget where it helps most.
+def work_of(config: FiberConfig, anchors: int) -> float:
+    """Floating point operations that refinement may take."""
+    return config.work if config.work is not None else min(1e11 * anchors, 6e11)
+
+
+def plan_work(
+    network: FunctionalNetwork, x: Tensor, anchors: int, config: FiberConfig, last: int | None = None
+) -> Plan:
+    """Spends the config's work budget where it helps most, on the walk to node `last` (default T).
 
     Refinement is cut first, from 30 steps to 15, then trajectories, from 160 in all (8 to 32 an anchor) to half of it;
     only then are gradients taken on part of the rows, unless that part is most of them: all rows then are worth their
@@ -97,11 +104,11 @@ def plan_work(network: FunctionalNetwork, x: Tensor, anchors: int, config: Fiber
     """
     most = min(32, max(8, 160 // anchors))
     least = max(1, min(8, 80 // anchors))
-    each = 3.0 * network.operations(x[:1]) * config.steps * anchors
-    rows = len(x)
+    each = 3.0 * network.operations(x[:1]) * (last or config.steps) * anchors
+    rows, work = len(x), work_of(config, anchors)
 
     def share(fixed: int | None, high: int, low: int, cost: float) -> int:
-        return fixed if fixed is not None else int(min(high, max(low, config.work / cost)))
+        return fixed if fixed is not None else int(min(high, max(low, work / cost)))
 
     refinement = share(config.refinement, 30, 15, each * rows * (config.trajectories or most))
     gradients = max(1, refinement + config.moves * config.leapfrog)
@@ -122,6 +129,7 @@ def walk_fibers(
     config: FiberConfig,
     seed: int = 0,
     report: StepReport = silent,
+    last: int | None = None,
 ) -> Fibers:
     """Walks N particles away from each anchor; several processes walk a part of them each.
 
@@ -131,18 +139,20 @@ def walk_fibers(
         x: (n, ...) encoded inputs; y: (n,) targets.
         member: (A, n) bool, the rows of each anchor.
         prior_precision: (P,).
+        last: node where the walk ends, at least 1; default T.
     """
+    last = last or config.steps
     generator = torch.Generator().manual_seed(seed + 7919)
-    walk = _Walk(network, anchors, x, y, member, likelihood, prior_precision, config, generator)
-    scales = drift_scales(config)
+    walk = _Walk(network, anchors, x, y, member, likelihood, prior_precision, config, generator, last)
+    scales = drift_scales(config)[: last + 1]
     nodes, losses = [walk.position.clone()], [walk.plain_loss(walk.position)]
-    for t in range(1, config.steps + 1):
+    for t in range(1, last + 1):
         walk.drift(float(scales[t] - scales[t - 1]))
         earlier = math.inf
         with side_by_side(x.device.type == "cpu") as walk.threads:
             for step in range(walk.refinement):
                 loss = walk.refine(float(scales[t]))
-                report((t - 1) * walk.refinement + step + 1, config.steps * walk.refinement, loss / len(x))
+                report((t - 1) * walk.refinement + step + 1, last * walk.refinement, loss / len(x))
                 if step % _CHECKED == 0:
                     if from_first(walk.exact and earlier - loss < _CONVERGED):
                         break
@@ -150,7 +160,7 @@ def walk_fibers(
         loss_there = walk.strand_diverged(float(scales[t]), nodes[-1], losses[-1])
         nodes.append(walk.settled(float(scales[t])))
         losses.append(walk.plain_loss(nodes[-1]) if config.moves else loss_there)
-    shape = (config.steps + 1, anchors.shape[0], walk.particles)
+    shape = (last + 1, anchors.shape[0], walk.particles)
     return Fibers(
         nodes=torch.stack([gathered(node, walk.count) for node in nodes]).reshape(*shape, -1),
         scales=scales.to(torch.float32),
@@ -175,10 +185,11 @@ class _Walk:
         prior_precision: Tensor,
         config: FiberConfig,
         generator: torch.Generator,
+        last: int,
     ) -> None:
         self.network, self.x, self.y, self.likelihood = network, x, y, likelihood
         self.prior_precision, self.config, self.generator = prior_precision, config, generator
-        plan = plan_work(network, x, len(anchors), config)
+        plan = plan_work(network, x, len(anchors), config, last)
         self.particles, self.refinement, self.batch_rows = plan.trajectories, plan.refinement, plan.rows
         n, device = len(x), x.device
         self.exact = self.batch_rows == n

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -11,26 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from builder.autoencoder import LatentModel, train_autoencoder
-from builder.calibration import DecodedPosterior, Reach, calibrate, choose_reach
-from builder.config import BuildConfig
+from builder.calibration import DecodedPosterior, SampledPosterior, calibrate, choose_reach
+from builder.config import BuildConfig, FiberConfig
 from builder.data import Dataset
 from builder.decoder import WeightDecoder
-from builder.distributed import from_first, go_on_alone
-from builder.fiber import Fibers, walk_fibers
-from builder.likelihood import likelihood_of
-from builder.map import Anchors, given_anchor, train_anchors
+from builder.distributed import first, from_first, go_on_alone
+from builder.fiber import Fibers, walk_fibers, work_of
+from builder.likelihood import Likelihood, likelihood_of
+from builder.map import Anchors, given_anchor, refit_anchors, train_anchors
 from builder.metric import PredictiveMetric
 from builder.network import FunctionalNetwork, NetworkFactory
+from builder.plans import make_plans, with_enough_samples
 from builder.preparation import assign_members, choose_device, make_module
-from builder.progress import StageBars
+from builder.progress import StageBars, StepReport
 from builder.runtime import limit_memory
 from builder.trained import Trained
 from builder.work import WorkFolder, make_key
-from model_store.manifest import LatentPlan
 
 Stage = TypeVar("Stage", Anchors, Fibers)
-
-_OOD_START = 2 / 3
 
 
 def learn(
@@ -86,76 +86,122 @@ def learn(
                 anchors = train_anchors(full, factory, x, y, member, config.map, config.seed, report)
             _keep(work, "map", key, anchors)
     anchors = _on(anchors, device)
-    network, start = _posterior_network(config, module, full, anchors)
-    likelihood = likelihood_of(anchors.noise_std, y, dataset.outputs)
-    precision = torch.full((network.weights,), anchors.prior_precision, device=device)
+    evaluations = anchors.gradient_evaluations
+    own = _Start.of(config, module, full, anchors, member, y, dataset.outputs)
+    # Given weights are answered with as they are. Of many anchors each lacks but a fold, which is hardly felt.
+    wanted = config.map.refit if config.map.refit is not None else len(member) == 1
+    refit = wanted and config.network.weights is None
+    work_a_walk = work_of(config.fiber, len(member)) / (2 if refit else 1)
+    fiber = config.fiber.model_copy(update={"work": work_a_walk})
 
     key = make_key(key, config.fiber.model_dump())
     with bars.stage("Fiber sampling") as report, clock("fiber"):
-        fibers = _resume(work, "fiber", key, Fibers)
-        go_on_alone(fibers is not None)
-        if fibers is None:
-            fibers = walk_fibers(network, start, x, y, member, likelihood, precision, config.fiber, config.seed, report)
-            go_on_alone()
-            _keep(work, "fiber", key, fibers)
-    fibers = _on(fibers, device)
-    reach = choose_reach(network, fibers, x, y, member)
+        cross_fitted = _resume(work, "fiber", key, Fibers)
+        if not from_first(cross_fitted is not None):
+            cross_fitted = own.walk(x, y, fiber, config.seed, report)
+            _keep(work, "fiber", key, cross_fitted)
+    # Of several processes, the first alone may have found fibers of an earlier start.
+    cross_fitted = _on(cross_fitted, device) if cross_fitted is not None else None
+    reach = from_first(choose_reach(own.network, cross_fitted, x, y, member) if first() and cross_fitted else None)
+    assert reach is not None
+
+    served, fibers = own, cross_fitted
+    if refit:
+        key = make_key(key, reach.wide)
+        with bars.stage("MAP, all rows") as report, clock("map"):
+            whole = from_first(_resume(work, "refit", key, Anchors))
+            if whole is None:
+                whole = refit_anchors(full, factory, anchors, x, y, config.map, config.seed, report)
+                _keep(work, "refit", key, whole)
+        whole = _on(whole, device)
+        evaluations += whole.gradient_evaluations
+        served = _Start.of(config, module, full, whole, torch.ones_like(member), y, dataset.outputs)
+        with bars.stage("Fibers, all rows") as report, clock("fiber"):
+            fibers = _resume(work, "refit_fiber", key, Fibers)
+            if not from_first(fibers is not None):
+                fibers = served.walk(x, y, fiber, config.seed, report, reach.wide)
+                _keep(work, "refit_fiber", key, fibers)
+        fibers = _on(fibers, device) if fibers is not None else None
+    go_on_alone()
+    assert cross_fitted is not None and fibers is not None
 
     key = make_key(key, config.autoencoder.model_dump(), reach.wide)
     with bars.stage("Autoencoder") as report, clock("autoencoder"):
         latent = _resume_latent(work, key, device)
         if latent is None:
             used = slice(0, reach.wide + 1)
-            metric = PredictiveMetric(network, start, x, member, likelihood, precision)
+            metric = PredictiveMetric(
+                served.network, served.anchors, x, served.member, served.likelihood, served.precision
+            )
             latent = train_autoencoder(
                 fibers.nodes[used], fibers.scales[used], config.autoencoder, config.seed, report, metric
             )
             _keep_latent(work, key, latent)
 
-    plans = make_plans(config, fibers, reach)
-    posterior = DecodedPosterior(network, latent.decoder, latent.nodes.cpu().numpy())
+    plans = make_plans(config.calibration, fibers, reach)
+    posterior = DecodedPosterior(served.network, latent.decoder, latent.nodes.cpu().numpy())
     with bars.stage("Calibration"), clock("calibration"):
-        calibrated = calibrate(posterior, start, plans, x, y, member, config.calibration)
+        used = slice(0, reach.wide + 1)
+        judged = SampledPosterior(own.network, cross_fitted.nodes[used].permute(1, 2, 0, 3), cross_fitted.scales[used])
+        calibrated = calibrate(judged if refit else posterior, own.anchors, plans, x, y, member, config.calibration)
+        if config.calibration.samples is None:
+            plans["predict"] = with_enough_samples(
+                plans["predict"], posterior, x, calibrated.spread, y.is_floating_point()
+            )
     return Trained(
         config,
         dataset,
-        network,
+        served.network,
         x,
         y,
         member,
-        start,
+        served.anchors,
         fibers,
+        cross_fitted,
         reach,
         latent,
         plans,
         posterior,
         calibrated,
-        anchors.gradient_evaluations + fibers.gradient_evaluations,
+        evaluations,
     )
 
 
-def make_plans(config: BuildConfig, fibers: Fibers, reach: Reach) -> dict[str, LatentPlan]:
-    """The plan for predicting, up to the chosen reach, and the one for OOD: its outer part, where samples differ."""
-    last = reach.node / reach.wide
-    return {
-        "predict": LatentPlan(
-            name="predict",
-            samples=config.calibration.samples,
-            stop=last,
-            drift_scale=float(fibers.scales[reach.node]),
-        ),
-        "ood": LatentPlan(
-            name="ood",
-            samples=config.calibration.ood_samples,
-            start=_OOD_START * (last or 1.0),
-            stop=1.0,
-            drift_scale=float(fibers.scales[reach.wide]),
-        ),
-    }
+@dataclass(frozen=True)
+class _Start:
+    """What a walk starts from: anchors (A, P) in the network's random weights, and the rows (A, n) of each."""
+
+    network: FunctionalNetwork
+    anchors: Tensor
+    member: Tensor
+    likelihood: Likelihood
+    precision: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        config: BuildConfig,
+        module: nn.Module,
+        full: FunctionalNetwork,
+        anchors: Anchors,
+        member: Tensor,
+        y: Tensor,
+        outputs: int,
+    ) -> _Start:
+        network, start = _posterior_network(config, module, full, anchors)
+        precision = torch.full((network.weights,), anchors.prior_precision, device=start.device)
+        return cls(network, start, member, likelihood_of(anchors.noise_std, y, outputs), precision)
+
+    def walk(
+        self, x: Tensor, y: Tensor, config: FiberConfig, seed: int, report: StepReport, last: int | None = None
+    ) -> Fibers:
+        return walk_fibers(
+            self.network, self.anchors, x, y, self.member, self.likelihood, self.precision, config, seed, report, last
+        )
 
 
 class Clock:
-    """Takes the seconds of each stage."""
+    """Takes the seconds of each stage, of all its parts together."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
         self._seconds = seconds
@@ -168,7 +214,8 @@ class Clock:
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self._seconds[self._stage] = round(time.perf_counter() - self._start, 3)
+        taken = time.perf_counter() - self._start
+        self._seconds[self._stage] = round(self._seconds.get(self._stage, 0.0) + taken, 3)
 
 
 def _posterior_network(
@@ -180,6 +227,7 @@ def _posterior_network(
     if network.fixed_weights == 0:
         return network, anchors.weights
     # The fixed part is the MAP's: it is written into the module, from which the function takes it.
+    module = copy.deepcopy(module)
     with torch.no_grad():
         named = dict(module.named_parameters())
         for name, value in full.unflatten(anchors.weights[0]).items():

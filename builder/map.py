@@ -9,7 +9,7 @@ Lengths: A anchors, n rows, P weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -144,7 +144,7 @@ def train_anchors(
     # A round of folds ends where every row has been left out; with one part held out there is none.
     left_out = (~member).cumsum(0).bool().all(1)
     first = int(left_out.int().argmax()) + 1 if len(precisions) > 1 and bool(left_out.any()) else anchors
-    start = initial_weights(factory, network, [seed * 1009 + a for a in range(anchors)]).to(x.device)
+    start = _starts(factory, network, anchors, seed).to(x.device)
     steps = config.steps * (1 if first == anchors else 2)
 
     def train(part: slice, tried: list[float], done: int) -> Members:
@@ -181,6 +181,41 @@ def train_anchors(
         loss=float(loss.mean()),
         gradient_evaluations=evaluations,
     )
+
+
+def refit_anchors(
+    network: FunctionalNetwork,
+    factory: NetworkFactory,
+    anchors: Anchors,
+    x: Tensor,
+    y: Tensor,
+    config: MapConfig,
+    seed: int = 0,
+    report: StepReport = silent,
+) -> Anchors:
+    """The anchors trained anew, each from its own start in the same way, but on all rows.
+
+    They are what is served, once everything has been chosen on rows that the first ones left out. To go on from these
+    would be cheaper, but serve networks that are trained for longer than those that were judged.
+    `gradient_evaluations` are those of this alone. Arguments as of `train_members`.
+    """
+    count = len(anchors.weights)
+    start = _starts(factory, network, count, seed).to(x.device)
+    every = torch.ones(count, len(x), dtype=torch.bool, device=x.device)
+    precision = torch.full((count,), anchors.prior_precision, device=x.device)
+    found = train_members(network, start, x, y, every, precision, config, seed, report)
+    return replace(
+        anchors,
+        weights=found.weights,
+        noise_std=found.noise_std if y.is_floating_point() else anchors.noise_std,
+        loss=float(found.loss.mean()),
+        gradient_evaluations=found.gradient_evaluations,
+    )
+
+
+def _starts(factory: NetworkFactory, network: FunctionalNetwork, anchors: int, seed: int) -> Tensor:
+    """(A, P) first weights of a build's anchors."""
+    return initial_weights(factory, network, [seed * 1009 + a for a in range(anchors)])
 
 
 def given_anchor(network: FunctionalNetwork, x: Tensor, y: Tensor, member: Tensor, config: MapConfig) -> Anchors:

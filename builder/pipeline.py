@@ -65,7 +65,7 @@ def run_build(
     trained = learn(config, dataset, factory or make_factory(config, dataset), bars, seconds, work)
     with bars.stage("Test metrics"), clock("evaluation"):
         metrics = evaluate(trained)
-    findings = examine(trained.fibers, trained.reach, trained.latent, trained.calibrated)
+    findings = examine(trained.cross_fitted, trained.reach, trained.latent, trained.calibrated)
     for finding in findings:
         bars.say(f"[yellow]{finding}[/yellow]")
     with bars.stage("Export"), clock("export"):

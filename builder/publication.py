@@ -123,7 +123,7 @@ def _report_data(trained: Trained, manifest: Manifest, scores: NDArray[Any]) -> 
         }
     elif test.probabilities is not None:
         predictions = {"y": test.y.cpu().numpy(), "probabilities": test.probabilities.cpu().numpy()}
-    fibers = trained.fibers
+    fibers = trained.cross_fitted
     return ReportData(
         manifest=manifest,
         predictions=predictions,

@@ -22,11 +22,13 @@ class Trained:
     Attributes:
         dataset: all rows, the test part among them.
         network: its random weights are the posterior's.
-        x, y, member: encoded training rows, their targets, and which anchor was trained on which, (A, n).
-        anchors: (A, P).
+        x, y, member: encoded training rows, their targets, and which anchor was first trained on which, (A, n).
+        anchors: (A, P), trained on all rows in the end; fibers: from them, as far as a plan reaches.
+        cross_fitted: whole fibers from the anchors as they were trained on their own rows alone, which all choices
+            were made on; the same as `fibers` where these anchors are what is served.
         plans: latent plans by name.
         posterior: the decoded posterior, as a server draws from it.
-        gradient_evaluations: row gradients that training and sampling took.
+        training_gradients: row gradients that training took.
     """
 
     config: BuildConfig
@@ -37,9 +39,21 @@ class Trained:
     member: Tensor
     anchors: Tensor
     fibers: Fibers
+    cross_fitted: Fibers
     reach: Reach
     latent: LatentModel
     plans: dict[str, LatentPlan]
     posterior: DecodedPosterior
     calibrated: Calibrated
-    gradient_evaluations: int
+    training_gradients: int
+
+    @property
+    def sampling_gradients(self) -> int:
+        """Row gradients that all walks took."""
+        walks = [self.fibers] if self.fibers is self.cross_fitted else [self.cross_fitted, self.fibers]
+        return sum(walk.gradient_evaluations for walk in walks)
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Row gradients that training and sampling took."""
+        return self.training_gradients + self.sampling_gradients

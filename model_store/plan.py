@@ -49,7 +49,6 @@ def draw_latents(
     at = position * (points - 1)
     low = np.minimum(np.floor(at).astype(np.int64), points - 2)
     part = (at - low)[:, None].astype(np.float32)
-    path = nodes[anchor, trajectory]
-    here, there = path[turn, low], path[turn, low + 1]
+    here, there = nodes[anchor, trajectory, low], nodes[anchor, trajectory, low + 1]
     # This form gives both nodes exactly; here + part * (there - here) misses the second by rounding.
     return ((1 - part) * here + part * there).astype(np.float32), anchor.astype(np.int64)

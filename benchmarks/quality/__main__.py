@@ -1,6 +1,6 @@
 """The quality benchmark: every method on the same splits, networks, training budget and tuning effort, in one run.
 
-    python -m benchmarks.quality [--full] [--sets NAME ...] [--splits N] [--preset default] [--output FILE.json]
+    python -m benchmarks.quality [--full] [--sets NAME[:N] ...] [--splits N] [--preset default] [--output FILE.json]
 
 Without `--full`, a subset of sets and splits that ends within half an hour on 2 cores. Splits run side by side, one
 process a core; times are comparable within a run. It can be stopped at any time: finished splits are in the output
@@ -24,13 +24,14 @@ from benchmarks.data import PUBLISHED, ROOT
 from benchmarks.exit import exit_status
 from benchmarks.quality.goals import judge
 from benchmarks.quality.run import run_split
-from benchmarks.quality.splits import run_splits
+from benchmarks.quality.splits import run_splits, splits_of_sets
 from benchmarks.quality.summary import summarize
 from benchmarks.quality.tables import render_goals, render_summary
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "quality.json"
 ALL: Final = [name for name in PUBLISHED if name != "snelson1d"]
 SUBSET: Final = ["uci_boston", "uci_energy", "uci_wine_red", "uci_yacht", "cls_australian", "cls_glass", "cls_vehicle"]
+_EVERY: Final = 1000
 PRESETS: Final = ("fast", "default", "thorough")
 
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark. Returns the exit status: 1 where a split failed, 2 where it cannot start."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--full", action="store_true", help="all sets and splits (many hours)")
-    parser.add_argument("--sets", nargs="+", metavar="NAME", help="these sets only")
+    parser.add_argument("--sets", nargs="+", metavar="NAME[:N]", help="these sets only, and N splits of one")
     parser.add_argument("--splits", type=int, metavar="N", help="the first N of each set (default 2; with --full all)")
     parser.add_argument("--preset", choices=PRESETS, default="default")
     parser.add_argument(
@@ -46,22 +47,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     options = parser.parse_args(arguments)
-    names = options.sets or (ALL if options.full else SUBSET)
-    splits = options.splits or (1000 if options.full else 2)
-    if splits < 1 or options.workers < 1:
+    if (options.splits or 1) < 1 or options.workers < 1:
         parser.error("--splits and --workers must be at least 1")
     log = Console(stderr=True, highlight=False)
-    return exit_status(lambda: _run(names, splits, options.preset, options.output, options.workers, log), log)
+    return exit_status(lambda: _run(options, log), log)
 
 
-def _run(names: Sequence[str], splits: int, preset: str, output: Path, workers: int, log: Console) -> int:
-    results, counts = run_splits("quality", run_split, _shown, names, splits, preset, output, workers, log)
+def _run(options: argparse.Namespace, log: Console) -> int:
+    wanted = splits_of_sets(options, ALL if options.full else SUBSET, _EVERY if options.full else 2)
+    results, counts = run_splits(
+        "quality", run_split, _shown, wanted, options.preset, options.output, options.workers, log
+    )
     each = [summarize(n, [r for r in results.current(n) if r["split"] < counts[n]]) for n in counts]
     summary = [s for s in each if s is not None]
     results.save(summary)
     render_summary(summary)
     render_goals(judge(summary))
-    log.print(f"Written to {output}.", markup=False, soft_wrap=True)
+    log.print(f"Written to {options.output}.", markup=False, soft_wrap=True)
     failed = any("error" in r or r.get("failed") for n in counts for r in results.current(n))
     return int(failed)
 

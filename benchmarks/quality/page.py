@@ -90,7 +90,7 @@ def _curves(content: Content) -> list[str]:
         f"![Test NLL over row gradients, a line a method]({PICTURE})",
         "",
         "Each method with less and with more work; what it is given more of stands behind its name. A point is charged",
-        "with all that it would take alone. Ours is drawn as served, 32 samples. Written by",
+        "with all that it would take alone. Ours is drawn as served. Written by",
         "`python -m benchmarks.quality.curves`.",
         "",
         *_measured_with(content),

@@ -34,7 +34,7 @@ METHODS = {
     "fiberwalk_anchors": "our anchors without fibers",
     "fiberwalk_fiber": "our fiber samples",
     "fiberwalk_many": "fiberwalk, 512 decoded samples",
-    "fiberwalk": "fiberwalk, as served (32 samples)",
+    "fiberwalk": "fiberwalk, as served",
 }
 """What the methods are called in tables, in their order."""
 

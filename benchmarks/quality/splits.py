@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 from benchmarks.data import ROOT, check_available, read_set
 from benchmarks.quality.run import one_thread
 from benchmarks.results import Results, environment, refuse_changed
-from model_store.errors import FiberwalkError
+from model_store.errors import ConfigError, FiberwalkError
 
 OneSplit = Callable[[str, int, str], dict[str, Any]]
 """From a set's name, a split and a preset to what was found."""
@@ -23,8 +24,7 @@ def run_splits(
     benchmark: str,
     run: OneSplit,
     show: Callable[[dict[str, Any]], str],
-    names: Sequence[str],
-    splits: int,
+    wanted: Mapping[str, int],
     preset: str,
     output: Path,
     workers: int,
@@ -36,7 +36,7 @@ def run_splits(
         benchmark: what the file calls itself.
         run: a function of a module, as worker processes import it.
         show: one split's results in a line.
-        splits: the first so many of each set.
+        wanted: how many splits of each set, the first ones; more than there are means all.
 
     Returns:
         The results, and how many splits of each set count.
@@ -44,18 +44,43 @@ def run_splits(
     Raises:
         FiberwalkError: a set cannot be had, or the code was changed meanwhile.
     """
-    for name in names:
+    for name in wanted:
         check_available(name)
     here = environment(ROOT, preset)
     results = Results(output, benchmark, here)
-    counts = {name: min(splits, read_set(name).splits) for name in dict.fromkeys(names)}
+    counts = {name: min(splits, read_set(name).splits) for name, splits in wanted.items()}
     # All sets have their first split before one has its second, so that an early stop leaves a whole picture.
-    waiting = [(n, s) for s in range(splits) for n, count in counts.items() if s < count and not results.finished(n, s)]
+    waiting = [
+        (n, s)
+        for s in range(max(counts.values()))
+        for n, count in counts.items()
+        if s < count and not results.finished(n, s)
+    ]
     for name, split, found in _all_splits(run, waiting, preset, workers):
         results.add(name, split, found)
         log.print(f"{name} {split}:", found.get("error") or show(found), markup=False, soft_wrap=True)
     refuse_changed(here, environment(ROOT, preset))
     return results, counts
+
+
+def splits_of_sets(options: argparse.Namespace, default: Sequence[str], splits: int) -> dict[str, int]:
+    """How many splits of each set the options `--sets NAME[:N] ...` and `--splits N` ask for.
+
+    Raises:
+        ConfigError: a number of splits is none.
+    """
+    found = {}
+    for asked in options.sets or default:
+        name, colon, own = asked.partition(":")
+        if colon and not (own.isascii() and own.isdigit() and int(own)):
+            raise ConfigError(
+                f"{asked!r} does not say how many splits; write NAME, or NAME:N with N at least 1.",
+                field="--sets",
+                expected="NAME or NAME:N, N at least 1",
+                got=own,
+            )
+        found[name] = int(own) if colon else options.splits or splits
+    return found
 
 
 def _all_splits(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from builder.config import PRESETS, BuildConfig, make_config, read_recipe
+from builder.fiber import work_of
 from model_store.errors import ConfigError
 
 LEAST: dict[str, Any] = {"name": "m", "data": {"task": "regression"}}
@@ -28,8 +29,10 @@ def test_a_preset_sets_what_it_names_and_nothing_else(preset: str) -> None:
 
 def test_presets_do_ever_more_work() -> None:
     fast, default, thorough = (make_config({**LEAST, "preset": p}) for p in ("fast", "default", "thorough"))
-    work = [c.map.steps * len(c.map.prior_precision) * c.fiber.work * c.autoencoder.steps for c in (fast, default)]
-    work.append(thorough.map.steps * len(thorough.map.prior_precision) * thorough.fiber.work)
+    work = [
+        c.map.steps * len(c.map.prior_precision) * work_of(c.fiber, 20) * c.autoencoder.steps for c in (fast, default)
+    ]
+    work.append(thorough.map.steps * len(thorough.map.prior_precision) * work_of(thorough.fiber, 20))
     work[2] *= thorough.autoencoder.steps
     assert work[0] < work[1] < work[2]
 

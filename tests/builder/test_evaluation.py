@@ -75,6 +75,14 @@ def made(task: str = "regression", nodes: Array | None = None, tested: int = TES
     regression = task == "regression"
     unused: Any = None
     train = ~dataset.test
+    fibers = Fibers(
+        nodes=torch.from_numpy(nodes.transpose(2, 0, 1, 3).copy()),
+        scales=torch.linspace(0, 1, nodes.shape[2]),
+        loss=unused,
+        drift_length=unused,
+        stranded=unused,
+        gradient_evaluations=0,
+    )
     return Trained(
         config=options,
         dataset=dataset,
@@ -83,14 +91,8 @@ def made(task: str = "regression", nodes: Array | None = None, tested: int = TES
         y=torch.from_numpy(dataset.y[train]),
         member=torch.ones(ANCHORS, int(train.sum()), dtype=torch.bool),
         anchors=torch.from_numpy(nodes[:, 0, 0]),
-        fibers=Fibers(
-            nodes=torch.from_numpy(nodes.transpose(2, 0, 1, 3).copy()),
-            scales=torch.linspace(0, 1, nodes.shape[2]),
-            loss=unused,
-            drift_length=unused,
-            stranded=unused,
-            gradient_evaluations=0,
-        ),
+        fibers=fibers,
+        cross_fitted=fibers,
         reach=Reach(node=2, wide=3, out_of_fold=[]),
         latent=unused,
         plans={
@@ -113,7 +115,7 @@ def made(task: str = "regression", nodes: Array | None = None, tested: int = TES
             map_nll=1.5,
             coverage=0.9,
         ),
-        gradient_evaluations=0,
+        training_gradients=0,
     )
 
 

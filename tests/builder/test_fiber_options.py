@@ -49,3 +49,26 @@ def test_the_more_of_the_curvature_is_taken_off_the_faster_a_linear_model_is_ref
     exact = walk(model, anchor, refinement=0)
     errors = [float((walk(model, anchor + 0.3, refinement=20, flattening=p) - exact).norm()) for p in (0.0, 0.5, 1.0)]
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
+
+
+def test_a_walk_that_ends_early_is_the_first_part_of_the_whole(model: LinearModel) -> None:
+    member = torch.ones(1, len(model.x), dtype=torch.bool)
+    config = FiberConfig(trajectories=4, refinement=5, steps=6)
+    whole, part = (
+        walk_fibers(
+            model.network,
+            model.solution()[None],
+            model.x,
+            model.y,
+            member,
+            model.likelihood,
+            model.precision,
+            config,
+            last=last,
+        )
+        for last in (None, 2)
+    )
+    assert part.nodes.shape[0] == part.loss.shape[0] == 3
+    assert torch.equal(part.nodes, whole.nodes[:3]) and torch.equal(part.scales, whole.scales[:3])
+    assert torch.equal(part.loss, whole.loss[:3])
+    assert torch.allclose(part.drift_length / part.scales[-1], whole.drift_length / whole.scales[-1])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from builder.config import FiberConfig
-from builder.fiber import Plan, drift_scales, plan_work
+from builder.fiber import Plan, drift_scales, plan_work, work_of
 from builder.network import MLP, FunctionalNetwork
 
 
@@ -61,6 +61,20 @@ def test_the_budget_takes_refinement_first_then_trajectories_then_rows(
 def test_many_anchors_share_the_trajectories(anchors: int, trajectories: int) -> None:
     network, x = network_and_rows(100)
     assert plan_work(network, x, anchors, FiberConfig()).trajectories == trajectories
+
+
+def test_a_shorter_walk_has_the_budget_for_itself() -> None:
+    network, x = network_and_rows(1000)
+    half, steps = FiberConfig(work=1e9), FiberConfig().steps
+    assert plan_work(network, x, 2, half, steps // 2) == plan_work(network, x, 2, FiberConfig(work=2e9))
+    assert plan_work(network, x, 2, half, steps // 2) != plan_work(network, x, 2, half)
+
+
+@pytest.mark.parametrize(
+    ("given", "anchors", "work"), [(None, 1, 1e11), (None, 4, 4e11), (None, 20, 6e11), (7.0, 20, 7.0)]
+)
+def test_work_goes_with_the_anchors_up_to_a_point(given: float | None, anchors: int, work: float) -> None:
+    assert work_of(FiberConfig(work=given), anchors) == work
 
 
 def test_few_rows_are_all_taken_whatever_the_budget() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from builder.config import MapConfig
 from builder.likelihood import CategoricalLikelihood
-from builder.map import Anchors, given_anchor, initial_weights, own_fold_outputs, train_anchors
+from builder.map import Anchors, given_anchor, initial_weights, own_fold_outputs, refit_anchors, train_anchors
 from builder.network import MLP, FunctionalNetwork, NetworkFactory
 
 
@@ -44,6 +44,32 @@ def ridge(x: Tensor, y: Tensor, precision: float, noise: float) -> Tensor:
     design = torch.cat([x, torch.ones(len(x), 1)], 1).double()
     gram = design.T @ design / noise**2 + precision * torch.eye(design.shape[1], dtype=torch.float64)
     return torch.linalg.solve(gram, design.T @ y.double() / noise**2).float()
+
+
+def test_refitted_anchors_of_a_linear_model_are_the_ridge_solution_of_all_rows() -> None:
+    x, y = line()
+    anchors = train(x, y, folds(120, 3))
+    make = lambda: nn.Linear(3, 1)  # noqa: E731
+    config = MapConfig(steps=600, learning_rate=0.05, prior_precision=[2.0])
+    refit = refit_anchors(FunctionalNetwork(make()), make, anchors, x, y, config)
+    apart = float((anchors.weights[0] - anchors.weights[1]).norm())
+    for theta, noise in zip(refit.weights, refit.noise_std, strict=True):
+        whole = ridge(x, y, 2.0, float(noise))
+        assert torch.allclose(theta, whole, atol=2e-3) and float((theta - whole).norm()) < 0.1 * apart
+    assert refit.gradient_evaluations == 600 * 120 * 3
+    assert refit.prior_precision == anchors.prior_precision
+
+
+def test_where_no_row_was_left_out_a_refitted_anchor_is_the_same() -> None:
+    x, y = line()
+    member = torch.ones(2, 120, dtype=torch.bool)
+    member[1, :10] = False
+    options = {"steps": 50, "learning_rate": 0.05, "prior_precision": [2.0], "batch_rows": 32}
+    make = lambda: MLP(3, [4], 1, "tanh")  # noqa: E731
+    anchors = train(x, y, member, factory=make, **options)
+    refit = refit_anchors(FunctionalNetwork(make()), make, anchors, x, y, MapConfig(**options))
+    same = [bool(torch.equal(*pair)) for pair in zip(refit.weights, anchors.weights, strict=True)]
+    assert same == [True, False] and refit.noise_std[0] == anchors.noise_std[0]
 
 
 @pytest.mark.parametrize("precision", [0.1, 30.0])

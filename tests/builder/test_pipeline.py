@@ -113,6 +113,19 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, built: BuildResult, monkey
         build_table(tmp_path, seed=1)
 
 
+def test_a_build_interrupted_while_refitting_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"anchors": 1, "steps": 300}
+    whole = build_table(tmp_path / "whole", map=options)
+    for stage in ("refit_anchors", "train_autoencoder"):
+        with monkeypatch.context() as patch:
+            patch.setattr(learning, stage, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                build_table(tmp_path, map=options)
+    for stage in ("train_anchors", "walk_fibers", "refit_anchors"):
+        monkeypatch.setattr(learning, stage, fail)
+    assert contents(build_table(tmp_path, map=options)) == contents(whole)
+
+
 def test_a_damaged_work_file_is_ignored(tmp_path: Path, built: BuildResult) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "map.safetensors").write_bytes(b"\x08cut off")
@@ -152,6 +165,35 @@ def watched(patch: pytest.MonkeyPatch) -> list[Trained]:
 
     patch.setattr(pipeline, "publish", keep)
     return seen
+
+
+def test_what_is_served_has_seen_all_rows_and_what_chose_it_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watched(monkeypatch)
+    starts: list[torch.Tensor] = []
+    walk = learning.walk_fibers
+
+    def watch(network: Any, anchors: torch.Tensor, x: Any, y: Any, member: torch.Tensor, *rest: Any) -> Any:
+        starts.append(member)
+        return walk(network, anchors, x, y, member, *rest)
+
+    monkeypatch.setattr(learning, "walk_fibers", watch)
+    build_table(tmp_path, map={"anchors": 2, "steps": 300, "refit": True})
+    (trained,) = seen
+    assert not starts[0].all() and starts[1].all()
+    assert torch.equal(trained.anchors, trained.fibers.nodes[0, :, 0])
+    assert len(trained.fibers.nodes) == trained.reach.wide + 1 < len(trained.cross_fitted.nodes)
+    first = trained.cross_fitted.nodes[0, :, 0]
+    assert 0 < float((trained.anchors - first).norm()) < float((first[0] - first[1]).norm())
+    walks = trained.cross_fitted.gradient_evaluations + trained.fibers.gradient_evaluations
+    assert trained.gradient_evaluations == trained.training_gradients + walks
+
+    build_table(tmp_path / "own", map={"anchors": 2, "steps": 300})
+    assert torch.equal(seen[1].anchors, first) and seen[1].fibers is seen[1].cross_fitted
+    # One anchor alone would lack many rows.
+    build_table(tmp_path / "one", map={"anchors": 1, "steps": 300})
+    assert starts[-1].all() and not starts[-2].all() and seen[2].fibers is not seen[2].cross_fitted
 
 
 def test_a_fixed_body_becomes_a_trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +240,7 @@ def test_given_weights_are_the_anchor(tmp_path: Path, monkeypatch: pytest.Monkey
     result = run_build(config(tmp_path, **options), factory=Headed)
     given = torch.cat([p.detach().flatten() for p in module.parameters()])
     (trained,) = seen
-    assert torch.equal(trained.anchors, given[None])
+    assert torch.equal(trained.anchors, given[None]) and trained.fibers is trained.cross_fitted
     # Made for the numbers as they are: nothing is standardised.
     assert isinstance(result.bundle.manifest.inputs, TableInput)
     assert (result.bundle.manifest.inputs.columns[0].mean, result.bundle.manifest.inputs.columns[0].scale) == (0, 1)

@@ -1,6 +1,6 @@
 """NLL against cost as a curve for every method, on the same splits.
 
-    python -m benchmarks.quality.curves [--sets NAME ...] [--splits N] [--preset default] [--output FILE.json]
+    python -m benchmarks.quality.curves [--sets NAME[:N] ...] [--splits N] [--preset default] [--output FILE.json]
 
 It can be stopped at any time and goes on from the splits that the file holds, as `python -m benchmarks.quality` does.
 Prints the points and the goal that is judged from them; `python -m benchmarks.quality.page` renders them, with a
@@ -23,7 +23,7 @@ from benchmarks.data import PUBLISHED, ROOT
 from benchmarks.exit import exit_status
 from benchmarks.quality.curves.points import run_points
 from benchmarks.quality.curves.summary import judge, summarize, table
-from benchmarks.quality.splits import run_splits
+from benchmarks.quality.splits import run_splits, splits_of_sets
 from benchmarks.quality.tables import render_goals
 from benchmarks.table import render
 
@@ -37,15 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quality.curves", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--sets", nargs="+", metavar="NAME", default=SETS, help="default: the UCI sets but protein")
-    parser.add_argument("--splits", type=int, default=2, metavar="N", help="the first N of each set (default 2)")
+    parser.add_argument("--sets", nargs="+", metavar="NAME[:N]", help="default: the UCI sets but protein")
+    parser.add_argument("--splits", type=int, metavar="N", help="the first N of each set (default 2)")
     parser.add_argument("--preset", choices=PRESETS, default="default")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)"
     )
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     options = parser.parse_args(arguments)
-    if options.splits < 1 or options.workers < 1:
+    if (options.splits or 1) < 1 or options.workers < 1:
         parser.error("--splits and --workers must be at least 1")
     log = Console(stderr=True, highlight=False)
     return exit_status(lambda: _run(options, log), log)
@@ -53,7 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, log: Console) -> int:
     results, counts = run_splits(
-        "curves", run_points, _shown, options.sets, options.splits, options.preset, options.output, options.workers, log
+        "curves",
+        run_points,
+        _shown,
+        splits_of_sets(options, SETS, 2),
+        options.preset,
+        options.output,
+        options.workers,
+        log,
     )
     runs = {n: [r for r in results.current(n) if r["split"] < count] for n, count in counts.items()}
     summary = [s for s in (summarize(n, runs[n]) for n in runs) if s is not None]

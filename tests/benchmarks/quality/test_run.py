@@ -122,6 +122,23 @@ def test_what_is_done_is_not_done_again(
     assert "not met" in shown
 
 
+def test_a_set_may_have_a_number_of_splits_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "run_split", answer)
+    file = folder / "quality.json"
+    assert (
+        quality.main(["--sets", "cls_tiny", "uci_tiny:2", "--splits", "1", "--workers", "1", "--output", str(file)])
+        == 0
+    )
+    summary = json.loads(file.read_text())["summary"]
+    assert [(s["set"], s["splits"]) for s in summary] == [("cls_tiny", 1), ("uci_tiny", 2)]
+
+
+@pytest.mark.parametrize("asked", ["uci_tiny:", "uci_tiny:0", "uci_tiny:x", "uci_tiny:-1"])
+def test_a_wrong_number_of_splits_is_told(asked: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert quality.main(["--sets", asked, "--output", str(folder / "quality.json")]) == 2
+    assert "NAME:N" in capsys.readouterr().err
+
+
 def test_a_set_that_is_missing_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert quality.main(["--sets", "uci_nothing", "--output", str(folder / "quality.json")]) == 2
     assert "uci_nothing" in capsys.readouterr().err

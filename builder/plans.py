@@ -1,0 +1,86 @@
+"""The latent plans of a bundle: which part of the fibers a server draws from, and how many samples by default.
+
+Lengths: S samples, B rows, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from builder.calibration import DecodedPosterior, Reach
+from builder.config import CalibrationConfig
+from builder.fiber import Fibers
+from builder.predictive import mixture_probabilities, sample_outputs
+from model_store.manifest import LatentPlan
+
+_OOD_START: Final = 2 / 3
+_FEWEST: Final = 32
+_MOST: Final = 256
+_REFERENCE: Final = 1024
+_TOLERATED: Final = 0.0005
+"""Nats a row that the default number of samples may cost on training rows, where samples differ less than on others."""
+_MOST_WEIGHTS: Final = 2**21
+"""Of all samples together (8 MB), where their number is chosen automatically."""
+_ROWS: Final = 512
+
+
+def make_plans(config: CalibrationConfig, fibers: Fibers, reach: Reach) -> dict[str, LatentPlan]:
+    """The plan for predicting, up to the chosen reach, and the one for OOD: its outer part, where samples differ."""
+    last = reach.node / reach.wide
+    return {
+        "predict": LatentPlan(
+            name="predict",
+            samples=config.samples or _FEWEST,
+            stop=last,
+            drift_scale=float(fibers.scales[reach.node]),
+        ),
+        "ood": LatentPlan(
+            name="ood",
+            samples=config.ood_samples,
+            start=_OOD_START * (last or 1.0),
+            stop=1.0,
+            drift_scale=float(fibers.scales[reach.wide]),
+        ),
+    }
+
+
+def with_enough_samples(
+    plan: LatentPlan, posterior: DecodedPosterior, x: Tensor, spread: float, regression: bool
+) -> LatentPlan:
+    """The plan with the fewest samples, from 32 on and doubled up to 256, whose answers are as good as many samples'.
+
+    What few samples cost is the divergence `KL(many || few)` of the predictive distributions, which no target is
+    needed for: the NLL that they lose where the answer of many is right. Large networks stay at fewer.
+
+    Args:
+        x: (n, ...) encoded training rows.
+        spread: noise standard deviation, or temperature.
+    """
+    rows = x[:: -(-len(x) // _ROWS)]
+
+    def answer(samples: int, seed: int) -> tuple[Tensor, Tensor]:
+        outputs = sample_outputs(posterior.network, posterior.draw(plan, samples, seed)[0], rows).double()
+        if regression:
+            variance, mean = torch.var_mean(outputs[..., 0], 0, unbiased=False)
+            return mean, variance + spread**2
+        p = mixture_probabilities(outputs, spread)
+        return p, p.clamp(min=1e-30).log()
+
+    samples = _FEWEST
+    many = answer(_REFERENCE, 1)
+    while 2 * samples <= min(_MOST, _MOST_WEIGHTS // posterior.network.weights):
+        if _divergence(many, answer(samples, 0), regression) <= _TOLERATED:
+            break
+        samples *= 2
+    return plan.model_copy(update={"samples": samples})
+
+
+def _divergence(many: tuple[Tensor, Tensor], few: tuple[Tensor, Tensor], regression: bool) -> float:
+    """Mean over rows of KL(many || few), in nats: of Gaussians (mean, variance), or of class probabilities."""
+    if not regression:
+        return float(torch.xlogy(many[0], many[0]).sub(many[0] * few[1]).sum(-1).mean())
+    (mean, variance), (other, wider) = many, few
+    return float(0.5 * ((wider / variance).log() + (variance + (mean - other).square()) / wider - 1).mean())
