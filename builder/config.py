@@ -65,7 +65,10 @@ class MapConfig(_Config):
     holdout: Annotated[float, Field(gt=0, lt=0.9, description="share held out to calibrate where anchors = 1")] = 0.2
     steps: Annotated[int, Field(ge=1, description="Adam steps")] = 4000
     batch_rows: Annotated[int, Field(ge=1, description="rows of a minibatch")] = 512
-    learning_rate: Annotated[float, Field(gt=0, description="highest rate of the one-cycle schedule")] = 0.01
+    learning_rate: Annotated[
+        float | None,
+        Field(gt=0, description="highest rate of the one-cycle schedule; default: 0.02, 0.01 beyond 10,000 weights"),
+    ] = None
     prior_precision: Annotated[
         list[Annotated[float, Field(gt=0)]],
         Field(min_length=1, description="precision of the Gaussian prior; of several, the best out of fold is taken"),

@@ -20,6 +20,10 @@ from builder.likelihood import CategoricalLikelihood, gaussian_nll
 from builder.network import FunctionalNetwork, NetworkFactory
 from builder.progress import StepReport, silent
 
+_SMALL_NETWORK = 10_000
+"""Weights up to which the larger rate is better: out of fold on concrete, kin8nm, naval and yacht, by a quarter of the
+squared error and more where noise is small; energy is the exception."""
+
 
 @dataclass(frozen=True)
 class Anchors:
@@ -50,6 +54,13 @@ def initial_weights(factory: NetworkFactory, network: FunctionalNetwork, seeds: 
             torch.manual_seed(seed)
             found.append(network.flatten(dict(factory().named_parameters())))
     return torch.stack(found)
+
+
+def learning_rate(config: MapConfig, network: FunctionalNetwork) -> float:
+    """The highest rate of the schedule."""
+    if config.learning_rate is not None:
+        return config.learning_rate
+    return 0.02 if network.weights <= _SMALL_NETWORK else 0.01
 
 
 @dataclass(frozen=True)
@@ -96,10 +107,11 @@ def train_members(
     weight, precision = member[own].float(), precision[own]
     regression = y.is_floating_point()
 
-    optimiser = torch.optim.Adam([theta, log_noise], lr=config.learning_rate)
+    rate = learning_rate(config, network)
+    optimiser = torch.optim.Adam([theta, log_noise], lr=rate)
     # torch divides by zero where the share of the steps that rise is exactly one step; of 0.11 it never is.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.learning_rate, total_steps=config.steps, pct_start=0.11, anneal_strategy="cos"
+        optimiser, rate, total_steps=config.steps, pct_start=0.11, anneal_strategy="cos"
     )
     generator = torch.Generator().manual_seed(seed)
     rows = weight.sum(1)

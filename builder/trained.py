@@ -11,6 +11,7 @@ from builder.calibration import Calibrated, DecodedPosterior, Reach
 from builder.config import BuildConfig
 from builder.data import Dataset
 from builder.fiber import Fibers
+from builder.map import Anchors
 from builder.network import FunctionalNetwork
 from model_store.manifest import LatentPlan
 
@@ -23,9 +24,10 @@ class Trained:
         dataset: all rows, the test part among them.
         network: its random weights are the posterior's.
         x, y, member: encoded training rows, their targets, and which anchor was first trained on which, (A, n).
-        anchors: (A, P), trained on all rows in the end; fibers: from them, as far as a plan reaches.
-        cross_fitted: whole fibers from the anchors as they were trained on their own rows alone, which all choices
-            were made on; the same as `fibers` where these anchors are what is served.
+        judged: the anchors as they were trained on their own rows alone, and cross_fitted: whole fibers from them, on
+            which all choices were made.
+        anchors: (A, P), what is served: those that were judged, or trained anew on all rows.
+        fibers: from the anchors, as far as a plan reaches at least; `cross_fitted` itself where these are served.
         plans: latent plans by name.
         posterior: the decoded posterior, as a server draws from it.
         training_gradients: row gradients that training took.
@@ -37,9 +39,10 @@ class Trained:
     x: Tensor
     y: Tensor
     member: Tensor
+    judged: Anchors
+    cross_fitted: Fibers
     anchors: Tensor
     fibers: Fibers
-    cross_fitted: Fibers
     reach: Reach
     latent: LatentModel
     plans: dict[str, LatentPlan]

@@ -18,7 +18,7 @@ from benchmarks.quality.predictive import Classes, Gaussians, Predictive
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import Tuned, tune
 from builder.likelihood import CategoricalLikelihood, GaussianLikelihood, Likelihood
-from builder.map import initial_weights
+from builder.map import initial_weights, learning_rate
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,10 @@ def find_maps(target: Target, count: int, seed: int) -> tuple[Tensor, int]:
     problem, budget = target.problem, target.problem.config.map
     seeds = [seed * 1009 + 700 + m for m in range(count)]
     theta = initial_weights(problem.factory, problem.network, seeds).requires_grad_()
-    optimiser = torch.optim.Adam([theta], lr=budget.learning_rate)
+    rate = learning_rate(budget, problem.network)
+    optimiser = torch.optim.Adam([theta], lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, budget.learning_rate, total_steps=budget.steps, pct_start=0.11, anneal_strategy="cos"
+        optimiser, rate, total_steps=budget.steps, pct_start=0.11, anneal_strategy="cos"
     )
     for _ in range(budget.steps):
         optimiser.zero_grad()

@@ -26,12 +26,11 @@ from sklearn.datasets import load_diabetes
 
 import builder  # noqa: F401  settles threads and memory before torch is imported
 from benchmarks.data import ROOT, DataSet
+from benchmarks.quality.building import build
 from benchmarks.quality.methods.fiberwalk import answers
-from benchmarks.quality.predictive import Cost, figures
+from benchmarks.quality.predictive import figures
 from benchmarks.quality.problem import make_problem
 from benchmarks.results import revision
-from builder.learning import learn
-from builder.progress import StageBars
 
 FILE: Final = Path(__file__).with_name("record.json")
 SETS: Final = ("gap", "diabetes")
@@ -52,8 +51,8 @@ def measure(name: str, seed: int) -> dict[str, float]:
     x, y, test = _table(name)
     repeated = np.tile(test, (seed + 1, 1))
     problem = make_problem(DataSet(name, "regression", x, y, ~repeated, repeated), seed, **_QUICK)
-    trained = learn(problem.config, problem.dataset, problem.factory, StageBars(quiet=True), {})
-    found = answers(problem, trained, Cost())
+    learned = build(problem)
+    found = answers(problem, learned.trained, learned.cost)
     return {way: figures(o.predictive, problem.y_test, problem.scale)["nll"] for way, o in found.items()}
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks.data import DataSet, read_set
+from benchmarks.quality.building import build
 from benchmarks.quality.methods import dropout, ensemble, fiberwalk, laplace, swag
 from benchmarks.quality.predictive import Outcome, figures
 from benchmarks.quality.problem import Problem, make_problem
@@ -16,7 +17,10 @@ from benchmarks.quality.tuning import tune
 
 Found = TypeVar("Found")
 
-FAMILIES = (ensemble, laplace, swag, dropout, fiberwalk)
+FAMILIES = (ensemble, laplace, swag, dropout)
+"""The peers."""
+
+_OURS = "fiberwalk"
 
 METHODS = {
     "map": "MAP, noise as it learned it",
@@ -43,16 +47,20 @@ def run_split(name: str, split: int, preset: str) -> dict[str, Any]:
     """Figures and cost of each method on a split's test rows, and what went wrong where one failed."""
     data = read_set(name)
     problem = make_problem(data, split, preset)
-    tuned = tune(problem)
-    outcomes, failed = attempt(
+    built, failed = attempt({_OURS: partial(build, problem)})
+    ours = built.get(_OURS)
+    tuned = tune(problem, ours)
+    outcomes, peers_failed = attempt(
         {family.__name__.rpartition(".")[2]: partial(family.run, problem, tuned) for family in FAMILIES}
     )
+    if ours is not None:
+        outcomes[_OURS] = fiberwalk.answers(problem, ours.trained, ours.cost)
     return {
         **described(data, problem),
         "methods": {
             method: scored(problem, outcome) for found in outcomes.values() for method, outcome in found.items()
         },
-        "failed": failed,
+        "failed": {**failed, **peers_failed},
     }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from benchmarks.quality.building import Learned
 from benchmarks.quality.predictive import Cost
 from benchmarks.quality.problem import Problem
 from builder.map import train_anchors
@@ -62,13 +63,18 @@ class Choice:
     temperature: float
 
 
-def tune(problem: Problem) -> Tuned:
-    """Cross-fits, as a build does with its anchors."""
-    cost = Cost()
+def tune(problem: Problem, build: Learned | None = None) -> Tuned:
+    """Cross-fits, as a build does with its anchors; those of a build of the problem are the same, and need not be
+    trained again."""
+    cost = Cost(seconds=build.training_seconds if build else 0.0)
     with cost.clock():
         member = assign_members(problem.config, problem.network.module, problem.y)
-        anchors = train_anchors(
-            problem.network, problem.factory, problem.x, problem.y, member, problem.config.map, problem.seed
+        anchors = (
+            build.trained.judged
+            if build
+            else train_anchors(
+                problem.network, problem.factory, problem.x, problem.y, member, problem.config.map, problem.seed
+            )
         )
         rows = rows_to_judge(member)
         unseen = ~member[:, rows]

@@ -91,8 +91,9 @@ def made(task: str = "regression", nodes: Array | None = None, tested: int = TES
         y=torch.from_numpy(dataset.y[train]),
         member=torch.ones(ANCHORS, int(train.sum()), dtype=torch.bool),
         anchors=torch.from_numpy(nodes[:, 0, 0]),
-        fibers=fibers,
+        judged=unused,
         cross_fitted=fibers,
+        fibers=fibers,
         reach=Reach(node=2, wide=3, out_of_fold=[]),
         latent=unused,
         plans={

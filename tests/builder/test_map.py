@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from builder.config import MapConfig
 from builder.likelihood import CategoricalLikelihood
-from builder.map import Anchors, given_anchor, initial_weights, own_fold_outputs, refit_anchors, train_anchors
+from builder.map import (
+    Anchors,
+    given_anchor,
+    initial_weights,
+    learning_rate,
+    own_fold_outputs,
+    refit_anchors,
+    train_anchors,
+)
 from builder.network import MLP, FunctionalNetwork, NetworkFactory
 
 
@@ -238,3 +246,8 @@ def test_progress_ends_at_the_last_step() -> None:
 def test_any_number_of_steps_is_a_schedule(steps: int) -> None:
     x, y = line(30)
     assert torch.isfinite(train(x, y, folds(30, 2), steps=steps).weights).all()
+
+
+@pytest.mark.parametrize(("given", "width", "rate"), [(None, 9999, 0.02), (None, 10_000, 0.01), (0.5, 10_000, 0.5)])
+def test_large_networks_are_trained_with_smaller_steps(given: float | None, width: int, rate: float) -> None:
+    assert learning_rate(MapConfig(learning_rate=given), FunctionalNetwork(nn.Linear(width, 1))) == rate

@@ -43,6 +43,12 @@ SOURCES: Final = {
         lenet5,
         {"mnist": "mnist_20k", "kmnist": "kmnist_test", "notmnist": "notmnist_2k"},
     ),
+    "mnist": Source(
+        "mnist_20k",
+        "MNIST (20,000 images), LeNet-5",
+        lenet5,
+        {"fashion_mnist": "fashion_mnist", "kmnist": "kmnist_test", "notmnist": "notmnist_2k"},
+    ),
     "cifar10": Source("cifar10_subset", "CIFAR-10 (10,000 images), ResNet-20", resnet20, {"cifar100": "cifar100_ood"}),
 }
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from benchmarks.quality.images.data import Array, ImageSet
+from benchmarks.quality.images.data import SOURCES, Array, ImageSet
 from benchmarks.quality.problem import Problem
 from builder.config import BuildConfig, make_config
 from builder.data import from_arrays, prepare
@@ -16,14 +16,11 @@ from model_store.encoding import TensorEncoder
 from model_store.manifest import ClassificationTarget, TensorInput
 
 RECIPES: Final[dict[str, dict[str, dict[str, Any]]]] = {
-    "fashion_mnist": {
+    name: {
         "map": {"batch_rows": 64, "learning_rate": 3e-3, "prior_precision": [5.0, 20.0]},
         "fiber": {"refinement": 10},
-    },
-    "cifar10": {
-        "map": {"batch_rows": 64, "learning_rate": 3e-3, "prior_precision": [5.0, 20.0]},
-        "fiber": {"refinement": 10},
-    },
+    }
+    for name in SOURCES
 }
 """Options of a build for each set, as a recipe would hold them, but for the steps of training, which are epochs here.
 Chosen on training rows."""

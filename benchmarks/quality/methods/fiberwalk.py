@@ -8,32 +8,19 @@ from torch import Tensor
 from benchmarks.quality.methods.ensemble import predict
 from benchmarks.quality.predictive import Classes, Cost, Outcome, Predictive, answered
 from benchmarks.quality.problem import Problem
-from benchmarks.quality.tuning import Tuned
-from builder.learning import learn
 from builder.predictive import sample_outputs
-from builder.progress import StageBars
 from builder.trained import Trained
 
 MANY = 512
 
 
-def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
-    """What a build learns, drawn from in four ways, each answered as a server does: for regression with the Gaussian of
+def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome]:
+    """What a build learned, drawn from in four ways, each answered as a server does: for regression the Gaussian of
     mean and variance, which is what calibration chose the noise for.
 
     `fiberwalk`: what a server answers by default; `fiberwalk_many`: from 512 decoded samples; `fiberwalk_fiber`: from
     the fiber samples themselves; `fiberwalk_anchors`: from the anchors without fibers, calibrated alike.
-    `tuned` is not used: a build chooses everything itself, and its cost holds that.
     """
-    cost = Cost()
-    with cost.clock():
-        trained = learn(problem.config, problem.dataset, problem.factory, StageBars(quiet=True), {})
-    cost.gradient_evaluations = trained.gradient_evaluations
-    return answers(problem, trained, cost)
-
-
-def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome]:
-    """Predictions for the test rows from what a build learned."""
     plan = trained.plans["predict"]
     nodes = trained.fibers.nodes[: trained.reach.node + 1]
     # Positions are drawn evenly along trajectories: a node between two others stands for twice the way of an end.

@@ -1,0 +1,29 @@
+"""A build of a problem, up to what is exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.quality.predictive import Cost
+from benchmarks.quality.problem import Problem
+from builder.learning import learn
+from builder.progress import StageBars
+from builder.trained import Trained
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a build learned, its cost, and the seconds of that which training the anchors took."""
+
+    trained: Trained
+    cost: Cost
+    training_seconds: float
+
+
+def build(problem: Problem) -> Learned:
+    """Builds: everything is chosen by the build itself, and its cost holds that."""
+    cost, seconds = Cost(), dict[str, float]()
+    with cost.clock():
+        trained = learn(problem.config, problem.dataset, problem.factory, StageBars(quiet=True), seconds)
+    cost.gradient_evaluations = trained.gradient_evaluations
+    return Learned(trained, cost, seconds["map"])
