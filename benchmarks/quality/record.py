@@ -38,7 +38,7 @@ TEST_SEED: Final = 0
 """What the test builds with; the record is of the seeds after it."""
 
 _QUICK: Final[dict[str, Any]] = {
-    "map": {"steps": 600, "prior_precision": [3.0]},
+    "map": {"steps": 600, "prior_precision": [3.0, 30.0]},
     "fiber": {"trajectories": 8, "refinement": 15},
     "autoencoder": {"steps": 100},
 }
