@@ -42,15 +42,25 @@ def calibration_error(probabilities: Float64, truth: NDArray[np.int64], bins: in
 
 
 def of_regression(answers: dict[float, dict[str, Any]], y: NDArray[Any]) -> dict[str, float]:
-    """NLL, RMSE and coverage of /predict's answers by level, for targets (n,)."""
+    """NLL, RMSE, coverage and mean width of the intervals of /predict's answers by level, for targets (n,)."""
     first = next(iter(answers.values()))
     mean, variance = _numbers(first["mean"]), _numbers(first["variance"])
-    covered = {f"coverage_{level:g}": coverage(_numbers(a["interval"]), y) for level, a in answers.items()}
-    return {"nll": gaussian_nll(mean, variance, y), "rmse": rmse(mean, y), **covered}
+    intervals = {f"{level:g}": _numbers(a["interval"]) for level, a in answers.items()}
+    covered = {f"coverage_{level}": coverage(interval, y) for level, interval in intervals.items()}
+    widths = {f"width_{level}": float(np.mean(np.diff(interval))) for level, interval in intervals.items()}
+    return {"nll": gaussian_nll(mean, variance, y), "rmse": rmse(mean, y), **covered, **widths}
 
 
-def of_classification(answer: dict[str, Any], classes: list[Any], y: NDArray[Any]) -> dict[str, float]:
-    """NLL, accuracy and ECE of /predict's answer, whose probabilities are in the order of `classes`."""
+def of_classification(answers: dict[float, dict[str, Any]], classes: list[Any], y: NDArray[Any]) -> dict[str, float]:
+    """NLL, accuracy and ECE of /predict's answers, whose probabilities are in the order of `classes`, and, by level,
+    how often the prediction set holds the true class and how many it holds."""
+    answer = next(iter(answers.values()))
+    sets = {f"{level:g}": a["prediction_set"] for level, a in answers.items()}
+    covered = {
+        f"coverage_{level}": float(np.mean([c in held for held, c in zip(each, y.tolist(), strict=True)]))
+        for level, each in sets.items()
+    }
+    sizes = {f"set_size_{level}": float(np.mean([len(held) for held in each])) for level, each in sets.items()}
     truth = np.array([classes.index(c) for c in y.tolist()])
     probabilities = _numbers(answer["mean"])
     hits = [label == c for label, c in zip(answer["label"], y.tolist(), strict=True)]
@@ -58,6 +68,8 @@ def of_classification(answer: dict[str, Any], classes: list[Any], y: NDArray[Any
         "nll": categorical_nll(probabilities, truth),
         "accuracy": float(np.mean(hits)),
         "ece": calibration_error(probabilities, truth),
+        **covered,
+        **sizes,
     }
 
 

@@ -32,7 +32,7 @@ from builder.out_of_fold import (
     rows_to_judge,
     who_disagree,
 )
-from builder.predictive import conformal_quantile, sample_outputs
+from builder.predictive import conformal_quantile, mixture_probabilities, sample_outputs
 from builder.runtime import values_at_once
 from model_store.manifest import LatentPlan, OodDetector
 from model_store.plan import draw_latents
@@ -108,8 +108,8 @@ class Calibrated:
     Attributes:
         spread: noise standard deviation (standardised target units), or the temperature.
         map_spread: the same for the anchors without fibers.
-        interval_scores: sorted scores behind the intervals (regression), empty for classification.
-        detector: the OOD detector.
+        conformity_scores: (n,) sorted scores behind the intervals or prediction sets.
+        detector: the OOD detector; ood_scores: (n,) its sorted scores of unseen rows.
         points: rows behind all of it.
         nll: out-of-fold NLL of the posterior; map_nll: of the anchors alone, calibrated alike.
         coverage: out-of-fold share of rows in the 90 % interval (regression).
@@ -117,8 +117,9 @@ class Calibrated:
 
     spread: float
     map_spread: float
-    interval_scores: Tensor
+    conformity_scores: Tensor
     detector: OodDetector
+    ood_scores: Tensor
     points: int
     nll: float
     map_nll: float
@@ -189,7 +190,7 @@ def calibrate(
     labels = torch.cat([target[judged[u]] for u in at])
     map_spread, map_rows = OutOfFold(torch.cat(each, dim=1), None, labels, 1).fit()
 
-    scores, coverage = torch.zeros(0), math.nan
+    coverage = math.nan
     if regression:
         asked = unseen | who_disagree(unseen)
         within, means = _of_anchors(
@@ -209,10 +210,17 @@ def calibrate(
     else:
         own = [sample_outputs(posterior.network, w, x[rows[judged[u]]]) for w, u in zip(drawn, at, strict=True)]
         spread, rows_nll = gather(own, at, target[judged]).fit()
+        # Averaged over the one or two anchors that did not see a row.
+        p = sum(
+            _of_anchors(posterior.network, [w], x[rows], u[None], lambda f: mixture_probabilities(f, spread).T)[0]
+            for w, u in zip(drawn, unseen, strict=True)
+        )
+        true = (p / unseen.sum(0)).gather(0, target[None]).squeeze(0)
+        scores = (1 - true).double().clamp(0, 1).sort().values
         information = _of_anchors(posterior.network, wide, x[rows], unseen, lambda f: _mutual_information(f, spread))
         ood = mean_of(information, unseen)
     nll, map_nll = float(rows_nll.mean()), float(map_rows.mean())
-    ordered = ood.sort().values
+    ordered = ood.double().sort().values
     index = min(len(ordered), math.ceil((len(ordered) + 1) * (1 - config.false_alarm_rate)))
     detector = OodDetector(
         score="epistemic_to_noise" if regression else "mutual_information",
@@ -221,7 +229,7 @@ def calibrate(
         false_alarm_rate=config.false_alarm_rate,
         points=len(ordered),
     )
-    return Calibrated(spread, map_spread, scores, detector, len(target), nll, map_nll, coverage)
+    return Calibrated(spread, map_spread, scores, detector, ordered, len(target), nll, map_nll, coverage)
 
 
 def _weights_of_anchors(posterior: DecodedPosterior | SampledPosterior, plan: LatentPlan) -> list[Tensor]:

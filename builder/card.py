@@ -144,11 +144,14 @@ def _request(m: Manifest) -> str:
     samples = m.latent.plans["predict"].samples
     options = f"`samples` (posterior samples, {samples} by default), `seed`"
     if isinstance(m.target, RegressionTarget):
-        options += ", `level` (of the interval)"
+        options += ", `level` (of the interval), `quantiles` (such as `[0.05, 0.5, 0.95]`)"
+    else:
+        options += ", `level` (of the prediction set)"
+    options += ', `return` (`["samples"]` adds what every posterior sample says)'
     return (
         f"## How to ask\n\nOn the machine of `fiberwalk serve`, with {about}:\n\n```sh\n{command}\n```\n\n"
         f"`inputs` may hold many rows, each an array{_order(m)}. Optional: {options}. The same "
-        "request always gets the same answer. `/ood` takes the same rows."
+        "request always gets the same answer. `/ood` takes the same rows, and `false_alarm_rate`."
     )
 
 
@@ -162,6 +165,8 @@ def _answer(m: Manifest) -> str:
             ["`epistemic_variance`", "the part that comes from not knowing the weights; more data would reduce it"],
             ["`aleatoric_variance`", "the part that is noise in the target; no further rows would reduce it"],
             ["`entropy`", "the whole uncertainty in nats, for comparing rows; it can be negative"],
+            ["`quantiles`", "those asked for: 0.05 and 0.95 are the ends of the interval of level 0.9"],
+            ["`draws`", "on demand, the mean that each posterior sample predicts"],
         ]
     else:
         rows = [
@@ -174,9 +179,14 @@ def _answer(m: Manifest) -> str:
                 "the part that is overlap between classes (aleatoric); more data would not reduce it",
             ],
             ["`mutual_information`", "the part that comes from not knowing the weights (epistemic); more data would"],
+            ["`prediction_set`", "the classes in question: the true one is among them with the probability `level`"],
+            ["`draws`", "on demand, the probabilities that each posterior sample predicts"],
         ]
     rows += [
         ["`score`, `threshold`, `flag`", "from `/ood`: how unfamiliar a row is, the limit, and whether it lies beyond"],
+        ["`p_value`", "from `/ood`: how likely a familiar row is to score as high"],
+        ["`false_alarm_rate`", "from `/ood`: the share of familiar rows that are flagged"],
+        ["`calibration`", "how many rows stand behind level or rate, how far they go, and a warning beyond that"],
         ["`model`, `version`, `samples`, `seed`, `level`", "what answered and how it was asked, to repeat it"],
     ]
     return "Every field of the answer holds one entry a row:\n\n" + _table(["field", "meaning"], rows)
@@ -209,8 +219,8 @@ def _calibrated(m: Manifest) -> str:
         )
     else:
         first = (
-            f"- Temperature: {_number(c.temperature)} divides every sample's logits, chosen on {c.points:,} rows, each "
-            "predicted by an anchor that was not trained on it."
+            f"- Temperature: {_number(c.temperature)} divides every sample's logits. It and the conformal prediction "
+            f"sets come from {c.points:,} rows, each predicted by an anchor that was not trained on it."
         )
     score = {
         "epistemic_to_noise": "the logarithm of epistemic over aleatoric variance",

@@ -82,7 +82,7 @@ def evaluate(trained: Trained) -> list[Metrics]:
     }
     for predictor, members in groups.items():
         spread = calibrated.map_spread if predictor == "map" else calibrated.spread
-        each = [_figures(outputs, y, spread, calibrated.interval_scores, scale) for outputs in members]
+        each = [_figures(outputs, y, spread, calibrated.conformity_scores, scale) for outputs in members]
         values = {name: sum(v[name] for v in each) / len(each) for name in each[0]}
         if predictor == "map":
             values.pop("coverage_90", None), values.pop("width_90", None)

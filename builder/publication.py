@@ -55,9 +55,8 @@ def publish(trained: Trained, metrics: list[Metrics], warnings: list[str], secon
     if exported.trunk is not None:
         files[TRUNK_FILE] = exported.trunk
     arrays: dict[str, NDArray[Any]] = {"nodes": np.ascontiguousarray(trained.posterior.nodes)}
-    scores = trained.calibrated.interval_scores.cpu().numpy()
-    if len(scores):
-        arrays["interval_scores"] = scores
+    scores = trained.calibrated.conformity_scores.cpu().numpy()
+    arrays |= {"conformity_scores": scores, "ood_scores": trained.calibrated.ood_scores.cpu().numpy()}
     files[ARRAYS_FILE] = save_arrays(arrays)
     manifest = _manifest(trained, exported.spec, metrics, warnings, seconds)
     pictures = make_pictures(_report_data(trained, manifest, scores))
@@ -127,7 +126,7 @@ def _report_data(trained: Trained, manifest: Manifest, scores: NDArray[Any]) -> 
     return ReportData(
         manifest=manifest,
         predictions=predictions,
-        interval_scores=scores,
+        conformity_scores=scores,
         fiber_loss=fibers.loss.cpu().numpy(),
         scales=fibers.scales.cpu().numpy(),
         reach=trained.reach.node,
@@ -162,7 +161,7 @@ def posterior_curve(trained: Trained) -> dict[str, NDArray[Any]] | None:
     noise = trained.calibrated.spread * target.scale
     mean, epistemic = samples.mean(0), samples.std(0)
     std = np.sqrt(epistemic**2 + noise**2)
-    half = conformal_quantile(trained.calibrated.interval_scores, LEVEL) * std
+    half = conformal_quantile(trained.calibrated.conformity_scores, LEVEL) * std
     return {
         "grid": grid,
         "map": _own(sample_outputs(trained.network, trained.anchors, x)[..., 0], target),

@@ -34,7 +34,7 @@ class ReportData:
         manifest: of the bundle.
         predictions: of the test part; regression `y`, `mean`, `std` (total), `epistemic_std` (B,), classification
             `y` (B,) class indices and `probabilities` (B, C).
-        interval_scores: (n,) sorted out-of-fold scores |y - mean| / std; empty for classification.
+        conformity_scores: (n,) sorted out-of-fold scores |y - mean| / std; empty for classification.
         fiber_loss: (T+1, A, N), nats a training row.
         scales: (T+1,) drift scale of each node.
         reach: last node that predictions use.
@@ -46,7 +46,7 @@ class ReportData:
 
     manifest: Manifest
     predictions: Mapping[str, Array]
-    interval_scores: Array
+    conformity_scores: Array
     fiber_loss: Array
     scales: Array
     reach: int
@@ -79,7 +79,7 @@ def _calibration(data: ReportData) -> bytes | None:
         return None
     if isinstance(data.manifest.target, ClassificationTarget):
         return draw.reliability(shown["y"], shown["probabilities"])
-    scores = torch.from_numpy(np.asarray(data.interval_scores, dtype=np.float64))
+    scores = torch.from_numpy(np.asarray(data.conformity_scores, dtype=np.float64))
 
     def factor(level: float) -> float:
         return conformal_quantile(scores, level) if len(scores) else NormalDist().inv_cdf(0.5 + level / 2)

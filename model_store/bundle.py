@@ -24,7 +24,6 @@ from model_store.manifest import (
     TRUNK_FILE,
     FileEntry,
     Manifest,
-    RegressionTarget,
 )
 from model_store.onnx_guard import refuse_external_data
 
@@ -127,10 +126,11 @@ class Bundle:
             raise IntegrityError(f"{self}: the latent nodes do not fit the manifest; publish the bundle again.")
         if not np.isfinite(nodes).all():
             raise IntegrityError(f"{self}: the latent nodes hold NaN or infinity; build the bundle again.")
-        if isinstance(self.manifest.target, RegressionTarget) and not _are_scores(arrays.get("interval_scores")):
-            raise IntegrityError(
-                f"{self}: the interval scores are missing or not sorted, finite float64; build the bundle again."
-            )
+        for name in ("conformity_scores", "ood_scores"):
+            if not _are_scores(arrays.get(name)):
+                raise IntegrityError(
+                    f"{self}: the {name} are missing or not sorted, finite float64; build the bundle again."
+                )
         return arrays
 
     def verify(self) -> None:

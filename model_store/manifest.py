@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 DECODER_FILE: Final = "decoder.onnx"
 """Inputs `latents` (S, k) float32 and `anchors` (S,) int64; outputs `weights` (S, P) and `coefficients`
@@ -28,7 +28,9 @@ TRUNK_FILE: Final = "trunk.onnx"
 
 ARRAYS_FILE: Final = "arrays.safetensors"
 """`nodes` (A, N, T+1, k) float32: latents of every trajectory from its anchor (position 0) to its end (1);
-`interval_scores` (n,) float64 sorted, for regression."""
+`conformity_scores` (n,) float64 sorted, of out-of-fold predictions: `|y - mean| / std` for regression, one less the
+probability of the true class for classification; `ood_scores` (n,) float64 sorted: the OOD detector's scores of rows
+that the anchors had not seen."""
 
 CARD_FILE: Final = "card.md"
 
@@ -210,7 +212,7 @@ Calibration = Annotated[RegressionCalibration | ClassificationCalibration, Field
 
 
 class OodDetector(_Schema):
-    """Flags a row whose `score` exceeds `threshold`.
+    """Flags a row whose `score` exceeds `threshold`, which a share of `false_alarm_rate` of familiar rows do.
 
     The score is epistemic, taken within each anchor's samples of the `plan` and averaged over the anchors:
     `epistemic_to_noise` is log(epistemic variance / aleatoric variance), `mutual_information` is in nats.

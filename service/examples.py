@@ -5,12 +5,21 @@ from __future__ import annotations
 from typing import Any, Final
 
 _ABOUT: Final = {"version": 1, "samples": 32, "seed": 0}
+_PROMISE: Final = {"points": 199, "highest_level": 0.995, "warning": None}
 
 PREDICT: Final[dict[str, Any]] = {
     "rows in column order": {"value": {"model": "snelson", "inputs": [[2.5], [9.0]]}},
     "rows by column name": {"value": {"model": "snelson@1", "inputs": [{"x": 2.5}, {"x": 9.0}], "level": 0.95}},
     "everything said": {
-        "value": {"model": "snelson@champion", "inputs": [[2.5]], "samples": 64, "seed": 7, "level": 0.8}
+        "value": {
+            "model": "snelson@champion",
+            "inputs": [[2.5]],
+            "samples": 64,
+            "seed": 7,
+            "level": 0.8,
+            "quantiles": [0.05, 0.5, 0.95],
+            "return": ["samples"],
+        }
     },
 }
 
@@ -20,6 +29,7 @@ PREDICTED: Final[dict[str, Any]] = {
             "model": "snelson",
             **_ABOUT,
             "level": 0.9,
+            "calibration": _PROMISE,
             "mean": [-0.62, 0.35],
             "variance": [0.09, 1.08],
             "epistemic_variance": [0.01, 1.0],
@@ -33,12 +43,14 @@ PREDICTED: Final[dict[str, Any]] = {
             "model": "flowers",
             **_ABOUT,
             "level": 0.9,
+            "calibration": _PROMISE,
             "mean": [[0.9, 0.08, 0.02]],
             "variance": [[0.004, 0.003, 0.0004]],
             "label": ["setosa"],
             "entropy": [0.375],
             "expected_entropy": [0.34],
             "mutual_information": [0.035],
+            "prediction_set": [["setosa"]],
         }
     },
 }
@@ -50,7 +62,10 @@ SCORED: Final[dict[str, Any]] = {
         "value": {
             "model": "snelson",
             **_ABOUT,
+            "false_alarm_rate": 0.01,
+            "calibration": {"points": 199, "lowest_false_alarm_rate": 0.005, "warning": None},
             "score": [-2.1, 3.4],
+            "p_value": [0.85, 0.005],
             "threshold": [0.4, 0.4],
             "flag": [False, True],
         }

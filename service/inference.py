@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from model_store.errors import InputError
 from model_store.manifest import ClassificationTarget
 from service.metrics import ServiceMetrics
 from service.model import ServedModel
 from service.models import Models, default_samples, sample_limit
+from service.predictive import highest_level
 from service.protocol import InferenceRequest, parse, to_json
 from service.settings import Settings
 from service.weights import WeightSource
@@ -27,31 +30,65 @@ class Inference:
             InputError: the request is wrong.
             StoreError: the model is unknown or cannot be served.
         """
-        request = parse(body, max_rows=self._settings.max_rows, with_level=True)
+        request = parse(body, max_rows=self._settings.max_rows, predicts=True)
         model = self._models.get(request.model)
         samples = self._samples(request, model, "predict")
-        x = model.encoder.encode(request.inputs)
-        columns = model.predict(self._weights.get(model, "predict", samples, request.seed), x, request.level)
-        answer: dict[str, Any] = _about(model, samples, request) | {"level": request.level}
-        answer |= {name: column.tolist() for name, column in columns.items()}
         target = model.manifest.target
-        if isinstance(target, ClassificationTarget):
-            answer["label"] = [target.classes[i] for i in answer["label"]]
+        classes = target.classes if isinstance(target, ClassificationTarget) else []
+        if classes and request.quantiles:
+            raise InputError(
+                f"{model.reference} predicts a class, which has no quantiles; leave them out.",
+                code="bad_quantiles",
+                field="quantiles",
+                expected="no quantiles",
+                got=f"an array of {len(request.quantiles)}",
+            )
+        values = len(request.inputs) * samples * max(1, len(classes))
+        if request.draws and values > self._settings.max_values:
+            raise InputError(
+                f"All samples of these rows are {values} numbers; ask for fewer samples or rows.",
+                code="too_many_values",
+                field="return",
+                expected=f"at most {self._settings.max_values} numbers",
+                got=f"{values} numbers",
+            )
+        x = model.encoder.encode(request.inputs)
+        weights = self._weights.get(model, "predict", samples, request.seed)
+        columns = model.predict(weights, x, request.level, request.quantiles, request.draws)
+        answer: dict[str, Any] = _about(model, samples, request) | {"level": request.level}
+        answer["calibration"] = _promise(model, request)
+        if classes:
+            answer["label"] = [classes[i] for i in columns.pop("label")]
+            # The likeliest first.
+            order = np.argsort(-columns["mean"], axis=1, kind="stable")
+            held = columns.pop("prediction_set")
+            answer["prediction_set"] = [
+                [classes[c] for c in row if inside[c]] for row, inside in zip(order, held, strict=True)
+            ]
+        answer |= {name: column.tolist() for name, column in columns.items()}
         self._metrics.rows.labels("/predict", model.bundle.name).inc(len(x))
         return to_json(answer)
 
     def ood(self, body: bytes) -> bytes:
         """The answer to `POST /ood`; raises as `predict`."""
-        request = parse(body, max_rows=self._settings.max_rows, with_level=False)
+        request = parse(body, max_rows=self._settings.max_rows, predicts=False)
         model = self._models.get(request.model)
         detector = model.manifest.ood
         samples = self._samples(request, model, detector.plan)
         x = model.encoder.encode(request.inputs)
         score = model.ood_score(self._weights.get(model, detector.plan, samples, request.seed), x)
+        rate = request.false_alarm_rate or detector.false_alarm_rate
+        p = model.p_values(score)
+        # The same arithmetic as that of the threshold, so that flags and p-values never disagree.
+        threshold = model.ood_threshold(rate)
+        flag = np.zeros(len(x), dtype=np.bool_) if threshold is None else score > threshold
         answer = _about(model, samples, request) | {
+            "false_alarm_rate": rate,
+            "calibration": _alarms(model, rate, threshold is not None),
             "score": score.tolist(),
-            "threshold": [detector.threshold] * len(x),
-            "flag": (score > detector.threshold).tolist(),
+            "p_value": p.tolist(),
+            "threshold": [threshold] * len(x),
+            "flag": flag.tolist(),
         }
         self._metrics.rows.labels("/ood", model.bundle.name).inc(len(x))
         return to_json(answer)
@@ -69,6 +106,37 @@ class Inference:
                 got=str(request.samples) if request.samples < 10**24 else "a larger number",
             )
         return request.samples
+
+
+def _promise(model: ServedModel, request: InferenceRequest) -> dict[str, Any]:
+    """What stands behind the level that was asked for, and a warning where that is too little."""
+    points = model.points
+    highest = highest_level(points)
+    asked = max([request.level, *(abs(2 * q - 1) for q in request.quantiles)])
+    warning = None
+    # The same rounding as that of the quantile itself.
+    if asked > highest + 1e-9:
+        what = "intervals reach as far as the worst of them or the Gaussian does"
+        if isinstance(model.manifest.target, ClassificationTarget):
+            what = "prediction sets hold every class"
+        warning = (
+            f"{points} calibration rows cannot vouch for the level {asked:.6g}, only for levels up to {highest:.6g}: "
+            f"{what}."
+        )
+    return {"points": points, "highest_level": highest, "warning": warning}
+
+
+def _alarms(model: ServedModel, rate: float, enough: bool) -> dict[str, Any]:
+    """What stands behind the false alarm rate, and a warning where that is too little."""
+    points = model.ood_points
+    lowest = 1 / (points + 1)
+    warning = None
+    if not enough:
+        warning = (
+            f"{points} familiar rows cannot vouch for the false alarm rate {rate:.6g}, only for {lowest:.6g} and more: "
+            "no row is flagged."
+        )
+    return {"points": points, "lowest_false_alarm_rate": lowest, "warning": warning}
 
 
 def _about(model: ServedModel, samples: int, request: InferenceRequest) -> dict[str, Any]:

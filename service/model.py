@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,8 @@ class ServedModel:
         self.nodes: Float32 = arrays["nodes"]
         self.encoder = InputEncoder(bundle.manifest.inputs)
         self.engine = Engine(bundle, threads=threads)
-        self._scores = np.sort(arrays.get("interval_scores", np.empty(0)).astype(np.float64))
+        self._scores: NDArray[np.float64] = arrays["conformity_scores"]
+        self._familiar: NDArray[np.float64] = arrays["ood_scores"]
         self._run_size = run_size
 
     @property
@@ -50,21 +51,57 @@ class ServedModel:
         """A latent plan of the bundle."""
         return self.manifest.latent.plans[name]
 
-    def predict(self, weights: WeightSet, x: Float32, level: float) -> Columns:
+    @property
+    def points(self) -> int:
+        """Rows that stand behind intervals and prediction sets."""
+        return len(self._scores)
+
+    def predict(
+        self, weights: WeightSet, x: Float32, level: float, quantiles: Sequence[float] = (), draws: bool = False
+    ) -> Columns:
         """The predictive of encoded rows x (B, ...): arrays with one entry a row (see `predictive`).
+
+        Args:
+            level: of intervals or prediction sets.
+            quantiles: of the target of a regression, wanted as `quantiles` (B, Q).
+            draws: whether what each sample says is wanted, as `draws`: means (B, S) or probabilities (B, S, C).
 
         Raises:
             InputError: a row lies so far out that the network's outputs are not finite.
         """
         target, calibration = self.manifest.target, self.manifest.calibration
-        if isinstance(target, RegressionTarget):
-            assert isinstance(calibration, RegressionCalibration)  # the manifest's schema says so
-            return _joined(
-                predictive.regression(part, target, calibration, level, self._scores)
-                for part in self._outputs(weights, x)
-            )
-        assert not isinstance(calibration, RegressionCalibration)
-        return _joined(predictive.classification(part, calibration) for part in self._outputs(weights, x))
+
+        def columns(part: Float32) -> Columns:
+            if isinstance(target, RegressionTarget):
+                assert isinstance(calibration, RegressionCalibration)  # the manifest's schema says so
+                found = predictive.regression(part, target, calibration, level, self._scores)
+                if quantiles:
+                    found["quantiles"] = predictive.calibrated_quantiles(
+                        found["mean"], found["variance"], quantiles, self._scores
+                    )
+                if draws:
+                    found["draws"] = target.mean + target.scale * part[..., 0].astype(np.float64).T
+                return found
+            assert not isinstance(calibration, RegressionCalibration)
+            found = predictive.classification(part, calibration, level, self._scores)
+            if draws:
+                found["draws"] = predictive.probabilities(part, calibration).swapaxes(0, 1)
+            return found
+
+        return _joined(columns(part) for part in self._outputs(weights, x))
+
+    @property
+    def ood_points(self) -> int:
+        """Familiar rows that stand behind p-values."""
+        return len(self._familiar)
+
+    def ood_threshold(self, false_alarm_rate: float) -> float | None:
+        """The score above which a row is flagged at this rate; None where there are too few familiar rows for it."""
+        return predictive.conformal_quantile(1 - false_alarm_rate, self._familiar)
+
+    def p_values(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How likely familiar rows are to score as high as these (B,)."""
+        return predictive.p_values(scores, self._familiar)
 
     def ood_score(self, weights: WeightSet, x: Float32) -> NDArray[np.float64]:
         """The detector's score (B,) of encoded rows x (B, ...).

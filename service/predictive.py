@@ -6,6 +6,7 @@ Lengths: S samples, B rows, O outputs, C classes. Everything is computed in floa
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -59,16 +60,56 @@ def regression(
 def interval_factor(level: float, scores: Float64) -> float:
     """How many predictive standard deviations an interval of this level reaches to either side.
 
-    The finite-sample conformal quantile, which is the ceil((n+1)*level)-th smallest of n scores. A level that n
-    scores cannot vouch for gets the larger of the largest score and the Gaussian quantile.
+    The finite-sample conformal quantile. A level that n scores cannot vouch for gets the larger of the largest score
+    and the Gaussian quantile.
     """
+    return _reach(1.0 - level, scores)
+
+
+def _reach(outside: float, scores: Float64) -> float:
+    """The same for what is left outside, which may be too small to be told from none by its level."""
+    found = conformal_quantile(1.0 - outside, scores)
+    if found is not None:
+        return found
+    gaussian = -NormalDist().inv_cdf(outside / 2)
+    return max(gaussian, float(scores[-1]) if len(scores) else 0.0)
+
+
+def conformal_quantile(level: float, scores: Float64) -> float | None:
+    """The ceil((n+1)*level)-th smallest of n sorted scores (Vovk et al. 2005); None where there are too few."""
     n = len(scores)
     # Rounding in the product must not move the index to the next score.
     index = max(math.ceil((n + 1) * level - 1e-9), 1)
-    if index <= n:
-        return float(scores[index - 1])
-    gaussian = -NormalDist().inv_cdf((1.0 - level) / 2)
-    return max(gaussian, float(scores[-1]) if n else 0.0)
+    return float(scores[index - 1]) if index <= n else None
+
+
+def highest_level(points: int) -> float:
+    """The highest level that so many scores can vouch for."""
+    return points / (points + 1)
+
+
+def calibrated_quantiles(mean: Float64, variance: Float64, probabilities: Sequence[float], scores: Float64) -> Float64:
+    """(B, Q) quantiles of the target, the ends of its intervals: that of 0.95 is the upper end of the level 0.9."""
+    # Twice what lies beyond a quantile lies outside the interval that ends there.
+    reach = [0.0 if q == 0.5 else math.copysign(_reach(2 * min(q, 1 - q), scores), q - 0.5) for q in probabilities]
+    found: Float64 = mean[:, None] + np.sqrt(variance)[:, None] * np.array(reach)
+    return found
+
+
+def prediction_sets(p: Float64, level: float, scores: Float64) -> NDArray[np.bool_]:
+    """(B, C) bool: the classes of a set that holds the true one with this probability (Sadinle et al. 2019).
+
+    Args:
+        p: (B, C) averaged class probabilities.
+        scores: (n,) sorted, one less the probability of the true class of out-of-fold rows.
+
+    The likeliest class is always in it, which can only help. All are, where n scores cannot vouch for the level.
+    """
+    highest = conformal_quantile(level, scores)
+    if highest is None:
+        return np.ones(p.shape, dtype=np.bool_)
+    held: NDArray[np.bool_] = (1 - p <= highest + 1e-12) | (p == p.max(axis=1, keepdims=True))
+    return held
 
 
 def probabilities(outputs: Float32, calibration: ClassificationCalibration) -> Float64:
@@ -87,13 +128,13 @@ def entropy(p: Float64) -> Float64:
     return h
 
 
-def classification(outputs: Float32, calibration: ClassificationCalibration) -> Columns:
-    """The predictive of a classification, from logits (S, B, C).
+def classification(outputs: Float32, calibration: ClassificationCalibration, level: float, scores: Float64) -> Columns:
+    """The predictive of a classification, from logits (S, B, C), with prediction sets of a level.
 
     Returns:
         `mean` and `variance` over samples of the probabilities, (B, C); `label`, index of the likeliest class;
         `entropy` of the mean (total), `expected_entropy` (aleatoric part) and their difference
-        `mutual_information` (epistemic part), in nats, (B,).
+        `mutual_information` (epistemic part), in nats, (B,); `prediction_set` (B, C) bool.
     """
     p = probabilities(outputs, calibration)
     mean = p.mean(axis=0)
@@ -107,6 +148,7 @@ def classification(outputs: Float32, calibration: ClassificationCalibration) -> 
         "expected_entropy": expected,
         # Jensen's inequality: only rounding can make it negative.
         "mutual_information": np.maximum(total - expected, 0.0),
+        "prediction_set": prediction_sets(mean, level, scores),
     }
 
 
@@ -122,6 +164,19 @@ def epistemic_to_noise(
     variance = np.mean(within, axis=0) if within else np.zeros(y.shape[1])
     score: Float64 = np.log(np.maximum(variance / calibration.noise_std**2, _SCORE_FLOOR))
     return score
+
+
+def p_values(scores: Float64, familiar: Float64) -> Float64:
+    """Conformal p-values (B,): how likely a familiar row is to score as high (Bates et al. 2023, "Testing for outliers
+    with conformal p-values").
+
+    Args:
+        scores: (B,).
+        familiar: (n,) sorted scores of familiar rows that the networks had not seen.
+    """
+    above = len(familiar) - np.searchsorted(familiar, scores, side="left")
+    found: Float64 = (1 + above) / (len(familiar) + 1)
+    return found
 
 
 def mutual_information(outputs: Float32, anchors: NDArray[np.int64], calibration: ClassificationCalibration) -> Float64:

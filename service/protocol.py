@@ -18,6 +18,7 @@ from service.inputs import brief, number, refuse
 MAX_SEED: Final = 2**63 - 1
 DEFAULT_LEVEL: Final = 0.9
 MAX_REFERENCE: Final = 160
+MAX_QUANTILES: Final = 100
 
 _STATUS: Final = {
     "invalid_json": 400,
@@ -38,7 +39,10 @@ class InferenceRequest:
         model: NAME, NAME@VERSION or NAME@ALIAS; None is the only model there is.
         samples: S; None is the default.
         seed: of the draw of posterior samples.
-        level: probability mass of the interval.
+        level: probability mass of the interval or prediction set.
+        quantiles: of the target, that are wanted too.
+        draws: whether what every sample says is wanted too.
+        false_alarm_rate: share of familiar rows that may be flagged; None is the detector's own.
     """
 
     inputs: list[Any]
@@ -46,21 +50,25 @@ class InferenceRequest:
     samples: int | None
     seed: int
     level: float
+    quantiles: tuple[float, ...] = ()
+    draws: bool = False
+    false_alarm_rate: float | None = None
 
 
-def parse(body: bytes, *, max_rows: int, with_level: bool) -> InferenceRequest:
+def parse(body: bytes, *, max_rows: int, predicts: bool) -> InferenceRequest:
     """Reads a request body.
 
     Args:
         body: the bytes that came.
         max_rows: most rows accepted.
-        with_level: whether `level` is a field of this request.
+        predicts: whether this is a request for predictions, which has some fields more.
 
     Raises:
         InputError: the first thing that is wrong.
     """
     content = _object(body)
-    known = ["inputs", "model", "samples", "seed", *(["level"] if with_level else [])]
+    own = ["level", "quantiles", "return"] if predicts else ["false_alarm_rate"]
+    known = ["inputs", "model", "samples", "seed", *own]
     for field in content:
         if field not in known:
             raise InputError(
@@ -76,6 +84,9 @@ def parse(body: bytes, *, max_rows: int, with_level: bool) -> InferenceRequest:
         samples=_samples(content.get("samples")),
         seed=_seed(content.get("seed")),
         level=_level(content.get("level")),
+        quantiles=_quantiles(content.get("quantiles")),
+        draws=_draws(content.get("return")),
+        false_alarm_rate=_rate(content.get("false_alarm_rate")),
     )
 
 
@@ -183,3 +194,47 @@ def _level(value: Any) -> float:
     if not 0.0 < level < 1.0:
         refuse("bad_level", "level must lie between 0 and 1.", "level", "a number above 0 and below 1", value)
     return level
+
+
+def _rate(value: Any) -> float | None:
+    if value is None:
+        return None
+    rate = number(value, "false_alarm_rate", "false_alarm_rate")
+    if not 0.0 < rate < 1.0:
+        refuse(
+            "bad_false_alarm_rate",
+            "false_alarm_rate must lie between 0 and 1.",
+            "false_alarm_rate",
+            "a number above 0 and below 1",
+            value,
+        )
+    return rate
+
+
+def _quantiles(value: Any) -> tuple[float, ...]:
+    if value is None:
+        return ()
+    expected = f"1 to {MAX_QUANTILES} numbers above 0 and below 1"
+    if not isinstance(value, list):
+        refuse("wrong_type", "quantiles must be an array of numbers.", "quantiles", expected, value)
+    if not 1 <= len(value) <= MAX_QUANTILES:
+        refuse("bad_quantiles", "quantiles holds none, or too many.", "quantiles", expected, value)
+    found = []
+    for i, each in enumerate(value):
+        quantile = number(each, f"quantiles[{i}]", "A quantile")
+        if not 0.0 < quantile < 1.0:
+            refuse("bad_quantiles", "A quantile must lie between 0 and 1.", f"quantiles[{i}]", expected, each)
+        found.append(quantile)
+    return tuple(found)
+
+
+def _draws(value: Any) -> bool:
+    if value is None:
+        return False
+    expected = '["samples"]'
+    if not isinstance(value, list):
+        refuse("wrong_type", "return must be an array of names.", "return", expected, value)
+    for i, each in enumerate(value):
+        if each != "samples":
+            refuse("bad_return", "There is nothing of this name to return.", f"return[{i}]", '"samples"', each)
+    return bool(value)

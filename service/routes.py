@@ -18,6 +18,7 @@ from service.schemas import (
     ClassificationAnswer,
     ErrorAnswer,
     Health,
+    InferenceRequest,
     ModelDetail,
     ModelList,
     OodAnswer,
@@ -31,7 +32,7 @@ T = TypeVar("T")
 router = APIRouter()
 
 
-def _documented(request: type[OodRequest], asked: dict[str, Any], answered: dict[str, Any]) -> dict[str, Any]:
+def _documented(request: type[InferenceRequest], asked: dict[str, Any], answered: dict[str, Any]) -> dict[str, Any]:
     """OpenAPI of a request body that is parsed by hand, with worked examples on both sides."""
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{request.__name__}"}, "examples": asked}}
     return {
@@ -80,9 +81,9 @@ async def predict(request: Request) -> Response:
     openapi_extra=_documented(OodRequest, examples.OOD, examples.SCORED),
 )
 async def ood(request: Request) -> Response:
-    """An epistemic score of every row, and whether it exceeds the threshold that was set on held-out data.
+    """How unfamiliar every row is: an epistemic score, its conformal p-value, and a flag at the false alarm rate asked.
 
-    The threshold was set for the default number of samples; other numbers give noisier or finer scores.
+    P-values are held against scores of the default number of samples; other numbers give noisier or finer scores.
     """
     runtime = _runtime(request)
     body = await _body(request, runtime.settings.max_body_bytes)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.protocol import DEFAULT_LEVEL, MAX_SEED
+from service.protocol import DEFAULT_LEVEL, MAX_QUANTILES, MAX_SEED
 
 Row = Annotated[
     list[Any] | dict[str, float | str],
@@ -18,8 +18,8 @@ class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class OodRequest(_Schema):
-    """Rows to be scored."""
+class InferenceRequest(_Schema):
+    """Rows, the model and how its posterior is drawn from."""
 
     inputs: Annotated[list[Row], Field(min_length=1, description="The rows.")]
     model: Annotated[
@@ -36,12 +36,29 @@ class OodRequest(_Schema):
     ] = 0
 
 
-class PredictRequest(OodRequest):
+class OodRequest(InferenceRequest):
+    """Rows to be scored."""
+
+    false_alarm_rate: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="Share of familiar rows that may be flagged; unset, the detector's own."),
+    ] = None
+
+
+class PredictRequest(InferenceRequest):
     """Rows to be predicted."""
 
     level: Annotated[
-        float, Field(gt=0, lt=1, description="Probability with which an interval shall cover the target.")
+        float, Field(gt=0, lt=1, description="Probability with which an interval or prediction set holds the target.")
     ] = DEFAULT_LEVEL
+    quantiles: Annotated[
+        list[Annotated[float, Field(gt=0, lt=1)]] | None,
+        Field(min_length=1, max_length=MAX_QUANTILES, description="Quantiles of a real target to return as well."),
+    ] = None
+    returned: Annotated[
+        list[Literal["samples"]] | None,
+        Field(alias="return", description="`samples`: also what every posterior sample says, as `draws`."),
+    ] = None
 
 
 class _Answer(_Schema):
@@ -51,10 +68,21 @@ class _Answer(_Schema):
     seed: Annotated[int, Field(description="Seed of their draw.")]
 
 
+class Promise(_Schema):
+    """What stands behind intervals, quantiles and prediction sets."""
+
+    points: Annotated[int, Field(description="Training rows, predicted by networks that had not seen them.")]
+    highest_level: Annotated[float, Field(description="The highest level that so many rows can vouch for.")]
+    warning: Annotated[
+        str | None, Field(description="Says so where they cannot vouch for the level asked; null where they can.")
+    ]
+
+
 class RegressionAnswer(_Answer):
     """Predictive distribution of a real target, in its own units; one entry a row."""
 
     level: Annotated[float, Field(description="Level of the intervals.")]
+    calibration: Annotated[Promise, Field(description="What stands behind them.")]
     mean: Annotated[list[float], Field(description="Predictive mean.")]
     variance: Annotated[list[float], Field(description="Predictive variance, the sum of the next two.")]
     epistemic_variance: Annotated[
@@ -63,28 +91,62 @@ class RegressionAnswer(_Answer):
     aleatoric_variance: Annotated[list[float], Field(description="Variance of the noise: what no data would reduce.")]
     entropy: Annotated[list[float], Field(description="Differential entropy of the predictive mixture, in nats.")]
     interval: Annotated[
-        list[tuple[float, float]], Field(description="[lo, hi], calibrated on out-of-fold predictions.")
+        list[tuple[float, float]],
+        Field(description="[lo, hi]: of `level` such intervals out of 1, so many hold the target."),
     ]
+    quantiles: Annotated[
+        list[list[float]] | None,
+        Field(description="The quantiles asked for, in their order; 0.05 and 0.95 are the interval of level 0.9."),
+    ] = None
+    draws: Annotated[
+        list[list[float]] | None,
+        Field(description="Mean that every posterior sample predicts; noise of `aleatoric_variance` is to be added."),
+    ] = None
 
 
 class ClassificationAnswer(_Answer):
     """Predictive distribution of a class; one entry a row."""
 
-    level: Annotated[float, Field(description="As asked; classification has no intervals.")]
+    level: Annotated[float, Field(description="Level of the prediction sets.")]
+    calibration: Annotated[Promise, Field(description="What stands behind them.")]
     mean: Annotated[list[list[float]], Field(description="Probability of every class, in the model's class order.")]
     variance: Annotated[list[list[float]], Field(description="Variance of each probability over posterior samples.")]
     label: Annotated[list[int | str], Field(description="The likeliest class.")]
     entropy: Annotated[list[float], Field(description="Entropy of the mean, in nats: the total uncertainty.")]
     expected_entropy: Annotated[list[float], Field(description="Mean entropy of the samples: the aleatoric part.")]
     mutual_information: Annotated[list[float], Field(description="Their difference: the epistemic part.")]
+    prediction_set: Annotated[
+        list[list[int | str]],
+        Field(description="The classes in question, likeliest first: the true one is among them in `level` of 1."),
+    ]
+    draws: Annotated[
+        list[list[list[float]]] | None, Field(description="Class probabilities that every posterior sample predicts.")
+    ] = None
+
+
+class AlarmPromise(_Schema):
+    """What stands behind p-values and flags."""
+
+    points: Annotated[int, Field(description="Training rows, scored by networks that had not seen them.")]
+    lowest_false_alarm_rate: Annotated[float, Field(description="The lowest rate that so many rows can vouch for.")]
+    warning: Annotated[
+        str | None, Field(description="Says so where they cannot vouch for the rate asked; null where they can.")
+    ]
 
 
 class OodAnswer(_Answer):
     """How far rows lie from what the model was trained on; one entry a row."""
 
+    false_alarm_rate: Annotated[float, Field(description="Share of familiar rows that are flagged.")]
+    calibration: Annotated[AlarmPromise, Field(description="What stands behind that share.")]
     score: Annotated[list[float], Field(description="Epistemic score; larger is farther out.")]
-    threshold: Annotated[list[float], Field(description="Score above which a row is flagged.")]
-    flag: Annotated[list[bool], Field(description="Whether the score exceeds the threshold.")]
+    p_value: Annotated[
+        list[float], Field(description="How likely a familiar row is to score as high: small is unfamiliar.")
+    ]
+    threshold: Annotated[
+        list[float | None], Field(description="Score above which a row is flagged; null where no score is.")
+    ]
+    flag: Annotated[list[bool], Field(description="Whether the row is unfamiliar: its score exceeds the threshold.")]
 
 
 class ErrorDetail(_Schema):

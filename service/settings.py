@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     ] = None
     max_rows: Annotated[int, Field(ge=1, description="Most rows in one request.")] = 4096
     max_samples: Annotated[int, Field(ge=1, description="Most posterior samples a request may ask for.")] = 1024
+    max_values: Annotated[
+        int, Field(ge=1, description="Most numbers that the samples of one request may be returned as.")
+    ] = 1_000_000
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body, in bytes.")] = 32 * 2**20
     max_set_bytes: Annotated[
         int,

@@ -163,11 +163,13 @@ def _parts(
     calibration: Calibration
     if isinstance(target, RegressionTarget):
         calibration = RegressionCalibration(noise_std=noise * target.scale, points=199)
-        arrays["interval_scores"] = np.sort(np.abs(rng.normal(size=199)))
+        arrays["conformity_scores"] = np.sort(np.abs(rng.normal(size=199)))
         score, threshold = "epistemic_to_noise", 0.5
     else:
         calibration = ClassificationCalibration(temperature=1.3, points=199)
+        arrays["conformity_scores"] = np.sort(rng.uniform(size=199) ** 2)
         score, threshold = "mutual_information", 0.05
+    arrays["ood_scores"] = np.sort(rng.normal(size=199)) if score == "epistemic_to_noise" else np.linspace(0, 0.2, 199)
     files = {
         DECODER_FILE: decoder_model(rng, weights, weight_scale),
         BASE_FILE: base_model(parameters, _inputs(inputs, features, trunk)),

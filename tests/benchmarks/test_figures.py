@@ -26,8 +26,9 @@ def test_regression_answers() -> None:
     narrow = {"mean": [0.0, 0.0], "variance": [1.0, 1.0], "interval": [[-1.0, 1.0], [-1.0, 1.0]]}
     wide = narrow | {"interval": [[-3.0, 3.0], [-3.0, 3.0]]}
     found = figures.of_regression({0.8: narrow, 0.95: wide}, np.array([0.0, 2.0]))
-    assert list(found) == ["nll", "rmse", "coverage_0.8", "coverage_0.95"]
+    assert list(found) == ["nll", "rmse", "coverage_0.8", "coverage_0.95", "width_0.8", "width_0.95"]
     assert (found["coverage_0.8"], found["coverage_0.95"]) == (0.5, 1.0)
+    assert (found["width_0.8"], found["width_0.95"]) == (2.0, 6.0)
     assert found["nll"] == pytest.approx(0.5 * math.log(2 * math.pi) + 1)
 
 
@@ -40,7 +41,10 @@ def test_a_null_in_an_answer_shows_in_the_figures() -> None:
 
 def test_classification_goes_by_the_models_order_of_classes() -> None:
     answer = {"mean": [[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]], "label": [7, 3, 3]}
-    found = figures.of_classification(answer, [7, 3], np.array([7, 7, 3]))
+    small, large = answer | {"prediction_set": [[7], [3], [3]]}, answer | {"prediction_set": [[7], [3, 7], [3, 7]]}
+    found = figures.of_classification({0.8: small, 0.95: large}, [7, 3], np.array([7, 7, 3]))
+    assert (found["coverage_0.8"], found["coverage_0.95"]) == (pytest.approx(2 / 3), 1.0)
+    assert (found["set_size_0.8"], found["set_size_0.95"]) == (1.0, pytest.approx(5 / 3))
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert found["nll"] == pytest.approx(-(math.log(0.9) + math.log(0.4) + math.log(0.8)) / 3)
 

@@ -179,7 +179,9 @@ def test_the_temperature_undoes_logits_of_the_wrong_size(factor: float) -> None:
     found = calibrate(at_anchors(network, anchors), anchors, plans(), x, y, member, CalibrationConfig())
     assert found.spread == pytest.approx(factor, rel=0.15) and found.map_spread == pytest.approx(factor, rel=0.15)
     assert found.nll == pytest.approx(float(categorical_nll(p, y).mean()), abs=0.01)
-    assert found.interval_scores.numel() == 0 and math.isnan(found.coverage)
+    true = p.gather(1, y[:, None])[:, 0]
+    assert torch.allclose(found.conformity_scores, (1 - true).double().sort().values, atol=0.1)
+    assert math.isnan(found.coverage)
 
 
 # ---- many anchors, in two rounds of folds: every row is unseen by two
@@ -199,7 +201,7 @@ def test_intervals_of_many_anchors_cover_new_rows_no_more_and_no_less() -> None:
     assert found.map_spread > 0.37 and found.spread < 0.3
     outputs = sample_outputs(network, anchors, x[new]).numpy()
     for level in (0.8, 0.9, 0.95):
-        scores = found.interval_scores.numpy()
+        scores = found.conformity_scores.numpy()
         interval = regression(outputs, STANDARD, noise_of(found), level, scores)["interval"]
         covered = (interval[:, 0] <= y[new].numpy()) & (y[new].numpy() <= interval[:, 1])
         assert float(covered.mean()) == pytest.approx(level, abs=0.03)
@@ -265,7 +267,7 @@ def test_the_posterior_scores_no_worse_than_the_anchors(calibrated: Calibrated) 
 def test_intervals_cover_new_rows(posterior: DecodedPosterior, calibrated: Calibrated) -> None:
     x, y = wave(3000, seed=9)
     outputs, _ = served(posterior, plans()["predict"], x)
-    scores = calibrated.interval_scores.numpy()
+    scores = calibrated.conformity_scores.numpy()
     assert bool((np.diff(scores) >= 0).all()) and scores.dtype == np.float64 and len(scores) == 240
     for level in (0.5, 0.9, 0.95):
         interval = regression(outputs, STANDARD, noise_of(calibrated), level, scores)["interval"]
@@ -321,8 +323,10 @@ def test_calibration_draws_the_same_every_time(
 ) -> None:
     config = CalibrationConfig(false_alarm_rate=RATE)
     again = calibrate(posterior, walked.anchors.weights, plans(), walked.x, walked.y, walked.member, config)
-    assert torch.equal(again.interval_scores, calibrated.interval_scores)
-    assert replace(again, interval_scores=calibrated.interval_scores) == calibrated
+    assert torch.equal(again.conformity_scores, calibrated.conformity_scores)
+    assert torch.equal(again.ood_scores, calibrated.ood_scores)
+    same = {name: getattr(calibrated, name) for name in ("conformity_scores", "ood_scores")}
+    assert replace(again, **same) == calibrated
 
 
 def test_calibration_in_parts_is_the_same(
@@ -341,7 +345,7 @@ def test_calibration_in_parts_is_the_same(
     parts = calibrate(posterior, walked.anchors.weights, plans(), walked.x, walked.y, walked.member, config)
     # Both anchors on all 240 rows, for how they disagree; for OOD each on the 120 that it did not see.
     assert sizes.count(50) == 2 * (4 + 2) and sizes.count(40) == sizes.count(20) == 2
-    assert torch.allclose(parts.interval_scores, calibrated.interval_scores, rtol=1e-4)
+    assert torch.allclose(parts.conformity_scores, calibrated.conformity_scores, rtol=1e-4)
     assert parts.detector.threshold == pytest.approx(calibrated.detector.threshold, rel=1e-4)
 
 

@@ -104,7 +104,8 @@ def made(task: str = "regression", nodes: Array | None = None, tested: int = TES
         calibrated=Calibrated(
             spread=SPREAD,
             map_spread=MAP_SPREAD,
-            interval_scores=torch.from_numpy(SCORES) if regression else torch.zeros(0),
+            conformity_scores=torch.from_numpy(SCORES),
+            ood_scores=torch.zeros(1),
             detector=OodDetector(
                 score="epistemic_to_noise" if regression else "mutual_information",
                 threshold=0.0,

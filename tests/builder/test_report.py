@@ -57,7 +57,7 @@ def regression(rows: int = 60, seed: int = 0, manifest: Manifest | None = None) 
     return ReportData(
         manifest=manifest or bundles.mixed_regression().manifest,
         predictions=predictions,
-        interval_scores=np.sort(np.abs(rng.normal(size=500))),
+        conformity_scores=np.sort(np.abs(rng.normal(size=500))),
         curve=None,
         **walk(rng),
     )
@@ -71,7 +71,7 @@ def classified(rows: int = 300, classes: int = 3, seed: int = 0) -> ReportData:
     return ReportData(
         manifest=bundles.classification(classes=list(range(classes))).manifest,
         predictions={"y": y, "probabilities": p.astype(np.float32)},
-        interval_scores=np.zeros(0),
+        conformity_scores=np.zeros(0),
         curve=None,
         **walk(rng),
     )
@@ -234,7 +234,7 @@ def test_the_coverage_curve_is_the_share_of_rows_within() -> None:
     left, right = panels(data, "calibration.png")
     z = np.abs(data.predictions["y"] - data.predictions["mean"]) / data.predictions["std"]
     levels, covered = line(left, "test part")
-    scores = data.interval_scores
+    scores = data.conformity_scores
     expected = [np.mean(z <= scores[int(np.ceil((len(scores) + 1) * v - 1e-9)) - 1]) for v in levels]
     np.testing.assert_allclose(covered, expected)
     at_90 = np.mean(z <= scores[int(np.ceil(501 * 0.9)) - 1])
@@ -334,8 +334,8 @@ def test_certain_and_wrong() -> None:
     size_of(picture(replace(data, predictions=sure), "calibration.png"))
 
 
-def test_no_interval_scores_mean_gaussian_intervals() -> None:
-    data = replace(regression(rows=5000, seed=3), interval_scores=np.zeros(0))
+def test_no_conformity_scores_mean_gaussian_intervals() -> None:
+    data = replace(regression(rows=5000, seed=3), conformity_scores=np.zeros(0))
     left, _ = panels(data, "calibration.png")
     levels, covered = line(left, "test part")
     assert np.abs(levels - covered).max() < 0.03

@@ -16,7 +16,7 @@ from safetensors.numpy import save as save_safetensors
 
 from model_store import Bundle, IncompatibleError, IntegrityError, ModelStore
 from model_store.bundle import MAX_MANIFEST_BYTES, file_entry
-from model_store.manifest import ARRAYS_FILE, BASE_FILE, CARD_FILE, DECODER_FILE, TRUNK_FILE
+from model_store.manifest import ARRAYS_FILE, BASE_FILE, CARD_FILE, DECODER_FILE, SCHEMA_VERSION, TRUNK_FILE
 from tests import bundles
 
 FILES = [DECODER_FILE, BASE_FILE, ARRAYS_FILE, CARD_FILE, bundles.PICTURE_FILE]
@@ -209,7 +209,7 @@ def test_a_huge_manifest_is_not_parsed(published: Bundle) -> None:
         Bundle(published.path)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, [1], 10**30])
+@pytest.mark.parametrize("version", [0, 1, SCHEMA_VERSION + 1, "2", None, [2], 10**30])
 def test_another_schema_version(published: Bundle, version: Any) -> None:
     with pytest.raises(IncompatibleError, match="Build it again with this version") as raised:
         # what another version's fields look like is not ours to judge
@@ -309,26 +309,24 @@ SCORES = np.linspace(0, 3, 10)
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"interval_scores": SCORES}, "nodes do not fit"),
-        ({"nodes": nodes((2, 3, 4, 3)), "interval_scores": SCORES}, "nodes do not fit"),
-        ({"nodes": nodes(dtype=np.float64), "interval_scores": SCORES}, "nodes do not fit"),
-        ({"nodes": nodes(value=np.nan), "interval_scores": SCORES}, "NaN or infinity"),
-        ({"nodes": nodes(value=-np.inf), "interval_scores": SCORES}, "NaN or infinity"),
-        ({"nodes": nodes()}, "interval scores"),
-        ({"nodes": nodes(), "interval_scores": SCORES[::-1].copy()}, "interval scores"),
-        ({"nodes": nodes(), "interval_scores": SCORES.astype(np.float32)}, "interval scores"),
-        ({"nodes": nodes(), "interval_scores": SCORES[:0]}, "interval scores"),
-        ({"nodes": nodes(), "interval_scores": SCORES[None]}, "interval scores"),
-        ({"nodes": nodes(), "interval_scores": np.append(SCORES, np.inf)}, "interval scores"),
+        ({"conformity_scores": SCORES}, "nodes do not fit"),
+        ({"nodes": nodes((2, 3, 4, 3)), "conformity_scores": SCORES}, "nodes do not fit"),
+        ({"nodes": nodes(dtype=np.float64), "conformity_scores": SCORES}, "nodes do not fit"),
+        ({"nodes": nodes(value=np.nan), "conformity_scores": SCORES}, "NaN or infinity"),
+        ({"nodes": nodes(value=-np.inf), "conformity_scores": SCORES}, "NaN or infinity"),
+        ({"nodes": nodes()}, "conformity_scores"),
+        ({"nodes": nodes(), "conformity_scores": SCORES[::-1].copy()}, "conformity_scores"),
+        ({"nodes": nodes(), "conformity_scores": SCORES.astype(np.float32)}, "conformity_scores"),
+        ({"nodes": nodes(), "conformity_scores": SCORES[:0]}, "conformity_scores"),
+        ({"nodes": nodes(), "conformity_scores": SCORES[None]}, "conformity_scores"),
+        ({"nodes": nodes(), "conformity_scores": np.append(SCORES, np.inf)}, "conformity_scores"),
+        ({"nodes": nodes(), "conformity_scores": SCORES}, "ood_scores"),
+        ({"nodes": nodes(), "conformity_scores": SCORES, "ood_scores": SCORES[::-1].copy()}, "ood_scores"),
     ],
 )
 def test_arrays_that_do_not_fit_the_manifest(published: Bundle, arrays: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(IntegrityError, match=message):
         replace_file(published, ARRAYS_FILE, save_safetensors(arrays)).verify()
-
-
-def test_classification_needs_no_interval_scores(tmp_path: Path) -> None:
-    assert set(bundles.classification().publish(tmp_path).arrays()) == {"nodes"}
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 8, b"\xff" * 64, (2**62).to_bytes(8, "little") + b"{}"])

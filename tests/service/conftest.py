@@ -33,7 +33,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(store: Path) -> Iterator[Server]:
     """A running server of `store` with low limits."""
-    with serving(store, max_rows=100, max_samples=64, max_body_bytes=20_000, log_level="debug") as server:
+    with serving(
+        store, max_rows=100, max_samples=64, max_values=2_000, max_body_bytes=20_000, log_level="debug"
+    ) as server:
         yield server
 
 

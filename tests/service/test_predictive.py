@@ -15,6 +15,7 @@ TARGET = RegressionTarget(name="y", mean=10.0, scale=4.0)
 NOISE = RegressionCalibration(noise_std=0.5, points=99)
 WARM = ClassificationCalibration(temperature=2.0, points=99)
 SCORES = np.arange(1, 100) / 50.0
+MISSES = np.arange(1, 100) / 100.0
 
 
 def outputs(samples: int, rows: int, width: int, seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -72,9 +73,75 @@ def test_intervals_cover_what_they_promise() -> None:
     assert np.mean(covered) == pytest.approx(0.8, abs=0.02)
 
 
+@pytest.mark.parametrize(("q", "level", "side"), [(0.95, 0.9, 1), (0.05, 0.9, 0), (0.75, 0.5, 1), (0.25, 0.5, 0)])
+def test_quantiles_are_the_ends_of_intervals(q: float, level: float, side: int) -> None:
+    found = predictive.regression(outputs(20, 5, 1), TARGET, NOISE, level, SCORES)
+    quantiles = predictive.calibrated_quantiles(found["mean"], found["variance"], [q, 0.5], SCORES)
+    assert quantiles[:, 0] == pytest.approx(found["interval"][:, side])
+    assert quantiles[:, 1].tolist() == found["mean"].tolist()
+
+
+@given(st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), min_size=2, max_size=9))
+def test_quantiles_never_cross(asked: list[float]) -> None:
+    asked = sorted(asked)
+    found = predictive.calibrated_quantiles(np.array([1.0]), np.array([4.0]), asked, SCORES)
+    assert (np.diff(found[0]) >= 0).all()
+
+
+def test_prediction_sets_hold_what_is_as_likely_as_true_classes_were() -> None:
+    p = np.array([[0.7, 0.2, 0.1], [0.05, 0.05, 0.9], [0.34, 0.33, 0.33]])
+    # The 80th of 99 scores is 0.8: classes from a probability of 0.2 on.
+    assert predictive.prediction_sets(p, 0.8, MISSES).tolist() == [
+        [True, True, False],
+        [False, False, True],
+        [True, True, True],
+    ]
+    # The likeliest class is always in, and all are where 99 rows cannot vouch for the level.
+    assert predictive.prediction_sets(p, 0.05, MISSES).sum(1).tolist() == [1, 1, 1]
+    assert predictive.prediction_sets(p, 0.995, MISSES).all()
+
+
+def test_prediction_sets_cover_what_they_promise() -> None:
+    """Of a classifier that is far too sure of itself."""
+    rng = np.random.default_rng(3)
+    p = rng.dirichlet([0.5] * 4, size=60_000)
+    y = (p.cumsum(1) < rng.uniform(size=(len(p), 1))).sum(1)
+    sure = p**3 / (p**3).sum(1, keepdims=True)
+    true = sure[np.arange(len(p)), y]
+    covered = []
+    for start in range(0, 50_000, 250):
+        known, new = slice(start, start + 50), slice(start + 50, start + 250)
+        held = predictive.prediction_sets(sure[new], 0.8, np.sort(1 - true[known]))
+        covered.append(held[np.arange(200), y[new]].mean())
+    # Never less; more by no more than one of 51, but for the likeliest class, which is always in.
+    assert 0.79 < np.mean(covered) < 0.83
+
+
+def test_p_values_are_ranks_among_familiar_scores() -> None:
+    familiar = np.array([1.0, 2.0, 2.0, 3.0])
+    assert predictive.p_values(np.array([0.0, 1.0, 2.0, 2.5, 3.0, 9.0]), familiar).tolist() == [
+        1.0,
+        1.0,
+        0.8,
+        0.4,
+        0.4,
+        0.2,
+    ]
+
+
+@given(st.integers(1, 60), st.floats(0.001, 0.999), st.integers(0, 1000))
+def test_flags_and_p_values_agree(points: int, rate: float, seed: int) -> None:
+    """Above the threshold of a rate is where the p-value is at most that rate."""
+    rng = np.random.default_rng(seed)
+    familiar, scores = np.sort(rng.integers(0, 20, points) / 4.0), rng.integers(0, 24, 50) / 4.0
+    threshold = predictive.conformal_quantile(1 - rate, familiar)
+    flags = np.zeros(50, bool) if threshold is None else scores > threshold
+    assert flags.tolist() == (predictive.p_values(scores, familiar) <= rate + 1e-9).tolist()
+
+
 def test_classification_against_plain_sums() -> None:
     f = outputs(12, 3, 4)
-    found = predictive.classification(f, WARM)
+    found = predictive.classification(f, WARM, 0.9, MISSES)
     for b in range(3):
         p = [[math.exp(v / 2) for v in f[s, b].tolist()] for s in range(12)]
         p = [[v / sum(row) for v in row] for row in p]
@@ -91,7 +158,7 @@ def test_classification_against_plain_sums() -> None:
 
 @given(st.integers(1, 8), st.integers(2, 5), st.floats(0, 80), st.integers(0, 1000))
 def test_the_decomposition_adds_up(samples: int, classes: int, size: float, seed: int) -> None:
-    found = predictive.classification(outputs(samples, 3, classes, seed) * np.float32(size), WARM)
+    found = predictive.classification(outputs(samples, 3, classes, seed) * np.float32(size), WARM, 0.9, MISSES)
     assert np.all(np.isfinite([*found["entropy"], *found["expected_entropy"]]))
     assert np.all(found["mutual_information"] >= 0)
     assert found["entropy"] == pytest.approx(found["expected_entropy"] + found["mutual_information"], abs=1e-12)
@@ -101,7 +168,7 @@ def test_the_decomposition_adds_up(samples: int, classes: int, size: float, seed
 
 def test_huge_logits_stay_finite() -> None:
     f = np.array([[[3e38, -3e38, 0.0]]], dtype=np.float32)
-    found = predictive.classification(f, WARM)
+    found = predictive.classification(f, WARM, 0.9, MISSES)
     assert found["mean"].tolist() == [[1.0, 0.0, 0.0]]
     assert found["entropy"].tolist() == [0.0]
 
@@ -125,7 +192,7 @@ def test_disagreement_between_anchors_alone_does_not_score() -> None:
 def test_the_classification_score_is_taken_within_anchors() -> None:
     f = outputs(5, 3, 4)
     anchors = np.array([1, 0, 1, 0, 1])
-    parts = [predictive.classification(f[anchors == a], WARM)["mutual_information"] for a in (0, 1)]
+    parts = [predictive.classification(f[anchors == a], WARM, 0.9, MISSES)["mutual_information"] for a in (0, 1)]
     assert predictive.mutual_information(f, anchors, WARM) == pytest.approx(np.mean(parts, axis=0))
 
 

@@ -49,6 +49,14 @@ CASES: list[tuple[str, bytes, int, str, str | None, list[str]]] = [
     ("inputs object", with_(inputs={"x": [1]}), 422, "wrong_type", "inputs", ["an object of 1 fields"]),
     ("empty batch", with_(inputs=[]), 422, "empty_batch", "inputs", ["no row", "1 to 100 rows"]),
     ("too many rows", with_(inputs=[[1, 2]] * 101), 422, "too_many_rows", "inputs", ["101 rows", "at most 100"]),
+    ("quantiles no array", with_(quantiles=0.5), 422, "wrong_type", "quantiles", ["array of numbers", "0.5"]),
+    ("no quantiles", with_(quantiles=[]), 422, "bad_quantiles", "quantiles", ["1 to 100"]),
+    ("many quantiles", with_(quantiles=[0.5] * 101), 422, "bad_quantiles", "quantiles", ["an array of 101"]),
+    ("quantile 1", with_(quantiles=[0.5, 1]), 422, "bad_quantiles", "quantiles[1]", ["between 0 and 1"]),
+    ("quantile NaN", with_(quantiles=[float("nan")]), 422, "not_finite", "quantiles[0]", ["finite", "NaN"]),
+    ("quantile text", with_(quantiles=["0.5"]), 422, "wrong_type", "quantiles[0]", ['"0.5"']),
+    ("return text", with_(**{"return": "samples"}), 422, "wrong_type", "return", ["array of names"]),
+    ("return what", with_(**{"return": ["weights"]}), 422, "bad_return", "return[0]", ['"weights"', '"samples"']),
     ("wrong width", with_(inputs=[[1, 2], [1, 2, 3]]), 422, "wrong_width", "inputs[1]", ["Row 1 has 3", "x, t"]),
     ("string", with_(inputs=[[1, "2"]]), 422, "wrong_type", "inputs[0][1]", ["Column 't' in row 0", '"2"']),
     ("null value", with_(inputs=[[None, 2]]), 422, "wrong_type", "inputs[0][0]", ["Column 'x'", "null"]),
@@ -115,14 +123,39 @@ CASES: list[tuple[str, bytes, int, str, str | None, list[str]]] = [
 def test_bad_requests(
     client: httpx.Client, path: str, body: bytes, status: int, code: str, field: str | None, words: list[str]
 ) -> None:
-    if path == "/ood" and field == "level":
-        code, words = "unknown_field", ['"level"']
+    own = field.partition("[")[0] if field else None
+    if path == "/ood" and own in {"level", "quantiles", "return"}:
+        code, field, words = "unknown_field", own, [f'"{own}"']
         status = 422
     error = refused(client.post(path, content=body), status)
     assert (error["code"], error["field"]) == (code, field)
     text = f"{error['message']} {error['expected']} {error['got']}"
     assert [w for w in words if w not in text] == []
     assert error["expected"] and error["got"] is not None
+
+
+@pytest.mark.parametrize(
+    ("rate", "code"), [(0, "bad_false_alarm_rate"), (1.5, "bad_false_alarm_rate"), ("1%", "wrong_type")]
+)
+def test_bad_false_alarm_rates(client: httpx.Client, rate: Any, code: str) -> None:
+    error = refused(client.post("/ood", json=GOOD | {"false_alarm_rate": rate}), 422)
+    assert (error["code"], error["field"]) == (code, "false_alarm_rate")
+
+
+def test_a_class_has_no_quantiles(client: httpx.Client) -> None:
+    asked = {"inputs": [[1.0, 2.0, 3.0, 4.0]], "model": "flowers", "quantiles": [0.5]}
+    error = refused(client.post("/predict", json=asked), 422)
+    assert (error["code"], error["field"]) == ("bad_quantiles", "quantiles") and "class" in error["message"]
+
+
+def test_samples_of_many_rows_are_too_many_numbers(client: httpx.Client) -> None:
+    def ask(rows: int) -> httpx.Response:
+        asked = {"inputs": [[0.0] * 16] * rows, "model": "digits", "samples": 50, "return": ["samples"]}
+        return client.post("/predict", json=asked)
+
+    assert ask(10).status_code == 200
+    error = refused(ask(11), 422)
+    assert error["code"] == "too_many_values" and "2200" in error["message"] and "2000" in error["expected"]
 
 
 def test_a_body_over_the_limit(client: httpx.Client) -> None:
@@ -193,6 +226,9 @@ REQUEST = st.fixed_dictionaries(
         "samples": st.integers(-2, 70) | JSON,
         "seed": st.integers(0, 3) | st.integers() | JSON,
         "level": st.floats(0, 1) | JSON,
+        "quantiles": st.lists(st.floats(0, 1)) | JSON,
+        "return": st.just(["samples"]) | JSON,
+        "false_alarm_rate": st.floats(0, 1) | JSON,
     },
 )
 

@@ -84,7 +84,7 @@ def test_predictions_are_those_of_the_posterior(client: httpx.Client, store: Pat
     assert answer["mean"] == pytest.approx(y.mean(axis=0), rel=1e-5)
     assert answer["epistemic_variance"] == pytest.approx(y.var(axis=0), rel=1e-4)
     assert answer["variance"] == pytest.approx(y.var(axis=0) + m.calibration.noise_std**2, rel=1e-4)
-    half = bundle.arrays()["interval_scores"][99] * np.sqrt(answer["variance"])
+    half = bundle.arrays()["conformity_scores"][99] * np.sqrt(answer["variance"])
     assert np.diff(answer["interval"])[:, 0] == pytest.approx(2 * half, rel=1e-4)
 
 
@@ -117,12 +117,75 @@ def test_rows_do_not_influence_each_other(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("model", INPUTS)
 def test_ood_scores(client: httpx.Client, store: Path, model: str) -> None:
+    bundle = ModelStore(store).open(model)
+    familiar = bundle.arrays()["ood_scores"]
     answer = ask(client, "/ood", inputs=INPUTS[model], model=model)
-    threshold = ModelStore(store).open(model).manifest.ood.threshold
-    assert answer["threshold"] == [threshold] * 2
-    assert answer["flag"] == [s > threshold for s in answer["score"]]
+    assert answer["false_alarm_rate"] == bundle.manifest.ood.false_alarm_rate == 0.05
+    assert answer["threshold"] == [familiar[189]] * 2  # 10 of 200 are above it, the new one counted
+    assert answer["p_value"] == pytest.approx([(1 + (familiar >= s).sum()) / 200 for s in answer["score"]])
+    assert answer["flag"] == [p <= 0.05 for p in answer["p_value"]]
+    assert answer["calibration"] == {"points": 199, "lowest_false_alarm_rate": 1 / 200, "warning": None}
     assert answer["samples"] == 16  # the wider plan's own
     assert "level" not in answer
+
+
+def test_the_false_alarm_rate_is_the_requests(client: httpx.Client) -> None:
+    def flags(rate: float) -> dict[str, Any]:
+        rows = [[v, v] for v in np.linspace(0, 30, 40).tolist()]
+        return ask(client, "/ood", inputs=rows, model="sine", false_alarm_rate=rate)
+
+    rare, often = flags(0.01), flags(0.5)
+    assert rare["score"] == often["score"] and rare["p_value"] == often["p_value"]
+    assert sum(rare["flag"]) < sum(often["flag"])
+    assert often["flag"] == [p <= 0.5 for p in often["p_value"]]
+    # 199 rows cannot tell one in a thousand from none.
+    never = flags(0.001)
+    assert not any(never["flag"]) and never["threshold"] == [None] * 40
+    assert "199 familiar rows" in never["calibration"]["warning"] and "0.005" in never["calibration"]["warning"]
+
+
+def test_quantiles_and_samples_come_on_demand(client: httpx.Client) -> None:
+    asked = {"inputs": INPUTS["sine"], "model": "sine", "level": 0.8}
+    plain = ask(client, "/predict", **asked)
+    more = ask(client, "/predict", **asked, quantiles=[0.9, 0.5, 0.1], **{"return": ["samples"]})
+    assert {k: more[k] for k in plain} == plain
+    assert [row[::-2] for row in more["quantiles"]] == [pytest.approx(ends) for ends in plain["interval"]]
+    assert [row[1] for row in more["quantiles"]] == plain["mean"]
+    draws = np.array(more["draws"])
+    assert draws.shape == (2, 32)
+    assert draws.mean(1) == pytest.approx(plain["mean"]) and draws.var(1) == pytest.approx(plain["epistemic_variance"])
+
+
+def test_prediction_sets_grow_with_the_level(client: httpx.Client, store: Path) -> None:
+    scores = ModelStore(store).open("flowers").arrays()["conformity_scores"]
+    sizes = []
+    for level, index in ((0.2, 39), (0.9, 179)):
+        answer = ask(
+            client, "/predict", inputs=INPUTS["flowers"], model="flowers", level=level, **{"return": ["samples"]}
+        )
+        for p, held, label in zip(answer["mean"], answer["prediction_set"], answer["label"], strict=True):
+            names = ["setosa", "versicolor", "virginica"]
+            inside = {c for c, v in zip(names, p, strict=True) if 1 - v <= scores[index]} | {label}
+            assert set(held) == inside and held[0] == label
+            assert [p[names.index(c)] for c in held] == sorted((p[names.index(c)] for c in held), reverse=True)
+        sizes.append([len(held) for held in answer["prediction_set"]])
+        assert np.array(answer["draws"]).mean(1) == pytest.approx(np.array(answer["mean"]))
+    assert (np.array(sizes[0]) <= sizes[1]).all() and np.sum(sizes[0]) < np.sum(sizes[1])
+
+
+@pytest.mark.parametrize(("model", "told"), [("sine", "as far as the worst"), ("flowers", "every class")])
+def test_a_level_that_too_few_rows_stand_behind_is_told(client: httpx.Client, model: str, told: str) -> None:
+    fine, beyond = (
+        ask(client, "/predict", inputs=INPUTS[model], model=model, level=level)["calibration"]
+        for level in (0.995, 0.996)
+    )
+    assert fine == {"points": 199, "highest_level": 0.995, "warning": None}
+    assert "199 calibration rows cannot vouch for the level 0.996" in beyond["warning"] and told in beyond["warning"]
+
+
+def test_a_quantile_that_too_few_rows_stand_behind_is_told(client: httpx.Client) -> None:
+    answer = ask(client, "/predict", inputs=INPUTS["sine"], model="sine", quantiles=[0.999])
+    assert "0.998" in answer["calibration"]["warning"]
 
 
 def test_ood_takes_the_detectors_plan(client: httpx.Client, store: Path) -> None:
