@@ -18,7 +18,7 @@ from service.observe import ObserveRequests
 from service.protocol import error_body, status_of
 from service.routes import router
 from service.runtime import Runtime
-from service.schemas import OodRequest, PredictRequest
+from service.schemas import FeedbackRequest, OodRequest, PredictRequest
 from service.settings import Settings, load_settings
 
 _DESCRIPTION = """Predictions with calibrated error bars from Bayesian neural networks.
@@ -91,7 +91,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schemas = schema["components"]["schemas"]
-        for request in (PredictRequest, OodRequest):
+        for request in (PredictRequest, OodRequest, FeedbackRequest):
             schemas[request.__name__] = request.model_json_schema(ref_template="#/components/schemas/{model}")
         app.openapi_schema = schema
     return app.openapi_schema

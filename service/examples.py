@@ -72,6 +72,32 @@ SCORED: Final[dict[str, Any]] = {
     }
 }
 
+FEEDBACK: Final[dict[str, Any]] = {
+    "by the id of the prediction": {
+        "value": {"request_id": "0f6e1c1b5d0c4f6f9b5f2a4e8d3c7b1a", "targets": [-0.7, 0.9]}
+    },
+    "with the inputs again": {"value": {"model": "snelson", "inputs": [[2.5], [9.0]], "targets": [-0.7, 0.9]}},
+}
+
+TAKEN: Final[dict[str, Any]] = {
+    "intervals hold what they should": {
+        "value": {
+            "model": "snelson",
+            "version": 1,
+            "taken": 2,
+            "state": "kept",
+            "rows": 2,
+            "alarm_at_row": None,
+            "evidence": 0.7,
+            "evidence_for_alarm": 10000.0,
+            "windows": [
+                {"rows": 2, "coverage": {"0.8": 1.0, "0.9": 1.0, "0.95": 1.0}, "nll": 0.41, "ece": None},
+            ],
+            "ood": {"rows": 0, "flagged": None, "false_alarm_rate": 0.01},
+        }
+    }
+}
+
 ERROR: Final[dict[str, Any]] = {
     "wrong width": {
         "value": {

@@ -8,8 +8,9 @@ import numpy as np
 
 from model_store.errors import InputError
 from model_store.manifest import ClassificationTarget
+from service.feedback import Feedback, prediction_of
 from service.metrics import ServiceMetrics
-from service.model import ServedModel
+from service.model import Columns, ServedModel
 from service.models import Models, default_samples, sample_limit
 from service.predictive import highest_level
 from service.protocol import InferenceRequest, parse, to_json
@@ -20,10 +21,13 @@ from service.weights import WeightSource
 class Inference:
     """Answers prediction and OOD requests; the same request gets the same answer, to the bit."""
 
-    def __init__(self, settings: Settings, models: Models, weights: WeightSource, metrics: ServiceMetrics) -> None:
+    def __init__(
+        self, settings: Settings, models: Models, weights: WeightSource, metrics: ServiceMetrics, feedback: Feedback
+    ) -> None:
         self._settings, self._models, self._weights, self._metrics = settings, models, weights, metrics
+        self._feedback = feedback
 
-    def predict(self, body: bytes) -> bytes:
+    def predict(self, body: bytes, request_id: str) -> bytes:
         """The answer to `POST /predict`.
 
         Raises:
@@ -52,9 +56,8 @@ class Inference:
                 expected=f"at most {self._settings.max_values} numbers",
                 got=f"{values} numbers",
             )
-        x = model.encoder.encode(request.inputs)
-        weights = self._weights.get(model, "predict", samples, request.seed)
-        columns = model.predict(weights, x, request.level, request.quantiles, request.draws)
+        columns = self._columns(request, model, samples)
+        self._feedback.remember(request_id, model, columns)
         answer: dict[str, Any] = _about(model, samples, request) | {"level": request.level}
         answer["calibration"] = _promise(model, request)
         if classes:
@@ -66,8 +69,23 @@ class Inference:
                 [classes[c] for c in row if inside[c]] for row, inside in zip(order, held, strict=True)
             ]
         answer |= {name: column.tolist() for name, column in columns.items()}
-        self._metrics.rows.labels("/predict", model.bundle.name).inc(len(x))
+        self._metrics.rows.labels("/predict", model.bundle.name).inc(len(request.inputs))
         return to_json(answer)
+
+    def feedback(self, body: bytes) -> bytes:
+        """The answer to `POST /feedback`; raises as `predict`."""
+        request = self._feedback.parse(body)
+        if request.rows is None:
+            assert request.request_id is not None
+            return self._feedback.take(request, *self._feedback.recall(request.request_id))
+        model = self._models.get(request.rows.model)
+        columns = self._columns(request.rows, model, self._samples(request.rows, model, "predict"))
+        return self._feedback.take(request, model, prediction_of(model, columns))
+
+    def _columns(self, request: InferenceRequest, model: ServedModel, samples: int) -> Columns:
+        x = model.encoder.encode(request.inputs)
+        weights = self._weights.get(model, "predict", samples, request.seed)
+        return model.predict(weights, x, request.level, request.quantiles, request.draws)
 
     def ood(self, body: bytes) -> bytes:
         """The answer to `POST /ood`; raises as `predict`."""
@@ -79,6 +97,7 @@ class Inference:
         score = model.ood_score(self._weights.get(model, detector.plan, samples, request.seed), x)
         rate = request.false_alarm_rate or detector.false_alarm_rate
         p = model.p_values(score)
+        self._feedback.scored(model, p)
         # The same arithmetic as that of the threshold, so that flags and p-values never disagree.
         threshold = model.ood_threshold(rate)
         flag = np.zeros(len(x), dtype=np.bool_) if threshold is None else score > threshold

@@ -46,6 +46,21 @@ class ServiceMetrics:
         self.failures = Counter(
             "fiberwalk_model_failures", "Attempts to load a version that failed.", registry=self.registry
         )
+        self.feedback = Counter(
+            "fiberwalk_feedback_rows", "Rows whose targets came in.", ["model"], registry=self.registry
+        )
+        self.coverage = Gauge(
+            "fiberwalk_coverage",
+            "Share of targets within the intervals or sets of a level, over the latest rows.",
+            ["model", "level"],
+            registry=self.registry,
+        )
+        self.broken = Gauge(
+            "fiberwalk_calibration_broken",
+            "1 once targets have missed their intervals or sets more often than promised.",
+            ["model"],
+            registry=self.registry,
+        )
         # A series shows up from the start, not only once something happened.
         for tier in ("process", "redis"):
             self.hits.labels(tier)

@@ -90,6 +90,14 @@ class ServedModel:
 
         return _joined(columns(part) for part in self._outputs(weights, x))
 
+    def interval_factor(self, level: float) -> float:
+        """How many predictive standard deviations an interval reaches to either side."""
+        return predictive.interval_factor(level, self._scores)
+
+    def prediction_sets(self, p: NDArray[np.float64], level: float) -> NDArray[np.bool_]:
+        """(B, C) bool, the classes of each set, for probabilities (B, C)."""
+        return predictive.prediction_sets(p, level, self._scores)
+
     @property
     def ood_points(self) -> int:
         """Familiar rows that stand behind p-values."""

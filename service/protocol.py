@@ -25,6 +25,7 @@ _STATUS: Final = {
     "not_an_object": 400,
     "empty_body": 400,
     "not_found": 404,
+    "unknown_request": 404,
     "method_not_allowed": 405,
     "body_too_large": 413,
 }
@@ -69,15 +70,7 @@ def parse(body: bytes, *, max_rows: int, predicts: bool) -> InferenceRequest:
     content = _object(body)
     own = ["level", "quantiles", "return"] if predicts else ["false_alarm_rate"]
     known = ["inputs", "model", "samples", "seed", *own]
-    for field in content:
-        if field not in known:
-            raise InputError(
-                f"The request has a field {brief(field)} that is not known; leave it out.",
-                code="unknown_field",
-                field=field[:80],
-                expected="the fields " + ", ".join(known),
-                got=brief(field),
-            )
+    _refuse_unknown(content, known)
     return InferenceRequest(
         inputs=_inputs(content, max_rows),
         model=_model(content.get("model")),
@@ -88,6 +81,53 @@ def parse(body: bytes, *, max_rows: int, predicts: bool) -> InferenceRequest:
         draws=_draws(content.get("return")),
         false_alarm_rate=_rate(content.get("false_alarm_rate")),
     )
+
+
+@dataclass(frozen=True)
+class FeedbackRequest:
+    """Targets of rows that were predicted before, named by that request's id, or given again.
+
+    Attributes:
+        targets: one a row, not yet held against a model.
+        request_id: of the prediction; None where `rows` are given again.
+        rows: the request for predictions anew; None where there is an id.
+    """
+
+    targets: list[Any]
+    request_id: str | None
+    rows: InferenceRequest | None
+
+
+def parse_feedback(body: bytes, *, max_rows: int) -> FeedbackRequest:
+    """Reads the body of a feedback; arguments and errors as of `parse`."""
+    content = _object(body)
+    again = ["inputs", "model", "samples", "seed"]
+    _refuse_unknown(content, ["targets", "request_id", *again])
+    if not isinstance(content.get("targets"), list):
+        expected = "an array with the true target of every row"
+        refuse("wrong_type", "targets must be an array.", "targets", expected, content.get("targets"))
+    request_id = content.get("request_id")
+    if request_id is None:
+        rows = InferenceRequest(
+            inputs=_inputs(content, max_rows),
+            model=_model(content.get("model")),
+            samples=_samples(content.get("samples")),
+            seed=_seed(content.get("seed")),
+            level=DEFAULT_LEVEL,
+        )
+        return FeedbackRequest(content["targets"], None, rows)
+    if not isinstance(request_id, str):
+        refuse("wrong_type", "request_id must be a string.", "request_id", "an X-Request-ID", request_id)
+    for field in again:
+        if content.get(field) is not None:
+            refuse(
+                "unknown_field",
+                f"With a request_id, {field} is known already; leave it out.",
+                field,
+                "targets and request_id alone",
+                content[field],
+            )
+    return FeedbackRequest(content["targets"], request_id, None)
 
 
 def status_of(error: FiberwalkError) -> int:
@@ -107,6 +147,18 @@ def error_body(error: FiberwalkError) -> bytes:
 def to_json(content: Mapping[str, Any]) -> bytes:
     """An answer's JSON; a number that is not finite becomes null."""
     return pydantic_core.to_json(content, inf_nan_mode="null")
+
+
+def _refuse_unknown(content: dict[str, Any], known: list[str]) -> None:
+    for field in content:
+        if field not in known:
+            raise InputError(
+                f"The request has a field {brief(field)} that is not known; leave it out.",
+                code="unknown_field",
+                field=field[:80],
+                expected="the fields " + ", ".join(known),
+                got=brief(field),
+            )
 
 
 def _object(body: bytes) -> dict[str, Any]:

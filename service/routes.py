@@ -9,6 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 
 from model_store.errors import InputError
 from service import catalog, examples
@@ -17,9 +18,11 @@ from service.runtime import Runtime
 from service.schemas import (
     ClassificationAnswer,
     ErrorAnswer,
+    FeedbackAnswer,
+    FeedbackRequest,
     Health,
-    InferenceRequest,
     ModelDetail,
+    ModelHealth,
     ModelList,
     OodAnswer,
     OodRequest,
@@ -32,7 +35,7 @@ T = TypeVar("T")
 router = APIRouter()
 
 
-def _documented(request: type[InferenceRequest], asked: dict[str, Any], answered: dict[str, Any]) -> dict[str, Any]:
+def _documented(request: type[BaseModel], asked: dict[str, Any], answered: dict[str, Any]) -> dict[str, Any]:
     """OpenAPI of a request body that is parsed by hand, with worked examples on both sides."""
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{request.__name__}"}, "examples": asked}}
     return {
@@ -45,7 +48,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text, "content": {"application/json": {"examples": examples.ERROR}}}
     for status, text in {
         400: "The body is not a JSON object.",
-        404: "There is no such model, version or alias.",
+        404: "There is no such model, version, alias or prediction.",
         413: "The body is larger than the server accepts.",
         422: "A value is not acceptable; the error names it.",
         503: "The model does not verify and is not served.",
@@ -69,7 +72,8 @@ async def predict(request: Request) -> Response:
     """
     runtime = _runtime(request)
     body = await _body(request, runtime.settings.max_body_bytes)
-    return _json(await to_thread.run_sync(runtime.inference.predict, body, limiter=runtime.limiter))
+    request_id: str = request.state.request_id
+    return _json(await to_thread.run_sync(runtime.inference.predict, body, request_id, limiter=runtime.limiter))
 
 
 @router.post(
@@ -88,6 +92,36 @@ async def ood(request: Request) -> Response:
     runtime = _runtime(request)
     body = await _body(request, runtime.settings.max_body_bytes)
     return _json(await to_thread.run_sync(runtime.inference.ood, body, limiter=runtime.limiter))
+
+
+@router.post(
+    "/feedback",
+    summary="Tell the true targets of earlier predictions",
+    tags=["watching"],
+    response_model=None,
+    responses={200: {"model": FeedbackAnswer}, **_ERRORS},
+    openapi_extra=_documented(FeedbackRequest, examples.FEEDBACK, examples.TAKEN),
+)
+async def feedback(request: Request) -> Response:
+    """Takes targets by the X-Request-ID of a prediction, or with its inputs again, and says how well the model does.
+
+    A prediction is kept until its targets came, or until newer ones need its room.
+    """
+    runtime = _runtime(request)
+    body = await _body(request, runtime.settings.max_body_bytes)
+    return _json(await to_thread.run_sync(runtime.inference.feedback, body, limiter=runtime.limiter))
+
+
+@router.get(
+    "/models/{name}/health",
+    summary="Does the model keep its word?",
+    tags=["watching"],
+    response_model=None,
+    responses={200: {"model": ModelHealth}, **_UNKNOWN},
+)
+async def model_health(request: Request, name: str) -> Response:
+    """Coverage, NLL and ECE over the latest rows whose targets are known, and whether calibration has broken."""
+    return _json(await _reading(lambda: _runtime(request).feedback.health(name)))
 
 
 @router.get(

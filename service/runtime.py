@@ -6,6 +6,7 @@ import threading
 
 from anyio import CapacityLimiter
 
+from service.feedback import Feedback
 from service.inference import Inference
 from service.log import make_logger
 from service.metrics import ServiceMetrics
@@ -27,7 +28,8 @@ class Runtime:
         self.metrics = ServiceMetrics()
         self.weights = WeightSource(settings, self.metrics, self.log)
         self.models = Models(settings, self.weights, self.metrics, self.log)
-        self.inference = Inference(settings, self.models, self.weights, self.metrics)
+        self.feedback = Feedback(settings, self.models, self.metrics)
+        self.inference = Inference(settings, self.models, self.weights, self.metrics, self.feedback)
         self._stopped = threading.Event()
         self._watcher = threading.Thread(target=self.models.watch, args=(self._stopped,), name="models", daemon=True)
 

@@ -149,6 +149,61 @@ class OodAnswer(_Answer):
     flag: Annotated[list[bool], Field(description="Whether the row is unfamiliar: its score exceeds the threshold.")]
 
 
+class FeedbackRequest(_Schema):
+    """True targets of rows that were predicted: of a request by its id, or of rows that are given again."""
+
+    targets: Annotated[list[float | int | str], Field(description="The true target of every row, in their order.")]
+    request_id: Annotated[
+        str | None, Field(description="X-Request-ID of the prediction; takes the place of the other fields.")
+    ] = None
+    inputs: Annotated[list[Row] | None, Field(min_length=1, description="The rows again, where there is no id.")] = None
+    model: Annotated[str | None, Field(description="As in a prediction.")] = None
+    samples: Annotated[int | None, Field(ge=1, description="As in the prediction.")] = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="As in the prediction.")] = 0
+
+
+class HealthWindow(_Schema):
+    """Figures over the latest rows whose targets are known."""
+
+    rows: Annotated[int, Field(description="How many rows.")]
+    coverage: Annotated[
+        dict[str, float], Field(description="By level: share of targets within intervals or prediction sets.")
+    ]
+    nll: Annotated[float, Field(description="Mean negative log predictive density or probability, in nats.")]
+    ece: Annotated[float | None, Field(description="Expected calibration error of the likeliest class.")]
+
+
+class OodRate(_Schema):
+    """How many rows were unfamiliar."""
+
+    rows: Annotated[int, Field(description="Rows that /ood was asked about.")]
+    flagged: Annotated[float | None, Field(description="Share of the latest of them that the detector flags.")]
+    false_alarm_rate: Annotated[float, Field(description="The share that would be flagged of familiar rows.")]
+
+
+class ModelHealth(_Schema):
+    """Whether a model keeps its word, as far as this server process was told targets."""
+
+    model: Annotated[str, Field(description="Name of the model.")]
+    version: Annotated[int, Field(description="Its version.")]
+    state: Annotated[
+        Literal["unknown", "kept", "broken"],
+        Field(description="Broken: targets missed their intervals or sets too often for it to be chance."),
+    ]
+    rows: Annotated[int, Field(description="Rows whose targets were told.")]
+    alarm_at_row: Annotated[int | None, Field(description="Which of them raised the alarm; null where none did.")]
+    evidence: Annotated[float, Field(description="Evidence that targets are missed too often.")]
+    evidence_for_alarm: Annotated[float, Field(description="As much of it raises the alarm.")]
+    windows: Annotated[list[HealthWindow], Field(description="Over the last 100, 1,000 and 10,000 rows.")]
+    ood: Annotated[OodRate, Field(description="How many rows were unfamiliar.")]
+
+
+class FeedbackAnswer(ModelHealth):
+    """What was taken, and how the model stands then."""
+
+    taken: Annotated[int, Field(description="Targets of this request.")]
+
+
 class ErrorDetail(_Schema):
     """What is wrong, where, what was expected and what came."""
 

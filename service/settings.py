@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     ] = None
     max_rows: Annotated[int, Field(ge=1, description="Most rows in one request.")] = 4096
     max_samples: Annotated[int, Field(ge=1, description="Most posterior samples a request may ask for.")] = 1024
+    remember_bytes: Annotated[
+        int, Field(ge=0, description="Memory for predictions that wait for feedback by their request's id, in bytes.")
+    ] = 16 * 2**20
     max_values: Annotated[
         int, Field(ge=1, description="Most numbers that the samples of one request may be returned as.")
     ] = 1_000_000

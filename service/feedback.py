@@ -1,0 +1,149 @@
+"""True targets for predictions: what `POST /feedback` and `GET /models/{name}/health` do."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.errors import InputError
+from model_store.manifest import ClassificationTarget
+from service.inputs import brief, number, refuse
+from service.metrics import ServiceMetrics
+from service.model import Columns, ServedModel
+from service.models import Models
+from service.monitor import LEVELS, Labelled, Monitor
+from service.protocol import FeedbackRequest, parse_feedback, to_json
+from service.remembered import Prediction, Remembered
+from service.settings import Settings
+
+_MOST_MONITORS: Final = 256
+_LEAST_PROBABILITY: Final = 1e-12
+
+
+class Feedback:
+    """Remembers predictions, and holds them against the targets that come in."""
+
+    def __init__(self, settings: Settings, models: Models, metrics: ServiceMetrics) -> None:
+        self._settings, self._models, self._metrics = settings, models, metrics
+        self._remembered = Remembered(settings.remember_bytes)
+        self._monitors: OrderedDict[str, Monitor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def remember(self, request_id: str, model: ServedModel, columns: Columns) -> None:
+        """Keeps what was predicted, for feedback by the request's id."""
+        self._remembered.put(request_id, prediction_of(model, columns))
+
+    def scored(self, model: ServedModel, p_values: NDArray[np.float64]) -> None:
+        """Counts rows that were asked to be scored."""
+        self._monitor(model).add_scores(p_values)
+
+    def parse(self, body: bytes) -> FeedbackRequest:
+        """Reads the body of `POST /feedback`."""
+        return parse_feedback(body, max_rows=self._settings.max_rows)
+
+    def recall(self, request_id: str) -> tuple[ServedModel, Prediction]:
+        """What was predicted for a request.
+
+        Raises:
+            InputError: it is not known.
+        """
+        found = self._remembered.get(request_id)
+        if found is None:
+            raise _unknown(request_id)
+        return self._models.get(found.reference), found
+
+    def take(self, request: FeedbackRequest, model: ServedModel, prediction: Prediction) -> bytes:
+        """Counts the targets, and answers with the state of the model.
+
+        Raises:
+            InputError: a target is wrong, or the request has been answered meanwhile.
+        """
+        labelled = _labelled(model, prediction, request.targets)
+        if request.request_id is not None and not self._remembered.forget(request.request_id):
+            raise _unknown(request.request_id)
+        monitor = self._monitor(model)
+        monitor.add(labelled)
+        self._metrics.feedback.labels(model.bundle.name).inc(prediction.rows)
+        return self._answer(model, monitor.health(), taken=prediction.rows)
+
+    def health(self, name: str) -> bytes:
+        """The answer to `GET /models/{name}/health`.
+
+        Raises:
+            StoreError: the model is unknown or cannot be served.
+        """
+        model = self._models.get(name)
+        return self._answer(model, self._monitor(model).health())
+
+    def _answer(self, model: ServedModel, health: dict[str, Any], **more: Any) -> bytes:
+        name = model.bundle.name
+        self._metrics.broken.labels(name).set(health["state"] == "broken")
+        for window in health["windows"][-1:]:
+            for level, coverage in window["coverage"].items():
+                self._metrics.coverage.labels(name, level).set(coverage)
+        return to_json({"model": name, "version": model.bundle.version, **more, **health})
+
+    def _monitor(self, model: ServedModel) -> Monitor:
+        with self._lock:
+            monitor = self._monitors.setdefault(model.reference, Monitor(model.manifest.ood.false_alarm_rate))
+            self._monitors.move_to_end(model.reference)
+            if len(self._monitors) > _MOST_MONITORS:
+                self._monitors.popitem(last=False)
+            return monitor
+
+
+def prediction_of(model: ServedModel, columns: Columns) -> Prediction:
+    """What feedback needs of an answer's columns."""
+    variance = None if isinstance(model.manifest.target, ClassificationTarget) else columns["variance"]
+    return Prediction(model.reference, columns["mean"], variance)
+
+
+def _unknown(request_id: str) -> InputError:
+    return InputError(
+        "No prediction is kept for this request: it was not made here, is forgotten, or its targets were told already; "
+        "send the inputs again instead.",
+        code="unknown_request",
+        field="request_id",
+        expected="the X-Request-ID of a prediction",
+        got=brief(request_id),
+    )
+
+
+def _labelled(model: ServedModel, prediction: Prediction, targets: list[Any]) -> Labelled:
+    if len(targets) != prediction.rows:
+        raise InputError(
+            "There must be one target for every row.",
+            code="wrong_length",
+            field="targets",
+            expected=f"{prediction.rows} targets",
+            got=f"{len(targets)} targets",
+        )
+    target = model.manifest.target
+    if isinstance(target, ClassificationTarget):
+        true = np.array([_class(value, i, target.classes) for i, value in enumerate(targets)])
+        p, rows = prediction.mean, np.arange(len(targets))
+        held = np.column_stack([model.prediction_sets(p, level)[rows, true] for level in LEVELS])
+        nll = -np.log(np.maximum(p[rows, true], _LEAST_PROBABILITY))
+        return Labelled(~held, nll, p.max(1), (p.argmax(1) == true).astype(np.float64))
+    assert prediction.variance is not None
+    y = np.array([number(value, f"targets[{i}]", "A target") for i, value in enumerate(targets)])
+    apart = y - prediction.mean
+    score = np.abs(apart) / np.sqrt(prediction.variance)
+    missed = np.column_stack([score > model.interval_factor(level) for level in LEVELS])
+    nll = 0.5 * (np.log(2 * math.pi * prediction.variance) + apart**2 / prediction.variance)
+    nothing = np.full(len(y), np.nan)
+    return Labelled(missed, nll, nothing, nothing)
+
+
+def _class(value: Any, row: int, classes: list[int | str]) -> int:
+    # A truth value would equal the class 0 or 1.
+    found = next((i for i, known in enumerate(classes) if type(known) is type(value) and known == value), None)
+    if found is None:
+        shown = ", ".join(map(brief, classes[:20])) + (", ..." if len(classes) > 20 else "")
+        refuse("unknown_class", "The model knows no such class.", f"targets[{row}]", shown, value)
+    return found

@@ -1,0 +1,75 @@
+"""Predictions that were made, by the id of their request, until their targets are known or their room is needed."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_OVERHEAD: Final = 400
+"""Bytes that an entry takes beside its arrays."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was predicted for the B rows of a request.
+
+    Attributes:
+        reference: NAME@VERSION of the model.
+        mean: (B,) of a number, or (B, C) probabilities.
+        variance: (B,) of a number; None for classes.
+    """
+
+    reference: str
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64] | None
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return len(self.mean)
+
+    @property
+    def size(self) -> int:
+        """Bytes that keeping it takes."""
+        return _OVERHEAD + self.mean.nbytes + (0 if self.variance is None else self.variance.nbytes)
+
+
+class Remembered:
+    """The latest predictions, as many as fit; the oldest are forgotten first. Safe to use from many threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, Prediction] = OrderedDict()
+        self._size = 0
+
+    def put(self, request_id: str, prediction: Prediction) -> None:
+        """Keeps a prediction, in place of an earlier one of the same id."""
+        with self._lock:
+            self._drop(request_id)
+            self._kept[request_id] = prediction
+            self._size += prediction.size
+            while self._size > self._limit:
+                self._drop(next(iter(self._kept)))
+
+    def get(self, request_id: str) -> Prediction | None:
+        """The prediction of a request, or None where it was never made, or is forgotten."""
+        with self._lock:
+            return self._kept.get(request_id)
+
+    def forget(self, request_id: str) -> bool:
+        """Forgets a prediction; whether it was there."""
+        with self._lock:
+            return self._drop(request_id)
+
+    def _drop(self, request_id: str) -> bool:
+        found = self._kept.pop(request_id, None)
+        if found is None:
+            return False
+        self._size -= found.size
+        return True
