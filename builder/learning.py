@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -78,15 +79,13 @@ def learn(
     full = FunctionalNetwork(module).to(device)
     key = make_key(key, config.map.model_dump())
     with bars.stage("MAP training") as report, clock("map"):
-        anchors = from_first(_resume(work, "map", key, Anchors))
-        if anchors is None:
+
+        def first_anchors() -> Anchors:
             if config.network.weights is not None:
-                anchors = given_anchor(full, x, y, member, config.map)
-            else:
-                anchors = train_anchors(full, factory, x, y, member, config.map, config.seed, report)
-            _keep(work, "map", key, anchors)
-    anchors = _on(anchors, device)
-    evaluations = anchors.gradient_evaluations
+                return given_anchor(full, x, y, member, config.map)
+            return train_anchors(full, factory, x, y, member, config.map, config.seed, report)
+
+        anchors = _trained(work, "map", key, device, first_anchors)
     own = _Start.of(config, module, full, anchors, member, y, dataset.outputs)
     # Given weights are answered with as they are. Of many anchors each lacks but a fold, which is hardly felt.
     wanted = config.map.refit if config.map.refit is not None else len(member) == 1
@@ -96,40 +95,35 @@ def learn(
 
     key = make_key(key, config.fiber.model_dump())
     with bars.stage("Fiber sampling") as report, clock("fiber"):
-        cross_fitted = _resume(work, "fiber", key, Fibers)
-        if not from_first(cross_fitted is not None):
-            cross_fitted = own.walk(x, y, fiber, config.seed, report)
-            _keep(work, "fiber", key, cross_fitted)
-    # Of several processes, the first alone may have found fibers of an earlier start.
-    cross_fitted = _on(cross_fitted, device) if cross_fitted is not None else None
+        cross_fitted = _walked(work, "fiber", key, device, lambda: own.walk(x, y, fiber, config.seed, report))
     reach = from_first(choose_reach(own.network, cross_fitted, x, y, member) if first() and cross_fitted else None)
     assert reach is not None
 
-    served, fibers = own, cross_fitted
+    served, fibers, evaluations = own, cross_fitted, anchors.gradient_evaluations
     if refit:
         key = make_key(key, reach.wide)
         with bars.stage("MAP, all rows") as report, clock("map"):
-            whole = from_first(_resume(work, "refit", key, Anchors))
-            if whole is None:
-                whole = refit_anchors(full, factory, anchors, x, y, config.map, config.seed, report)
-                _keep(work, "refit", key, whole)
-        whole = _on(whole, device)
+            whole = _trained(
+                work,
+                "refit",
+                key,
+                device,
+                lambda: refit_anchors(full, factory, anchors, x, y, config.map, config.seed, report),
+            )
         evaluations += whole.gradient_evaluations
         served = _Start.of(config, module, full, whole, torch.ones_like(member), y, dataset.outputs)
         with bars.stage("Fibers, all rows") as report, clock("fiber"):
-            fibers = _resume(work, "refit_fiber", key, Fibers)
-            if not from_first(fibers is not None):
-                fibers = served.walk(x, y, fiber, config.seed, report, reach.wide)
-                _keep(work, "refit_fiber", key, fibers)
-        fibers = _on(fibers, device) if fibers is not None else None
+            fibers = _walked(
+                work, "refit_fiber", key, device, lambda: served.walk(x, y, fiber, config.seed, report, reach.wide)
+            )
     go_on_alone()
     assert cross_fitted is not None and fibers is not None
+    used = slice(0, reach.wide + 1)
 
     key = make_key(key, config.autoencoder.model_dump(), reach.wide)
     with bars.stage("Autoencoder") as report, clock("autoencoder"):
         latent = _resume_latent(work, key, device)
         if latent is None:
-            used = slice(0, reach.wide + 1)
             metric = PredictiveMetric(
                 served.network, served.anchors, x, served.member, served.likelihood, served.precision
             )
@@ -141,7 +135,6 @@ def learn(
     plans = make_plans(config.calibration, fibers, reach)
     posterior = DecodedPosterior(served.network, latent.decoder, latent.nodes.cpu().numpy())
     with bars.stage("Calibration"), clock("calibration"):
-        used = slice(0, reach.wide + 1)
         judged = SampledPosterior(own.network, cross_fitted.nodes[used].permute(1, 2, 0, 3), cross_fitted.scales[used])
         calibrated = calibrate(judged if refit else posterior, own.anchors, plans, x, y, member, config.calibration)
         if config.calibration.samples is None:
@@ -235,6 +228,29 @@ def _posterior_network(
             named[name].copy_(value)
     network = FunctionalNetwork(module, config.network.posterior).to(device)
     return network, network.current()[None]
+
+
+def _trained(
+    work: WorkFolder | None, stage: str, key: str, device: torch.device, train: Callable[[], Anchors]
+) -> Anchors:
+    """Anchors of an earlier start, or new ones; of several processes all have them."""
+    found = from_first(_resume(work, stage, key, Anchors))
+    if found is None:
+        found = train()
+        _keep(work, stage, key, found)
+    return _on(found, device)
+
+
+def _walked(
+    work: WorkFolder | None, stage: str, key: str, device: torch.device, walk: Callable[[], Fibers]
+) -> Fibers | None:
+    """Fibers of an earlier start, which of several processes the first alone has, or new ones, which all have."""
+    found = _resume(work, stage, key, Fibers)
+    if from_first(found is not None):
+        return _on(found, device) if found is not None else None
+    found = walk()
+    _keep(work, stage, key, found)
+    return found
 
 
 def _resume(work: WorkFolder | None, stage: str, key: str, kind: type[Stage]) -> Stage | None:

@@ -14,6 +14,7 @@ from safetensors.numpy import save as save_arrays
 
 from builder.evaluation import LEVEL, predict_test
 from builder.export import export_decoder, export_network
+from builder.page import make_page
 from builder.predictive import conformal_quantile, sample_outputs
 from builder.report import ReportData, make_card, make_pictures
 from builder.trained import Trained
@@ -24,6 +25,7 @@ from model_store.manifest import (
     BASE_FILE,
     CARD_FILE,
     DECODER_FILE,
+    REPORT_FILE,
     TRUNK_FILE,
     BuildInfo,
     ClassificationCalibration,
@@ -61,7 +63,8 @@ def publish(trained: Trained, metrics: list[Metrics], warnings: list[str], secon
     manifest = _manifest(trained, exported.spec, metrics, warnings, seconds)
     pictures = make_pictures(_report_data(trained, manifest, scores))
     files |= pictures
-    files[CARD_FILE] = make_card(manifest, pictures).encode()
+    card = make_card(manifest, pictures)
+    files |= {CARD_FILE: card.encode(), REPORT_FILE: make_page(manifest.name, card, pictures).encode()}
     return ModelStore(trained.config.store).publish(manifest, files)
 
 

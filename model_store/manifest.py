@@ -34,6 +34,9 @@ that the anchors had not seen."""
 
 CARD_FILE: Final = "card.md"
 
+REPORT_FILE: Final = "report.html"
+"""The card with its pictures inside, which refers to nothing else."""
+
 
 def _distinct(values: list[Any]) -> list[Any]:
     # Two of one name could not be told apart in a request or an answer.

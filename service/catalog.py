@@ -6,7 +6,7 @@ import html
 from typing import Any
 
 from model_store.errors import FiberwalkError, UnknownModelError
-from model_store.manifest import CARD_FILE
+from model_store.manifest import CARD_FILE, REPORT_FILE
 from service.models import Models
 from service.schemas import ModelDetail, ModelSummary
 
@@ -78,6 +78,20 @@ def file(models: Models, reference: str, name: str) -> tuple[bytes, str]:
     return bundle.read(name), _media_type(name)
 
 
+def report(models: Models, reference: str) -> bytes:
+    """The report of a version, verified.
+
+    Raises:
+        UnknownModelError: the bundle has none; besides, as `Models.get`.
+    """
+    bundle = models.get(reference).bundle
+    if REPORT_FILE not in bundle.manifest.files:
+        raise UnknownModelError(
+            f"{bundle.name}@{bundle.version} has no report; build it again.", code="not_found", field="model"
+        )
+    return bundle.read(REPORT_FILE)
+
+
 def _media_type(name: str) -> str:
     return next((kind for ending, kind in _MEDIA_TYPES.items() if name.endswith(ending)), "")
 
@@ -92,7 +106,7 @@ def _line(m: ModelSummary) -> str:
     name = html.escape(m.name)
     what = html.escape(f"{m.task} of {m.target}" if m.task else m.problem or "")
     aliases = html.escape(", ".join(f"{a} = {v}" for a, v in m.aliases.items()))
-    cells = [f'<a href="models/{name}">{name}</a>', str(m.version or ""), what, aliases]
+    cells = [f'<a href="models/{name}/report">{name}</a>', str(m.version or ""), what, aliases]
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 

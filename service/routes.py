@@ -157,6 +157,21 @@ async def model_file(request: Request, name: str, file: str) -> Response:
     return Response(content, media_type=kind, headers={"X-Content-Type-Options": "nosniff"})
 
 
+@router.get(
+    "/models/{name}/report",
+    summary="The report of a model's build, to be read",
+    tags=["models"],
+    response_class=HTMLResponse,
+    responses={200: {"content": {"text/html": {}}}, **_UNKNOWN},
+)
+async def model_report(request: Request, name: str) -> Response:
+    """One page: what the model takes and answers, its figures, how it was calibrated, with pictures."""
+    content = await _reading(lambda: catalog.report(_runtime(request).models, name))
+    # It was written elsewhere: nothing in it may run or fetch anything.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return HTMLResponse(content, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
+
+
 @router.get("/healthz", summary="Is the process alive?", tags=["operation"])
 async def healthz() -> Health:
     """Answers as long as the process does, whatever is loaded."""

@@ -27,6 +27,7 @@ from model_store.manifest import (
     BASE_FILE,
     CARD_FILE,
     DECODER_FILE,
+    REPORT_FILE,
     TRUNK_FILE,
     BuildInfo,
     Calibration,
@@ -175,6 +176,7 @@ def _parts(
         BASE_FILE: base_model(parameters, _inputs(inputs, features, trunk)),
         ARRAYS_FILE: save_safetensors(arrays),
         CARD_FILE: f"# {name}\n\nA small model for {target.name}.\n".encode(),
+        REPORT_FILE: f"<!doctype html><title>{name}</title>".encode(),
         PICTURE_FILE: picture(),
     }
     if trunk:

@@ -32,6 +32,7 @@ def contents(result: BuildResult) -> dict[str, Any]:
     """Everything of a manifest that its inputs determine; the card tells the date."""
     manifest = result.bundle.manifest.model_dump(mode="json")
     del manifest["version"], manifest["build"]["created"], manifest["build"]["seconds"], manifest["files"]["card.md"]
+    del manifest["files"]["report.html"]
     return manifest
 
 
@@ -53,7 +54,9 @@ def test_the_bundle_is_whole(built: BuildResult) -> None:
     assert manifest.inputs.columns[1].categories == ["blue", "red"]
     assert (manifest.latent.anchors, manifest.latent.trajectories) == (2, 6)
     assert set(manifest.build.seconds) >= {"map", "fiber", "autoencoder", "calibration"}
-    assert {"card.md", "decoder.onnx", "base.onnx"} <= set(manifest.files)
+    assert {"card.md", "report.html", "decoder.onnx", "base.onnx"} <= set(manifest.files)
+    report = built.bundle.read("report.html").decode()
+    assert report.count('src="data:image/png;base64,') >= 3 and ".png" not in report
 
 
 def test_metrics_are_published(built: BuildResult) -> None:

@@ -16,10 +16,18 @@ from safetensors.numpy import save as save_safetensors
 
 from model_store import Bundle, IncompatibleError, IntegrityError, ModelStore
 from model_store.bundle import MAX_MANIFEST_BYTES, file_entry
-from model_store.manifest import ARRAYS_FILE, BASE_FILE, CARD_FILE, DECODER_FILE, SCHEMA_VERSION, TRUNK_FILE
+from model_store.manifest import (
+    ARRAYS_FILE,
+    BASE_FILE,
+    CARD_FILE,
+    DECODER_FILE,
+    REPORT_FILE,
+    SCHEMA_VERSION,
+    TRUNK_FILE,
+)
 from tests import bundles
 
-FILES = [DECODER_FILE, BASE_FILE, ARRAYS_FILE, CARD_FILE, bundles.PICTURE_FILE]
+FILES = [DECODER_FILE, BASE_FILE, ARRAYS_FILE, CARD_FILE, REPORT_FILE, bundles.PICTURE_FILE]
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ INPUTS: dict[str, list[Any]] = {
     "flowers": [[5, 4], [0, 0]],
     "digits": [list(range(16)), [[[0, 1, 2, 3]] * 4]],
 }
-PATHS = {"/predict", "/ood", "/models", "/models/{name}", "/models/{name}/files/{file}"}
+PATHS = {"/predict", "/ood", "/feedback", "/models", "/models/{name}", "/models/{name}/files/{file}"}
+PATHS |= {"/models/{name}/health", "/models/{name}/report"}
 PATHS |= {"/healthz", "/readyz", "/metrics"}
 ROWS = ["mean", "variance", "entropy"]
 REGRESSION = [*ROWS, "epistemic_variance", "aleatoric_variance", "interval"]
@@ -228,6 +229,15 @@ def test_files_of_a_model(client: httpx.Client) -> None:
     assert card.text.startswith("# prices")
 
 
+def test_the_report_is_a_page_that_may_do_nothing(client: httpx.Client) -> None:
+    page = client.get("/models/prices@1/report")
+    assert page.status_code == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.text == "<!doctype html><title>prices</title>"
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert client.get("/models/nothing/report").status_code == 404
+
+
 def test_health(client: httpx.Client) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     ready = Readiness.model_validate(client.get("/readyz").json(), strict=True)
@@ -238,7 +248,7 @@ def test_the_start_page_names_the_models_and_loads_nothing_from_elsewhere(client
     page = client.get("/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     for name in INPUTS:
-        assert f'<a href="models/{name}">' in page.text
+        assert f'<a href="models/{name}/report">' in page.text
     assert not re.search(r'(src|href)="?(https?:)?//', page.text)
 
 
