@@ -28,7 +28,7 @@ _WATCHED: Final = LEVELS.index(0.9)
 _TOLERATED: Final = 0.05
 """By how much misses may be more than promised before that is worth an alarm."""
 _STAKES: Final = np.array([0.5, 1.5, 3.0])
-_ALARM: Final = math.log(1e4)
+_ALARM: Final = 1e4
 _BINS: Final = 15
 _FIELDS: Final = len(LEVELS) + 3
 
@@ -87,7 +87,7 @@ class Monitor:
             "rows": count,
             "alarm_at_row": alarm,
             "evidence": math.exp(min(evidence, 700.0)),
-            "evidence_for_alarm": math.exp(_ALARM),
+            "evidence_for_alarm": _ALARM,
             "windows": [_figures(rows[-size:]) for size, less in zip(WINDOWS, _BEFORE, strict=True) if count > less],
             "ood": {
                 "rows": scored,
@@ -103,7 +103,7 @@ class Monitor:
         # Wealth never counts from below one: from each row on, it is the gain since the best moment to start.
         start = -np.maximum(self._wealth, 0.0)[None]
         wealth = gains - np.minimum.accumulate(np.concatenate([start, gains[:-1]]), axis=0)
-        enough = _log_mean(wealth) >= _ALARM
+        enough = _log_mean(wealth) >= math.log(_ALARM)
         if self._alarm is None and enough.any():
             self._alarm = self._count + int(enough.argmax()) + 1
         self._wealth = wealth[-1]
