@@ -150,7 +150,7 @@ def test_regression_moments_and_nll_match_the_servers_units() -> None:
 
 def test_class_probabilities_are_the_servers() -> None:
     logits = normal(16, 9, 4)
-    served = classification(logits.numpy(), ClassificationCalibration(temperature=1.7, points=1))
+    served = classification(logits.numpy(), ClassificationCalibration(temperature=1.7, points=1), 0.9, np.zeros(1))
     assert np.allclose(served["mean"], mixture_probabilities(logits, 1.7).numpy(), atol=1e-6)
 
 

@@ -137,7 +137,7 @@ def test_an_internal_error_tells_nothing_and_is_logged(store: Path) -> None:
     """No request is known to cause one, so a fault is planted."""
     code = """
 import service.inference
-def fail(self, body):
+def fail(self, body, request_id):
     raise RuntimeError("secret 4711")
 service.inference.Inference.predict = fail
 from fastapi import FastAPI
