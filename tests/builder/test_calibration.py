@@ -392,9 +392,8 @@ def test_a_classifiers_threshold_is_a_quantile_of_the_servers_mutual_information
     assert found.detector.score == "mutual_information" and found.detector.points == 200
     assert found.detector.threshold == pytest.approx(expected_threshold(scores, RATE), abs=1e-5)
     # The NLL is that of the averaged probabilities, at the temperature found.
-    outputs, _ = draws_of_anchor(posterior, plans()["predict"], 0, model.x[~member[0]])
-    other, _ = draws_of_anchor(posterior, plans()["predict"], 1, model.x[~member[1]])
-    p = torch.cat([mixture_probabilities(torch.from_numpy(f), found.spread) for f in (outputs, other)])
-    labels = torch.cat([model.y[~seen] for seen in member])
-    assert found.nll == pytest.approx(float(categorical_nll(p, labels).mean()), abs=1e-4)
+    each = [draws_of_anchor(posterior, plans()["predict"], a, model.x[~member[a]])[0] for a in (0, 1)]
+    p = torch.cat([mixture_probabilities(torch.from_numpy(f), found.spread) for f in each])
+    nll = categorical_nll(p, torch.cat([model.y[~seen] for seen in member])).mean()
+    assert found.nll == pytest.approx(float(nll), abs=1e-4)
     assert found.nll < found.map_nll
