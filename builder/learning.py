@@ -135,8 +135,11 @@ def learn(
     plans = make_plans(config.calibration, fibers, reach)
     posterior = DecodedPosterior(served.network, latent.decoder, latent.nodes.cpu().numpy())
     with bars.stage("Calibration"), clock("calibration"):
-        judged = SampledPosterior(own.network, cross_fitted.nodes[used].permute(1, 2, 0, 3), cross_fitted.scales[used])
-        calibrated = calibrate(judged if refit else posterior, own.anchors, plans, x, y, member, config.calibration)
+        judged: DecodedPosterior | SampledPosterior = posterior
+        if refit:
+            nodes = cross_fitted.nodes[used].permute(1, 2, 0, 3)
+            judged = SampledPosterior(own.network, nodes, cross_fitted.scales[used])
+        calibrated = calibrate(judged, own.anchors, plans, x, y, member, config.calibration)
         if config.calibration.samples is None:
             plans["predict"] = with_enough_samples(
                 plans["predict"], posterior, x, calibrated.spread, y.is_floating_point()

@@ -21,8 +21,7 @@ from builder.network import FunctionalNetwork, NetworkFactory
 from builder.progress import StepReport, silent
 
 _SMALL_NETWORK = 10_000
-"""Weights up to which the larger rate is better: out of fold on concrete, kin8nm, naval and yacht, by a quarter of the
-squared error and more where noise is small; energy is the exception."""
+"""Weights up to which the larger rate is better out of fold, most where noise is small."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class ReportData:
         manifest: of the bundle.
         predictions: of the test part; regression `y`, `mean`, `std` (total), `epistemic_std` (B,), classification
             `y` (B,) class indices and `probabilities` (B, C).
-        conformity_scores: (n,) sorted out-of-fold scores |y - mean| / std; empty for classification.
+        conformity_scores: (n,) sorted out-of-fold scores; of a regression, |y - mean| / std.
         fiber_loss: (T+1, A, N), nats a training row.
         scales: (T+1,) drift scale of each node.
         reach: last node that predictions use.

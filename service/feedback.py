@@ -17,7 +17,7 @@ from service.metrics import ServiceMetrics
 from service.model import Columns, ServedModel
 from service.models import Models
 from service.monitor import LEVELS, Labelled, Monitor
-from service.protocol import FeedbackRequest, parse_feedback, to_json
+from service.protocol import FeedbackRequest, to_json
 from service.remembered import Prediction, Remembered
 from service.settings import Settings
 
@@ -29,7 +29,7 @@ class Feedback:
     """Remembers predictions, and holds them against the targets that come in."""
 
     def __init__(self, settings: Settings, models: Models, metrics: ServiceMetrics) -> None:
-        self._settings, self._models, self._metrics = settings, models, metrics
+        self._models, self._metrics = models, metrics
         self._remembered = Remembered(settings.remember_bytes)
         self._monitors: OrderedDict[str, Monitor] = OrderedDict()
         self._lock = threading.Lock()
@@ -41,10 +41,6 @@ class Feedback:
     def scored(self, model: ServedModel, p_values: NDArray[np.float64]) -> None:
         """Counts rows that were asked to be scored."""
         self._monitor(model).add_scores(p_values)
-
-    def parse(self, body: bytes) -> FeedbackRequest:
-        """Reads the body of `POST /feedback`."""
-        return parse_feedback(body, max_rows=self._settings.max_rows)
 
     def recall(self, request_id: str) -> tuple[ServedModel, Prediction]:
         """What was predicted for a request.
@@ -90,7 +86,9 @@ class Feedback:
 
     def _monitor(self, model: ServedModel) -> Monitor:
         with self._lock:
-            monitor = self._monitors.setdefault(model.reference, Monitor(model.manifest.ood.false_alarm_rate))
+            monitor = self._monitors.get(model.reference)
+            if monitor is None:
+                monitor = self._monitors[model.reference] = Monitor(model.manifest.ood.false_alarm_rate)
             self._monitors.move_to_end(model.reference)
             if len(self._monitors) > _MOST_MONITORS:
                 self._monitors.popitem(last=False)

@@ -9,11 +9,12 @@ import numpy as np
 from model_store.errors import InputError
 from model_store.manifest import ClassificationTarget
 from service.feedback import Feedback, prediction_of
+from service.inputs import refuse
 from service.metrics import ServiceMetrics
 from service.model import Columns, ServedModel
 from service.models import Models, default_samples, sample_limit
 from service.predictive import highest_level
-from service.protocol import InferenceRequest, parse, to_json
+from service.protocol import InferenceRequest, parse, parse_feedback, to_json
 from service.settings import Settings
 from service.weights import WeightSource
 
@@ -40,13 +41,8 @@ class Inference:
         target = model.manifest.target
         classes = target.classes if isinstance(target, ClassificationTarget) else []
         if classes and request.quantiles:
-            raise InputError(
-                f"{model.reference} predicts a class, which has no quantiles; leave them out.",
-                code="bad_quantiles",
-                field="quantiles",
-                expected="no quantiles",
-                got=f"an array of {len(request.quantiles)}",
-            )
+            message = f"{model.reference} predicts a class, which has no quantiles; leave them out."
+            refuse("bad_quantiles", message, "quantiles", "no quantiles", list(request.quantiles))
         values = len(request.inputs) * samples * max(1, len(classes))
         if request.draws and values > self._settings.max_values:
             raise InputError(
@@ -74,7 +70,7 @@ class Inference:
 
     def feedback(self, body: bytes) -> bytes:
         """The answer to `POST /feedback`; raises as `predict`."""
-        request = self._feedback.parse(body)
+        request = parse_feedback(body, max_rows=self._settings.max_rows)
         if request.rows is None:
             assert request.request_id is not None
             return self._feedback.take(request, *self._feedback.recall(request.request_id))

@@ -79,7 +79,7 @@ class Monitor:
     def health(self) -> dict[str, Any]:
         """The state, the figures over each window, and the share of unfamiliar rows."""
         with self._lock:
-            rows, flags = _latest(self._rows, self._count).copy(), _latest(self._flags, self._scored).copy()
+            rows, flags = _latest(self._rows, self._count), _latest(self._flags, self._scored)
             count, scored, alarm, evidence = self._count, self._scored, self._alarm, self._evidence()
         state = "broken" if alarm is not None else "kept" if count else "unknown"
         return {
@@ -126,8 +126,8 @@ def _write(ring: NDArray[Any], count: int, values: NDArray[Any]) -> None:
 
 
 def _latest(ring: NDArray[Any], count: int) -> NDArray[Any]:
-    """What the ring holds, the oldest first."""
-    return ring[:count] if count <= len(ring) else np.roll(ring, -(count % len(ring)), axis=0)
+    """A copy of what the ring holds, the oldest first."""
+    return ring[:count].copy() if count <= len(ring) else np.roll(ring, -(count % len(ring)), axis=0)
 
 
 def _figures(rows: NDArray[np.float32]) -> dict[str, Any]:

@@ -71,16 +71,7 @@ def parse(body: bytes, *, max_rows: int, predicts: bool) -> InferenceRequest:
     own = ["level", "quantiles", "return"] if predicts else ["false_alarm_rate"]
     known = ["inputs", "model", "samples", "seed", *own]
     _refuse_unknown(content, known)
-    return InferenceRequest(
-        inputs=_inputs(content, max_rows),
-        model=_model(content.get("model")),
-        samples=_samples(content.get("samples")),
-        seed=_seed(content.get("seed")),
-        level=_level(content.get("level")),
-        quantiles=_quantiles(content.get("quantiles")),
-        draws=_draws(content.get("return")),
-        false_alarm_rate=_rate(content.get("false_alarm_rate")),
-    )
+    return _inference(content, max_rows)
 
 
 @dataclass(frozen=True)
@@ -108,14 +99,7 @@ def parse_feedback(body: bytes, *, max_rows: int) -> FeedbackRequest:
         refuse("wrong_type", "targets must be an array.", "targets", expected, content.get("targets"))
     request_id = content.get("request_id")
     if request_id is None:
-        rows = InferenceRequest(
-            inputs=_inputs(content, max_rows),
-            model=_model(content.get("model")),
-            samples=_samples(content.get("samples")),
-            seed=_seed(content.get("seed")),
-            level=DEFAULT_LEVEL,
-        )
-        return FeedbackRequest(content["targets"], None, rows)
+        return FeedbackRequest(content["targets"], None, _inference(content, max_rows))
     if not isinstance(request_id, str):
         refuse("wrong_type", "request_id must be a string.", "request_id", "an X-Request-ID", request_id)
     for field in again:
@@ -181,6 +165,19 @@ def _object(body: bytes) -> dict[str, Any]:
     return content
 
 
+def _inference(content: dict[str, Any], max_rows: int) -> InferenceRequest:
+    return InferenceRequest(
+        inputs=_inputs(content, max_rows),
+        model=_model(content.get("model")),
+        samples=_samples(content.get("samples")),
+        seed=_seed(content.get("seed")),
+        level=_level(content.get("level")),
+        quantiles=_quantiles(content.get("quantiles")),
+        draws=_draws(content.get("return")),
+        false_alarm_rate=_rate(content.get("false_alarm_rate")),
+    )
+
+
 def _inputs(content: dict[str, Any], max_rows: int) -> list[Any]:
     expected = "an array of rows, each an array of values in the model's column order or an object by column name"
     if "inputs" not in content:
@@ -239,28 +236,20 @@ def _seed(value: Any) -> int:
     return int(value)
 
 
+def _share(value: Any, field: str, code: str, what: str, expected: str = "a number above 0 and below 1") -> float:
+    found = number(value, field, what)
+    if not 0.0 < found < 1.0:
+        refuse(code, f"{what} must lie between 0 and 1.", field, expected, value)
+    return found
+
+
 def _level(value: Any) -> float:
-    if value is None:
-        return DEFAULT_LEVEL
-    level = number(value, "level", "level")
-    if not 0.0 < level < 1.0:
-        refuse("bad_level", "level must lie between 0 and 1.", "level", "a number above 0 and below 1", value)
-    return level
+    return DEFAULT_LEVEL if value is None else _share(value, "level", "bad_level", "level")
 
 
 def _rate(value: Any) -> float | None:
-    if value is None:
-        return None
-    rate = number(value, "false_alarm_rate", "false_alarm_rate")
-    if not 0.0 < rate < 1.0:
-        refuse(
-            "bad_false_alarm_rate",
-            "false_alarm_rate must lie between 0 and 1.",
-            "false_alarm_rate",
-            "a number above 0 and below 1",
-            value,
-        )
-    return rate
+    name = "false_alarm_rate"
+    return None if value is None else _share(value, name, f"bad_{name}", name)
 
 
 def _quantiles(value: Any) -> tuple[float, ...]:
@@ -271,13 +260,8 @@ def _quantiles(value: Any) -> tuple[float, ...]:
         refuse("wrong_type", "quantiles must be an array of numbers.", "quantiles", expected, value)
     if not 1 <= len(value) <= MAX_QUANTILES:
         refuse("bad_quantiles", "quantiles holds none, or too many.", "quantiles", expected, value)
-    found = []
-    for i, each in enumerate(value):
-        quantile = number(each, f"quantiles[{i}]", "A quantile")
-        if not 0.0 < quantile < 1.0:
-            refuse("bad_quantiles", "A quantile must lie between 0 and 1.", f"quantiles[{i}]", expected, each)
-        found.append(quantile)
-    return tuple(found)
+    each = enumerate(value)
+    return tuple(_share(v, f"quantiles[{i}]", "bad_quantiles", "A quantile", expected) for i, v in each)
 
 
 def _draws(value: Any) -> bool:

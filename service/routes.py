@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from model_store.errors import InputError
 from service import catalog, examples
+from service.inference import Inference
 from service.protocol import to_json
 from service.runtime import Runtime
 from service.schemas import (
@@ -70,10 +71,8 @@ async def predict(request: Request) -> Response:
 
     The same request gets the same answer, on every server that has the same bundle.
     """
-    runtime = _runtime(request)
-    body = await _body(request, runtime.settings.max_body_bytes)
     request_id: str = request.state.request_id
-    return _json(await to_thread.run_sync(runtime.inference.predict, body, request_id, limiter=runtime.limiter))
+    return await _computed(request, lambda inference, body: inference.predict(body, request_id))
 
 
 @router.post(
@@ -89,9 +88,7 @@ async def ood(request: Request) -> Response:
 
     P-values are held against scores of the default number of samples; other numbers give noisier or finer scores.
     """
-    runtime = _runtime(request)
-    body = await _body(request, runtime.settings.max_body_bytes)
-    return _json(await to_thread.run_sync(runtime.inference.ood, body, limiter=runtime.limiter))
+    return await _computed(request, Inference.ood)
 
 
 @router.post(
@@ -107,9 +104,7 @@ async def feedback(request: Request) -> Response:
 
     A prediction is kept until its targets came, or until newer ones need its room.
     """
-    runtime = _runtime(request)
-    body = await _body(request, runtime.settings.max_body_bytes)
-    return _json(await to_thread.run_sync(runtime.inference.feedback, body, limiter=runtime.limiter))
+    return await _computed(request, Inference.feedback)
 
 
 @router.get(
@@ -207,6 +202,13 @@ async def start(request: Request) -> HTMLResponse:
 
 def _runtime(request: Request) -> Runtime:
     return cast(Runtime, request.app.state.runtime)
+
+
+async def _computed(request: Request, answer: Callable[[Inference, bytes], bytes]) -> Response:
+    """The answer to a request's body, as soon as one of the worker threads is free."""
+    runtime = _runtime(request)
+    body = await _body(request, runtime.settings.max_body_bytes)
+    return _json(await to_thread.run_sync(answer, runtime.inference, body, limiter=runtime.limiter))
 
 
 async def _reading(call: Callable[[], T]) -> T:

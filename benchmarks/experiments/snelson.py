@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from benchmarks.data import read_set
 from benchmarks.experiments.experiment import Experiment, Report, Table
 from benchmarks.experiments.stages import with_network
+from benchmarks.quality.building import build
 from benchmarks.quality.methods.fiberwalk import answers
-from benchmarks.quality.predictive import Cost, figures
+from benchmarks.quality.predictive import figures
 from benchmarks.quality.problem import Problem, make_problem
 from benchmarks.results import Run
 from builder.evaluation import LEVEL
-from builder.learning import learn
 from builder.pictures import posterior
-from builder.progress import StageBars
 from builder.publication import posterior_curve
 from model_store.errors import DataError
 
@@ -40,7 +39,8 @@ def look(problem: Problem) -> dict[str, Any]:
     Raises:
         DataError: it has another number of columns, or classes.
     """
-    trained = learn(problem.config, problem.dataset, problem.factory, StageBars(quiet=True), {})
+    learned = build(problem)
+    trained = learned.trained
     curve = posterior_curve(trained)
     if curve is None:
         raise DataError("A curve needs one numeric column and a real target.", field="--sets")
@@ -48,7 +48,7 @@ def look(problem: Problem) -> dict[str, Any]:
     noise = float(np.sqrt(np.median(curve["std"] ** 2 - curve["epistemic_std"] ** 2)))
     test = {
         method: figures(outcome.predictive, problem.y_test, problem.scale)
-        for method, outcome in answers(problem, trained, Cost()).items()
+        for method, outcome in answers(problem, trained, learned.cost).items()
     }
     thin = np.linspace(0, len(curve["grid"]) - 1, _POINTS).round().astype(int)
     shown = {

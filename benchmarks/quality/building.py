@@ -9,21 +9,22 @@ from benchmarks.quality.problem import Problem
 from builder.learning import learn
 from builder.progress import StageBars
 from builder.trained import Trained
+from builder.work import WorkFolder
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What a build learned, its cost, and the seconds of that which training the anchors took."""
+    """What a build learned, its cost, and the seconds of each stage."""
 
     trained: Trained
     cost: Cost
-    training_seconds: float
+    seconds: dict[str, float]
 
 
-def build(problem: Problem) -> Learned:
-    """Builds: everything is chosen by the build itself, and its cost holds that."""
+def build(problem: Problem, work: WorkFolder | None = None) -> Learned:
+    """Builds: everything is chosen by the build itself, and its cost holds that. `work`: where stages are kept."""
     cost, seconds = Cost(), dict[str, float]()
     with cost.clock():
-        trained = learn(problem.config, problem.dataset, problem.factory, StageBars(quiet=True), seconds)
+        trained = learn(problem.config, problem.dataset, problem.factory, StageBars(quiet=True), seconds, work)
     cost.gradient_evaluations = trained.gradient_evaluations
-    return Learned(trained, cost, seconds["map"])
+    return Learned(trained, cost, seconds)

@@ -66,7 +66,7 @@ class Choice:
 def tune(problem: Problem, build: Learned | None = None) -> Tuned:
     """Cross-fits, as a build does with its anchors; those of a build of the problem are the same, and need not be
     trained again."""
-    cost = Cost(seconds=build.training_seconds if build else 0.0)
+    cost = Cost(seconds=build.seconds["map"] if build else 0.0)
     with cost.clock():
         member = assign_members(problem.config, problem.network.module, problem.y)
         anchors = (

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, log_loss, root_mean_squared_error
-from torch import Tensor, nn
+from torch import nn
 
 import builder.pipeline as pipeline
 from builder.calibration import Calibrated, DecodedPosterior, Reach
@@ -31,6 +31,7 @@ from model_store.bundle import Bundle
 from model_store.manifest import LatentPlan, Metrics, OodDetector, RegressionTarget
 from model_store.plan import draw_latents
 from tests.builder.builds import classes, config, serve, table
+from tests.builder.decoders import Identity
 
 # What pytest would take for a test.
 part_for_tests = test_part
@@ -42,17 +43,6 @@ ANCHORS, TRAJECTORIES, STEPS, ROWS, TESTED = 2, 3, 4, 80, 24
 SPREAD, MAP_SPREAD = 0.6, 1.1
 SCORES = np.linspace(0.05, 2.0, 39)
 NINETY = float(SCORES[35])  # the ceil(40 * 0.9)-th smallest of 39 scores
-
-
-class Identity(nn.Module):
-    """A decoder whose latents are the weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("place", torch.zeros(1))
-
-    def forward(self, latents: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        return latents, latents
 
 
 def made(task: str = "regression", nodes: Array | None = None, tested: int = TESTED) -> Trained:

@@ -15,20 +15,10 @@ from builder.fiber import drift_scales
 from builder.network import FunctionalNetwork
 from builder.plans import with_enough_samples
 from model_store.manifest import LatentPlan
+from tests.builder.decoders import Identity
 
 ROWS = 40
 PLAN = LatentPlan(name="predict", samples=32, drift_scale=1.0)
-
-
-class OneAnchor(nn.Module):
-    """Weights are the latents themselves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("head", torch.zeros(1))
-
-    def forward(self, latents: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        return latents, latents
 
 
 def posterior(outputs: int, spread: float, inputs: int = 2) -> DecodedPosterior:
@@ -36,7 +26,7 @@ def posterior(outputs: int, spread: float, inputs: int = 2) -> DecodedPosterior:
     network = FunctionalNetwork(nn.Linear(inputs, outputs))
     ends = np.random.default_rng(0).normal(size=(1, 512, 1, network.weights))
     nodes = (spread * np.concatenate([0 * ends, ends], axis=2)).astype(np.float32)
-    return DecodedPosterior(network, OneAnchor(), nodes)
+    return DecodedPosterior(network, Identity(), nodes)
 
 
 def rows(inputs: int = 2) -> Tensor:

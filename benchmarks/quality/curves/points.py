@@ -14,13 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from benchmarks.data import read_set
+from benchmarks.quality.building import build
 from benchmarks.quality.methods import dropout, ensemble, fiberwalk, laplace, swag
-from benchmarks.quality.predictive import Cost, Outcome
+from benchmarks.quality.predictive import Outcome
 from benchmarks.quality.problem import Problem, make_problem
 from benchmarks.quality.run import METHODS, attempt, described, scored
 from benchmarks.quality.tuning import Tuned, tune
-from builder.learning import learn
-from builder.progress import StageBars
 from builder.work import WorkFolder
 
 SIZES: Final = (1, 2, 3, 5, 10, 20)
@@ -106,14 +105,10 @@ def ours(problem: Problem, tuned: Tuned, anchors: int) -> dict[str, Points]:
         work = WorkFolder(Path(folder))
         for fibers in FIBERS[anchors]:
             part = _with(problem, "fiber", trajectories=fibers)
-            seconds: dict[str, float] = {}
-            cost = Cost()
-            with cost.clock():
-                trained = learn(part.config, part.dataset, part.factory, StageBars(quiet=True), seconds, work)
-            training = training or seconds["map"]
-            cost.seconds += training - seconds["map"]
-            cost.gradient_evaluations = trained.gradient_evaluations
-            points[str(fibers)] = fiberwalk.answers(part, trained, cost)["fiberwalk"]
+            learned = build(part, work)
+            training = training or learned.seconds["map"]
+            learned.cost.seconds += training - learned.seconds["map"]
+            points[str(fibers)] = fiberwalk.answers(part, learned.trained, learned.cost)["fiberwalk"]
     return {f"fiberwalk_{anchors}": points}
 
 

@@ -11,14 +11,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from benchmarks.quality.building import build
 from benchmarks.quality.images.data import ImageSet
 from benchmarks.quality.methods import dropout, ensemble, fiberwalk, laplace, swag
 from benchmarks.quality.predictive import Classes, Cost, Outcome, entropy, figures
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.run import attempt
 from benchmarks.quality.tuning import Tuned, tune
-from builder.learning import learn
-from builder.progress import StageBars
 
 METHODS: Final = {
     "map": "MAP",
@@ -50,12 +49,11 @@ def ours(problem: Problem, tuned: Tuned, anchors: int) -> dict[str, Outcome]:
         "fiber": problem.config.fiber.model_copy(update={"trajectories": FIBERS // anchors}),
     }
     problem = replace(problem, config=problem.config.model_copy(update=stages))
-    cost, seconds = Cost(), dict[str, float]()
-    with cost.clock():
-        trained = learn(problem.config, problem.dataset, problem.factory, StageBars(quiet=True), seconds)
-        cost.gradient_evaluations = trained.gradient_evaluations
-        outcome = fiberwalk.served(problem, trained, cost)
-    return {f"fiberwalk_{anchors}": replace(outcome, notes={"stage_seconds": seconds, "reach": trained.reach.node})}
+    learned = build(problem)
+    with learned.cost.clock():
+        outcome = fiberwalk.served(problem, learned.trained, learned.cost)
+    notes = {"stage_seconds": learned.seconds, "reach": learned.trained.reach.node}
+    return {f"fiberwalk_{anchors}": replace(outcome, notes=notes)}
 
 
 FAMILIES: Final[dict[str, Callable[[Problem, Tuned], dict[str, Outcome]]]] = {
