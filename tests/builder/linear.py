@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from builder.config import FiberConfig
+from builder.fiber import Fibers, walk_fibers
 from builder.likelihood import CategoricalLikelihood, GaussianLikelihood, Likelihood
 from builder.network import FunctionalNetwork
 
@@ -46,6 +49,11 @@ class LinearModel:
         assert isinstance(self.likelihood, GaussianLikelihood)
         right = self.jacobian(rows)[:, 0].T @ self.y[rows].double() / self.likelihood.noise_std**2
         return torch.linalg.solve(self.hessian(right, rows), right).float()
+
+    def walk(self, anchors: Tensor, member: Tensor, config: FiberConfig, **more: Any) -> Fibers:
+        """The walk from anchors (A, P) that have seen their members (A, n); `more` as of `walk_fibers`."""
+        data = (self.x, self.y, member, self.likelihood, self.precision)
+        return walk_fibers(self.network, anchors, *data, config, **more)
 
 
 def linear_gaussian(

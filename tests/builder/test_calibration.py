@@ -17,7 +17,7 @@ from builder.autoencoder import train_autoencoder
 from builder.calibration import Calibrated, DecodedPosterior, calibrate, choose_reach
 from builder.config import AutoencoderConfig, CalibrationConfig, FiberConfig
 from builder.decoder import WeightDecoder
-from builder.fiber import Fibers, walk_fibers
+from builder.fiber import Fibers
 from builder.likelihood import CategoricalLikelihood
 from builder.network import FunctionalNetwork
 from builder.predictive import categorical_nll, gaussian_mixture_nll, mixture_probabilities, sample_outputs
@@ -369,16 +369,7 @@ def test_a_classifiers_threshold_is_a_quantile_of_the_servers_mutual_information
     network = model.network
     member = torch.arange(200)[None] % 2 != torch.arange(2)[:, None]
     anchors = torch.stack([0.9 * torch.ones(network.weights), torch.zeros(network.weights)])
-    fibers = walk_fibers(
-        network,
-        anchors,
-        model.x,
-        model.y,
-        member,
-        model.likelihood,
-        model.precision,
-        FiberConfig(trajectories=8, steps=4, refinement=30),
-    )
+    fibers = model.walk(anchors, member, FiberConfig(trajectories=8, steps=4, refinement=30))
     latent = train_autoencoder(fibers.nodes, fibers.scales, AutoencoderConfig(steps=100, hidden=16))
     posterior = DecodedPosterior(network, latent.decoder, latent.nodes.numpy())
     config = CalibrationConfig(false_alarm_rate=RATE)

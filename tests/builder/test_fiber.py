@@ -20,10 +20,7 @@ EVEN: dict[str, Any] = {"growth": 1.0, "drift_scale": 1.0, "work": 1e18}
 
 
 def walk(model: LinearModel, anchors: Tensor, member: Tensor, seed: int = 0, **options: Any) -> Fibers:
-    config = FiberConfig(**options)
-    return walk_fibers(
-        model.network, anchors, model.x, model.y, member, model.likelihood, model.precision, config, seed
-    )
+    return model.walk(anchors, member, FiberConfig(**options), seed=seed)
 
 
 def two_folds(rows: int) -> Tensor:
@@ -125,17 +122,7 @@ def test_refinement_of_logistic_regression_lowers_the_perturbed_loss() -> None:
     for m in (0, 5, 300):
         seen: list[float] = []
         config = FiberConfig(steps=2, refinement=max(m, 1), trajectories=30, **EVEN)
-        walk_fibers(
-            model.network,
-            start,
-            model.x,
-            model.y,
-            member,
-            model.likelihood,
-            model.precision,
-            config,
-            report=lambda done, steps, loss, seen=seen: seen.append(loss),  # type: ignore[misc]
-        )
+        model.walk(start, member, config, report=lambda done, steps, loss, seen=seen: seen.append(loss))
         values.append(seen[-1])
     assert values[0] > values[1] > values[2]
 

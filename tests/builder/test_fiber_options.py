@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from builder.config import FiberConfig
-from builder.fiber import Fibers, walk_fibers
 from tests.builder.linear import LinearModel, assert_draws_from, linear_gaussian
 
 OPTIONS: dict[str, Any] = {"growth": 1.0, "drift_scale": 1.0, "work": 1e18, "steps": 2, "trajectories": 50}
@@ -22,22 +21,11 @@ def model() -> LinearModel:
 
 def walk(model: LinearModel, start: Tensor, **options: Any) -> Tensor:
     """Nodes (N, P) at the end of the walk of one anchor that has seen all rows."""
-    return fibers(model, start, FiberConfig(**{**OPTIONS, **options})).nodes[-1, 0]
+    return model.walk(start[None], every_row(model), FiberConfig(**{**OPTIONS, **options})).nodes[-1, 0]
 
 
-def fibers(model: LinearModel, start: Tensor, config: FiberConfig, last: int | None = None) -> Fibers:
-    member = torch.ones(1, len(model.x), dtype=torch.bool)
-    return walk_fibers(
-        model.network,
-        start[None],
-        model.x,
-        model.y,
-        member,
-        model.likelihood,
-        model.precision,
-        config,
-        last=last,
-    )
+def every_row(model: LinearModel) -> Tensor:
+    return torch.ones(1, len(model.x), dtype=torch.bool)
 
 
 def test_isotropic_drift_is_a_draw_from_the_prior(model: LinearModel) -> None:
@@ -65,7 +53,8 @@ def test_the_more_of_the_curvature_is_taken_off_the_faster_a_linear_model_is_ref
 
 def test_a_walk_that_ends_early_is_the_first_part_of_the_whole(model: LinearModel) -> None:
     config = FiberConfig(trajectories=4, refinement=5, steps=6)
-    whole, part = (fibers(model, model.solution(), config, last) for last in (None, 2))
+    start = model.solution()[None]
+    whole, part = (model.walk(start, every_row(model), config, last=last) for last in (None, 2))
     assert part.nodes.shape[0] == part.loss.shape[0] == 3
     assert torch.equal(part.nodes, whole.nodes[:3]) and torch.equal(part.scales, whole.scales[:3])
     assert torch.equal(part.loss, whole.loss[:3])

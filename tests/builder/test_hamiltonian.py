@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from builder.config import FiberConfig
-from builder.fiber import walk_fibers
 from builder.hamiltonian import adapted, move
 from tests.builder.linear import assert_draws_from, linear_gaussian
 
@@ -63,14 +62,9 @@ def test_fibers_of_a_linear_model_stay_posterior_draws() -> None:
     member = torch.ones(1, 60, dtype=torch.bool)
     anchor = model.solution(torch.arange(60))[None]
     plain, moved = (
-        walk_fibers(
-            model.network,
+        model.walk(
             anchor,
-            model.x,
-            model.y,
             member,
-            model.likelihood,
-            model.precision,
             FiberConfig(
                 steps=2, growth=1.0, drift_scale=1.0, refinement=2, trajectories=2000, work=1e18, moves=m, leapfrog=10
             ),
