@@ -45,8 +45,8 @@ _PICTURES: Final = {
     "calibration.png": "Calibration on the test part, with the band in which chance alone would leave it",
     "sharpness.png": "How sure predictions of the test part are",
     "unfamiliar.png": "OOD scores of rows that were not seen, with the default threshold, and how well the detector "
-    "tells them from stand-ins for unfamiliar rows. There are no real ones at build time: the stand-ins are training rows "
-    "whose columns were shuffled independently, or whose numbers were shifted by three standard deviations",
+    "tells them from stand-ins for unfamiliar rows. There are no real ones at build time: the stand-ins are training "
+    "rows whose columns were shuffled independently, or whose numbers were shifted by three standard deviations",
     "fibers.png": "Loss along the fibers, and the out-of-fold NLL by which their reach was chosen",
     "latent.png": "The latent space: one curve a trajectory",
 }

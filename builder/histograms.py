@@ -43,10 +43,13 @@ def unfamiliar(scores: Array, threshold: float, rate: float, others: Mapping[str
             weights = np.full(len(values), 1 / len(values))
             label = f"{kind} ({len(values):,})"
             left.hist(values, edges, weights=weights, histtype="step", lw=1.6, color=color, label=label)
-        left.axvline(threshold, color=INK, lw=1.4, ls="--", label=f"default threshold ({rate:.3g} false alarms)")
+        left.axvline(
+            threshold, color=INK, lw=1.4, ls="--", label=f"default threshold ({rate:.3g} false alarms)", zorder=1
+        )
         left.set(xlabel="OOD score", ylabel="share of rows")
         left.set_title("How unfamiliar rows look")
-        left.legend(loc="best")
+        left.margins(y=0.3)  # for the legend
+        left.legend(loc="upper left")
         percent(left.yaxis)
         right.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="chance")
         for (kind, values), color in zip(kinds.items(), _COLORS, strict=False):
