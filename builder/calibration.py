@@ -217,7 +217,7 @@ def calibrate(
         )
         true = (p / unseen.sum(0)).gather(0, target[None]).squeeze(0)
         scores = (1 - true).double().clamp(0, 1).sort().values
-        information = _of_anchors(posterior.network, wide, x[rows], unseen, lambda f: _mutual_information(f, spread))
+        information = _of_anchors(posterior.network, wide, x[rows], unseen, lambda f: mutual_information(f, spread))
         ood = mean_of(information, unseen)
     nll, map_nll = float(rows_nll.mean()), float(map_rows.mean())
     ordered = ood.double().sort().values
@@ -257,7 +257,8 @@ def _of_anchors(
     return torch.stack(found)
 
 
-def _mutual_information(logits: Tensor, temperature: float) -> Tensor:
+def mutual_information(logits: Tensor, temperature: float) -> Tensor:
+    """Mutual information (B,) of label and weights, in nats, from logits (S, B, C)."""
     p = (logits / temperature).softmax(-1)
     mean = p.mean(0)
     total = -torch.xlogy(mean, mean).sum(-1)

@@ -43,6 +43,10 @@ _PICTURES: Final = {
     "posterior.png": "Training data, MAP solutions, posterior samples, mean, interval and its epistemic part; below, "
     "the two parts of the standard deviation",
     "calibration.png": "Calibration on the test part, with the band in which chance alone would leave it",
+    "sharpness.png": "How sure predictions of the test part are",
+    "unfamiliar.png": "OOD scores of rows that were not seen, with the default threshold, and how well the detector "
+    "tells them from stand-ins for unfamiliar rows. There are no real ones at build time: the stand-ins are training "
+    "rows whose columns were shuffled independently, or whose numbers were shifted by three standard deviations",
     "fibers.png": "Loss along the fibers, and the out-of-fold NLL by which their reach was chosen",
     "latent.png": "The latent space: one curve a trajectory",
 }
@@ -66,7 +70,9 @@ def make_card(manifest: Manifest, pictures: Iterable[str]) -> str:
         _answer(manifest),
         _figures(manifest),
         _picture("calibration.png", names),
+        _picture("sharpness.png", names),
         _calibrated(manifest),
+        _picture("unfamiliar.png", names),
         _posterior(manifest),
         _picture("fibers.png", names),
         _picture("latent.png", names),
@@ -92,25 +98,25 @@ def _summary(m: Manifest) -> str:
     else:
         source = f"arrays of shape {' × '.join(map(str, m.inputs.shape))}"
     if isinstance(target, ClassificationTarget):
-        classes = ", ".join(_escape(str(c)) for c in target.classes)
+        classes = ", ".join(escape(str(c)) for c in target.classes)
         what = (
-            f"Predicts the class **{_escape(target.name)}** from {source}, with a probability for each of its "
+            f"Predicts the class **{escape(target.name)}** from {source}, with a probability for each of its "
             f"{len(target.classes)} classes and how far the model itself is to be trusted. Classification, from a "
             f"data set of {rows}.\n\nClasses, in the order of the probabilities: {classes}."
         )
     else:
         what = (
-            f"Predicts **{_escape(with_unit(target.name, target.unit))}** from {source}, with an error bar that is "
+            f"Predicts **{escape(with_unit(target.name, target.unit))}** from {source}, with an error bar that is "
             f"split into what more data would reduce (epistemic) and what it would not (aleatoric). Regression, from a "
             f"data set of {rows}."
         )
-    return f"# {_escape(m.name)}\n\n{what}"
+    return f"# {escape(m.name)}\n\n{what}"
 
 
 def _inputs(m: Manifest) -> str:
     spec = m.inputs
     if isinstance(spec, TensorInput):
-        unit = f" in {_escape(spec.unit)}" if spec.unit else ""
+        unit = f" in {escape(spec.unit)}" if spec.unit else ""
         shape = " × ".join(map(str, spec.shape))
         encoded = (
             "They enter the network as they are."
@@ -121,13 +127,13 @@ def _inputs(m: Manifest) -> str:
     rows = []
     for column in spec.columns:
         if isinstance(column, CategoricalColumn):
-            shown = [_escape(c) if c else "(empty)" for c in column.categories[:_SHOWN_CATEGORIES]]
+            shown = [escape(c) if c else "(empty)" for c in column.categories[:_SHOWN_CATEGORIES]]
             more = len(column.categories) - len(shown)
             values = ", ".join(shown) + (f" and {more} more (`GET /models/{m.name}` lists them)" if more else "")
         else:
             values = _range(column)
-        rows.append([_escape(column.name), column.kind, _escape(column.unit or ""), values])
-    return "## Inputs\n\n" + _table(["column", "kind", "unit", "values in training"], rows)
+        rows.append([escape(column.name), column.kind, escape(column.unit or ""), values])
+    return "## Inputs\n\n" + table(["column", "kind", "unit", "values in training"], rows)
 
 
 def _request(m: Manifest) -> str:
@@ -157,7 +163,7 @@ def _request(m: Manifest) -> str:
 
 def _answer(m: Manifest) -> str:
     if isinstance(m.target, RegressionTarget):
-        unit = _escape(m.target.unit or "the target's unit")
+        unit = escape(m.target.unit or "the target's unit")
         rows = [
             ["`mean`", f"the prediction, in {unit}"],
             ["`interval`", "`[lo, hi]`: the target lies within it with the probability `level`"],
@@ -189,7 +195,7 @@ def _answer(m: Manifest) -> str:
         ["`calibration`", "how many rows stand behind level or rate, how far they go, and a warning beyond that"],
         ["`model`, `version`, `samples`, `seed`, `level`", "what answered and how it was asked, to repeat it"],
     ]
-    return "Every field of the answer holds one entry a row:\n\n" + _table(["field", "meaning"], rows)
+    return "Every field of the answer holds one entry a row:\n\n" + table(["field", "meaning"], rows)
 
 
 def _figures(m: Manifest) -> str:
@@ -200,18 +206,18 @@ def _figures(m: Manifest) -> str:
         [e.predictor, e.split, f"{e.rows:,}", *(_metric(k, e.values[k]) if k in e.values else "" for k in keys)]
         for e in m.metrics
     ]
-    unit = f" in {_escape(_unit(m) or '')}" if _unit(m) else ""
+    unit = f" in {escape(_unit(m) or '')}" if _unit(m) else ""
     about = [f"`{k}`: {said}." for k in keys if (said := _meaning(k, unit))]
     about += [f"*{p}*: {_PREDICTORS[p]}." for p in dict.fromkeys(e.predictor for e in m.metrics)]
     about += [f"*{s}*: {_SPLITS[s]}." for s in dict.fromkeys(e.split for e in m.metrics)]
-    table = _table(["predictor", "measured on", "rows", *keys], rows)
-    return "## How good it is\n\n" + table + "\n\n" + "\n".join(f"- {line}" for line in about)
+    figures = table(["predictor", "measured on", "rows", *keys], rows)
+    return "## How good it is\n\n" + figures + "\n\n" + "\n".join(f"- {line}" for line in about)
 
 
 def _calibrated(m: Manifest) -> str:
     c, plan = m.calibration, m.latent.plans[m.ood.plan]
     if isinstance(c, RegressionCalibration):
-        unit = f" {_escape(_unit(m) or '')}".rstrip()
+        unit = f" {escape(_unit(m) or '')}".rstrip()
         first = (
             f"- Noise: a standard deviation of {_number(c.noise_std)}{unit}, the same for every row. Intervals are "
             f"conformal: they reach as many standard deviations as it took on {c.points:,} rows, each predicted by an "
@@ -243,13 +249,13 @@ def _posterior(m: Manifest) -> str:
         for p in latent.plans.values()
     ]
     return (
-        f"## Network and posterior\n\n- Network: {_escape(net.description) or 'as exported'}; {net.weights:,} random "
+        f"## Network and posterior\n\n- Network: {escape(net.description) or 'as exported'}; {net.weights:,} random "
         f"weights{trunk}; {_count(net.outputs, 'output')}.\n"
         f"- Posterior: {_count(latent.anchors, 'anchor')} (MAP solutions), {_count(latent.trajectories, 'fiber')} each "
         f"of {_count(latent.steps, 'drift step')}; {_count(latent.dimension, 'latent dimension')}; decoder of rank "
         f"{latent.rank} an anchor.\n- The drift scale counts in posterior radii: 1 is the whole width of the Gaussian "
         "approximation at the anchor.\n\n"
-        + _table(["latent plan", "samples by default", "part of each fiber", "drift scale at its end"], plans)
+        + table(["latent plan", "samples by default", "part of each fiber", "drift scale at its end"], plans)
     )
 
 
@@ -257,7 +263,7 @@ def _build(m: Manifest) -> str:
     b = m.build
     preset = b.config.get("preset")
     lines = [
-        f"Built {b.created:%Y-%m-%d %H:%M %Z} on {_escape(b.device)} with seed {b.seed}"
+        f"Built {b.created:%Y-%m-%d %H:%M %Z} on {escape(b.device)} with seed {b.seed}"
         + (f" and preset `{preset}`" if preset else "")
         + "; all options stand in `manifest.json`.",
         f"Data: {b.data_rows:,} rows, fingerprint (sha256) `{b.data_fingerprint}`.",
@@ -266,7 +272,7 @@ def _build(m: Manifest) -> str:
         lines.append("Libraries: " + ", ".join(f"{k} {v}" for k, v in b.libraries.items()) + ".")
     if b.seconds:
         lines.append("Seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in b.seconds.items()) + ".")
-    lines += [f"**Warning:** {_escape(' '.join(w.split()))}" for w in b.warnings]
+    lines += [f"**Warning:** {escape(' '.join(w.split()))}" for w in b.warnings]
     return "## Build\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
@@ -307,7 +313,8 @@ def _picture(name: str, names: set[str]) -> str:
     return f"![{_PICTURES[name]}.]({name})" if name in names else ""
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -321,7 +328,7 @@ def with_unit(name: str, unit: str | None) -> str:
     return f"{name} ({unit})" if unit else name
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text that Markdown shows letter for letter, on one line, in tables too."""
     return re.sub(r"([\\`*\[\]<>|~$&]|\b_|_\b)", r"\\\1", " ".join(text.split()))
 

@@ -1,4 +1,5 @@
-"""The report of a build as one HTML file that refers to nothing else: the model card with its pictures inside."""
+"""The report of a build as one HTML file that refers to nothing else: the model card with its pictures inside, and the
+rows predicted worst."""
 
 from __future__ import annotations
 
@@ -18,15 +19,15 @@ border-bottom:1px solid #ddd;vertical-align:top}
 """
 
 
-def make_page(title: str, card: str, pictures: Mapping[str, bytes]) -> str:
+def make_page(title: str, text: str, pictures: Mapping[str, bytes]) -> str:
     """The page.
 
     Args:
         title: name of the model.
-        card: the model card, in Markdown; HTML in it is shown and not meant.
-        pictures: PNG files by the names that the card refers to them by.
+        text: in Markdown; HTML in it is shown and not meant.
+        pictures: PNG files by the names that the text refers to them by.
     """
-    body: str = MarkdownIt("commonmark", {"html": False}).enable("table").render(card)
+    body: str = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
 
     def inside(match: re.Match[str]) -> str:
         name = html.unescape(match[1])

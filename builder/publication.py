@@ -18,6 +18,8 @@ from builder.page import make_page
 from builder.predictive import conformal_quantile, sample_outputs
 from builder.report import ReportData, make_card, make_pictures
 from builder.trained import Trained
+from builder.unfamiliar import stand_in_scores
+from builder.worst import worst_rows
 from model_store.bundle import Bundle
 from model_store.encoding import TableEncoder
 from model_store.manifest import (
@@ -61,10 +63,12 @@ def publish(trained: Trained, metrics: list[Metrics], warnings: list[str], secon
     arrays |= {"conformity_scores": scores, "ood_scores": trained.calibrated.ood_scores.cpu().numpy()}
     files[ARRAYS_FILE] = save_arrays(arrays)
     manifest = _manifest(trained, exported.spec, metrics, warnings, seconds)
-    pictures = make_pictures(_report_data(trained, manifest, scores))
+    data = _report_data(trained, manifest, scores)
+    pictures = make_pictures(data)
     files |= pictures
     card = make_card(manifest, pictures)
-    files |= {CARD_FILE: card.encode(), REPORT_FILE: make_page(manifest.name, card, pictures).encode()}
+    report = "\n".join([card, worst_rows(manifest.target, data.test_rows, data.predictions)])
+    files |= {CARD_FILE: card.encode(), REPORT_FILE: make_page(manifest.name, report, pictures).encode()}
     return ModelStore(trained.config.store).publish(manifest, files)
 
 
@@ -129,6 +133,9 @@ def _report_data(trained: Trained, manifest: Manifest, scores: NDArray[Any]) -> 
     return ReportData(
         manifest=manifest,
         predictions=predictions,
+        test_rows=np.flatnonzero(trained.dataset.test),
+        ood_scores=trained.calibrated.ood_scores.cpu().numpy(),
+        stand_ins=stand_in_scores(trained),
         conformity_scores=scores,
         fiber_loss=fibers.loss.cpu().numpy(),
         scales=fibers.scales.cpu().numpy(),

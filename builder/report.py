@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from builder import histograms
 from builder import pictures as draw
 from builder.card import make_card, with_unit
 from builder.evaluation import LEVEL
@@ -34,6 +35,9 @@ class ReportData:
         manifest: of the bundle.
         predictions: of the test part; regression `y`, `mean`, `std` (total), `epistemic_std` (B,), classification
             `y` (B,) class indices and `probabilities` (B, C).
+        test_rows: (B,) their numbers in the data.
+        ood_scores: (n,) of rows that the scoring anchors had not seen.
+        stand_ins: (m,) scores of stand-ins for unfamiliar rows, by kind.
         conformity_scores: (n,) sorted out-of-fold scores; of a regression, |y - mean| / std.
         fiber_loss: (T+1, A, N), nats a training row.
         scales: (T+1,) drift scale of each node.
@@ -46,6 +50,9 @@ class ReportData:
 
     manifest: Manifest
     predictions: Mapping[str, Array]
+    test_rows: Array
+    ood_scores: Array
+    stand_ins: Mapping[str, Array]
     conformity_scores: Array
     fiber_loss: Array
     scales: Array
@@ -65,6 +72,11 @@ def make_pictures(data: ReportData) -> dict[str, bytes]:
             data.curve, with_unit(column.name, column.unit), with_unit(target.name, _unit(target)), LEVEL
         )
     found["calibration.png"] = _calibration(data)
+    found["sharpness.png"] = _sharpness(data)
+    detector = manifest.ood
+    found["unfamiliar.png"] = histograms.unfamiliar(
+        data.ood_scores, detector.threshold, detector.false_alarm_rate, data.stand_ins
+    )
     standardized = isinstance(target, RegressionTarget)
     found["fibers.png"] = draw.fibers(
         data.fiber_loss, data.scales, data.reach, np.array(data.out_of_fold), standardized
@@ -86,6 +98,17 @@ def _calibration(data: ReportData) -> bytes | None:
 
     name = with_unit(data.manifest.target.name, _unit(data.manifest.target))
     return draw.coverage(shown["y"], shown["mean"], shown["std"], factor, name, LEVEL)
+
+
+def _sharpness(data: ReportData) -> bytes | None:
+    shown, target = data.predictions, data.manifest.target
+    if not len(shown.get("y", ())):
+        return None
+    if isinstance(target, ClassificationTarget):
+        p = shown["probabilities"].astype(np.float64)
+        entropy = -np.sum(p * np.log(np.maximum(p, np.finfo(p.dtype).tiny)), axis=1)
+        return histograms.sharpness_of_classes(entropy, p.argmax(axis=1) == shown["y"], p.shape[1])
+    return histograms.sharpness_of_numbers(shown["std"], shown["epistemic_std"], with_unit(target.name, target.unit))
 
 
 def _unit(target: Target) -> str | None:

@@ -86,7 +86,7 @@ def _command(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [env FIBERWALK_HOST]")] = None,
     port: Annotated[int | None, typer.Option(help="TCP port; 0 takes a free one. [env FIBERWALK_PORT]")] = None,
     redis_url: Annotated[
-        str | None, typer.Option(help="Redis that servers share decoded weights in. [env FIBERWALK_REDIS_URL]")
+        str | None, typer.Option(help="Redis that servers share weights and monitors in. [env FIBERWALK_REDIS_URL]")
     ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error. [env FIBERWALK_LOG_LEVEL]")

@@ -85,6 +85,8 @@ TAKEN: Final[dict[str, Any]] = {
             "model": "snelson",
             "version": 1,
             "taken": 2,
+            "scope": "process",
+            "warning": None,
             "state": "kept",
             "rows": 2,
             "alarm_at_row": None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,26 +21,49 @@ from service.protocol import FeedbackRequest, to_json
 from service.remembered import Prediction, Remembered
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from service.redis_link import RedisLink
+    from service.redis_monitor import RedisMonitor
+
 _MOST_MONITORS: Final = 256
 _LEAST_PROBABILITY: Final = 1e-12
 
 
 class Feedback:
-    """Remembers predictions, and holds them against the targets that come in."""
+    """Remembers predictions, and holds them against the targets that come in.
 
-    def __init__(self, settings: Settings, models: Models, metrics: ServiceMetrics) -> None:
+    Where there is a Redis, all servers on it do so together. What a process is told it counts for itself too: so there
+    is something to go by when Redis does not answer.
+    """
+
+    def __init__(
+        self, settings: Settings, models: Models, metrics: ServiceMetrics, link: RedisLink | None = None
+    ) -> None:
         self._models, self._metrics = models, metrics
         self._remembered = Remembered(settings.remember_bytes)
         self._monitors: OrderedDict[str, Monitor] = OrderedDict()
         self._lock = threading.Lock()
+        self._shared: RedisMonitor | None = None
+        if link is not None:
+            # redis is imported only where it is used: it would lengthen every start.
+            from service.redis_monitor import RedisMonitor as Shared
+
+            self._shared = Shared(
+                link, self._remembered, ttl=settings.redis_ttl, limit=settings.remember_bytes, metrics=metrics
+            )
+        metrics.watch(self._gauges)
 
     def remember(self, request_id: str, model: ServedModel, columns: Columns) -> None:
         """Keeps what was predicted, for feedback by the request's id."""
         self._remembered.put(request_id, prediction_of(model, columns))
+        if self._shared is not None:
+            self._shared.remember(request_id)
 
     def scored(self, model: ServedModel, p_values: NDArray[np.float64]) -> None:
         """Counts rows that were asked to be scored."""
         self._monitor(model).add_scores(p_values)
+        if self._shared is not None:
+            self._shared.add_scores(model.bundle.digest, p_values <= model.manifest.ood.false_alarm_rate)
 
     def recall(self, request_id: str) -> tuple[ServedModel, Prediction]:
         """What was predicted for a request.
@@ -48,7 +71,8 @@ class Feedback:
         Raises:
             InputError: it is not known.
         """
-        found = self._remembered.get(request_id)
+        source = self._remembered.get if self._shared is None else self._shared.recall
+        found = source(request_id)
         if found is None:
             raise _unknown(request_id)
         return self._models.get(found.reference), found
@@ -60,12 +84,17 @@ class Feedback:
             InputError: a target is wrong, or the request has been answered meanwhile.
         """
         labelled = _labelled(model, prediction, request.targets)
-        if request.request_id is not None and not self._remembered.forget(request.request_id):
-            raise _unknown(request.request_id)
-        monitor = self._monitor(model)
-        monitor.add(labelled)
+        request_id = request.request_id
+        told = None
+        if self._shared is not None:
+            told = self._shared.tell(model.bundle.digest, labelled, request_id, prediction.token)
+        if request_id is not None:
+            mine = self._remembered.forget(request_id)
+            if not (mine if told is None else told):
+                raise _unknown(request_id)
+        self._monitor(model).add(labelled)
         self._metrics.feedback.labels(model.bundle.name).inc(prediction.rows)
-        return self._answer(model, monitor.health(), taken=prediction.rows)
+        return self._answer(model, taken=prediction.rows)
 
     def health(self, name: str) -> bytes:
         """The answer to `GET /models/{name}/health`.
@@ -73,16 +102,28 @@ class Feedback:
         Raises:
             StoreError: the model is unknown or cannot be served.
         """
-        model = self._models.get(name)
-        return self._answer(model, self._monitor(model).health())
+        return self._answer(self._models.get(name))
 
-    def _answer(self, model: ServedModel, health: dict[str, Any], **more: Any) -> bytes:
-        name = model.bundle.name
-        self._metrics.broken.labels(name).set(health["state"] == "broken")
-        for window in health["windows"][-1:]:
-            for level, coverage in window["coverage"].items():
-                self._metrics.coverage.labels(name, level).set(coverage)
-        return to_json({"model": name, "version": model.bundle.version, **more, **health})
+    def close(self) -> None:
+        """Lets other processes know what they do not know yet."""
+        if self._shared is not None:
+            self._shared.close()
+
+    def _answer(self, model: ServedModel, **more: Any) -> bytes:
+        return to_json({"model": model.bundle.name, "version": model.bundle.version, **more, **self._health(model)})
+
+    def _health(self, model: ServedModel) -> dict[str, Any]:
+        found, warning = None, None
+        if self._shared is not None:
+            found = self._shared.health(model.bundle.digest, model.manifest.ood.false_alarm_rate)
+            if found is None:
+                warning = "Redis does not answer: this is what this server process alone was told."
+        scope = "process" if found is None else "shared"
+        return {"scope": scope, "warning": warning, **(found or self._monitor(model).health())}
+
+    def _gauges(self) -> list[tuple[str, dict[str, Any]]]:
+        """The health of what the models' bare names mean."""
+        return [(model.bundle.name, self._health(model)) for model in self._models.current()]
 
     def _monitor(self, model: ServedModel) -> Monitor:
         with self._lock:

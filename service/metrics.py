@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -49,16 +54,9 @@ class ServiceMetrics:
         self.feedback = Counter(
             "fiberwalk_feedback_rows", "Rows whose targets came in.", ["model"], registry=self.registry
         )
-        self.coverage = Gauge(
-            "fiberwalk_coverage",
-            "Share of targets within the intervals or sets of a level, over the latest rows.",
-            ["model", "level"],
-            registry=self.registry,
-        )
-        self.broken = Gauge(
-            "fiberwalk_calibration_broken",
-            "1 once targets have missed their intervals or sets more often than promised.",
-            ["model"],
+        self.redis_dropped = Counter(
+            "fiberwalk_redis_dropped",
+            "Predictions and requests for scores that other servers were not let know of.",
             registry=self.registry,
         )
         # A series shows up from the start, not only once something happened.
@@ -68,6 +66,60 @@ class ServiceMetrics:
         for kind in ("connection", "timeout", "refused", "rubbish"):
             self.redis_errors.labels(kind)
 
+    def watch(self, healths: Callable[[], list[tuple[str, dict[str, Any]]]]) -> None:
+        """Adds gauges of models' health, by name, as it is when the series are asked for."""
+        self.registry.register(_Health(healths))
+
     def text(self) -> bytes:
         """All series in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Health(Collector):
+    """Read at each scrape and not when something is told: so all servers on one Redis say the same."""
+
+    def __init__(self, healths: Callable[[], list[tuple[str, dict[str, Any]]]]) -> None:
+        self._healths = healths
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        coverage = GaugeMetricFamily(
+            "fiberwalk_coverage",
+            "Share of targets within the intervals or sets of a level, over the latest rows.",
+            labels=["model", "level"],
+        )
+        nll = GaugeMetricFamily(
+            "fiberwalk_nll", "Mean negative log likelihood in nats, over the latest rows.", labels=["model"]
+        )
+        ece = GaugeMetricFamily(
+            "fiberwalk_ece",
+            "Expected calibration error of the likeliest class, over the latest rows.",
+            labels=["model"],
+        )
+        unfamiliar = GaugeMetricFamily(
+            "fiberwalk_ood_share", "Share of the latest scored rows that the detector flags.", labels=["model"]
+        )
+        broken = GaugeMetricFamily(
+            "fiberwalk_calibration_broken",
+            "1 once targets have missed their intervals or sets more often than promised.",
+            labels=["model"],
+        )
+        shared = GaugeMetricFamily(
+            "fiberwalk_monitor_shared",
+            "1 where these gauges are those of all servers on one Redis, 0 where of this process alone.",
+            labels=["model"],
+        )
+        for name, health in self._healths():
+            broken.add_metric([name], float(health["state"] == "broken"))
+            shared.add_metric([name], float(health["scope"] == "shared"))
+            if health["ood"]["flagged"] is not None:
+                unfamiliar.add_metric([name], health["ood"]["flagged"])
+            for window in health["windows"][-1:]:
+                nll.add_metric([name], window["nll"])
+                if window["ece"] is not None:
+                    ece.add_metric([name], window["ece"])
+                for level, share in window["coverage"].items():
+                    coverage.add_metric([name, level], share)
+        return [coverage, nll, ece, unfamiliar, broken, shared]

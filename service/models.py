@@ -125,6 +125,16 @@ class Models:
         """The names of all models in the store."""
         return self._recall("names", self.store.names)
 
+    def current(self) -> list[ServedModel]:
+        """The models that bare names mean, as far as they are loaded; loads nothing."""
+        found = []
+        for name in self.names():
+            with suppress(StoreError):
+                version = self._recall(f"@{name}", lambda wanted=name: self.store.resolve(wanted))  # type: ignore[misc]
+                with self._lock:
+                    found += [self._loaded[version]] if version in self._loaded else []
+        return found
+
     def _only(self) -> str:
         names = self.names()
         if len(names) == 1:

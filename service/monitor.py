@@ -30,7 +30,8 @@ _TOLERATED: Final = 0.05
 _STAKES: Final = np.array([0.5, 1.5, 3.0])
 _ALARM: Final = 1e4
 _BINS: Final = 15
-_FIELDS: Final = len(LEVELS) + 3
+FIELDS: Final = len(LEVELS) + 3
+"""Numbers kept of a row."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,48 @@ class Labelled:
     confidence: Float64
     correct: Float64
 
+    @property
+    def fields(self) -> NDArray[np.float32]:
+        """(B, FIELDS), what is kept of the rows."""
+        columns = [self.missed, self.nll, self.confidence, self.correct]
+        return np.column_stack(columns).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class SequentialTest:
+    """The sequential test after `count` rows.
+
+    Attributes:
+        alarm: which row raised the alarm; None where none did.
+        wealth: (stakes,) logarithms, each since the best moment to start.
+    """
+
+    count: int
+    alarm: int | None
+    wealth: Float64
+
+    def after(self, labelled: Labelled) -> SequentialTest:
+        """The test moved on by what became known of B rows."""
+        missed = labelled.missed[:, _WATCHED]
+        outcome = missed.astype(np.float64)[:, None] - (1 - LEVELS[_WATCHED] + _TOLERATED)
+        gains = np.log1p(_STAKES * outcome).cumsum(0)
+        # Wealth never counts from below one: from each row on, it is the gain since the best moment to start.
+        start = -np.maximum(self.wealth, 0.0)[None]
+        wealth = gains - np.minimum.accumulate(np.concatenate([start, gains[:-1]]), axis=0)
+        enough = _log_mean(wealth) >= math.log(_ALARM)
+        alarm = self.alarm
+        if alarm is None and enough.any():
+            alarm = self.count + int(enough.argmax()) + 1
+        return SequentialTest(self.count + len(missed), alarm, wealth[-1])
+
+    @property
+    def evidence(self) -> float:
+        """Evidence that targets are missed too often."""
+        return math.exp(min(float(_log_mean(self.wealth[None])[0]), 700.0))
+
+
+NO_ROWS: Final = SequentialTest(0, None, np.zeros(len(_STAKES)))
+
 
 class Monitor:
     """What became known of one version of a model, in memory that does not grow. Safe to use from many threads."""
@@ -55,20 +98,16 @@ class Monitor:
     def __init__(self, false_alarm_rate: float) -> None:
         self._rate = false_alarm_rate
         self._lock = threading.Lock()
-        self._rows = np.full((WINDOWS[-1], _FIELDS), np.nan, dtype=np.float32)
-        self._count = 0
+        self._rows = np.full((WINDOWS[-1], FIELDS), np.nan, dtype=np.float32)
         self._flags = np.zeros(WINDOWS[-1], dtype=np.bool_)
         self._scored = 0
-        self._wealth = np.zeros(len(_STAKES))
-        self._alarm: int | None = None
+        self._test = NO_ROWS
 
     def add(self, labelled: Labelled) -> None:
         """Takes up rows in the order in which they became known."""
-        fields = np.column_stack([labelled.missed, labelled.nll, labelled.confidence, labelled.correct])
         with self._lock:
-            self._bet(labelled.missed[:, _WATCHED])
-            _write(self._rows, self._count, fields.astype(np.float32))
-            self._count += len(fields)
+            _write(self._rows, self._test.count, labelled.fields)
+            self._test = self._test.after(labelled)
 
     def add_scores(self, p_values: Float64) -> None:
         """Takes up how unfamiliar rows were that were asked for."""
@@ -79,37 +118,37 @@ class Monitor:
     def health(self) -> dict[str, Any]:
         """The state, the figures over each window, and the share of unfamiliar rows."""
         with self._lock:
-            rows, flags = _latest(self._rows, self._count), _latest(self._flags, self._scored)
-            count, scored, alarm, evidence = self._count, self._scored, self._alarm, self._evidence()
-        state = "broken" if alarm is not None else "kept" if count else "unknown"
-        return {
-            "state": state,
-            "rows": count,
-            "alarm_at_row": alarm,
-            "evidence": math.exp(min(evidence, 700.0)),
-            "evidence_for_alarm": _ALARM,
-            "windows": [_figures(rows[-size:]) for size, less in zip(WINDOWS, _BEFORE, strict=True) if count > less],
-            "ood": {
-                "rows": scored,
-                "flagged": float(flags.mean()) if scored else None,
-                "false_alarm_rate": self._rate,
-            },
-        }
+            rows, flags, test, scored = self._rows.copy(), self._flags.copy(), self._test, self._scored
+        return health_of(test, rows, flags, scored, self._rate)
 
-    def _bet(self, missed: NDArray[np.bool_]) -> None:
-        """Moves the evidence on by rows (B,), and notes the first at which it is enough."""
-        outcome = missed.astype(np.float64)[:, None] - (1 - LEVELS[_WATCHED] + _TOLERATED)
-        gains = np.log1p(_STAKES * outcome).cumsum(0)
-        # Wealth never counts from below one: from each row on, it is the gain since the best moment to start.
-        start = -np.maximum(self._wealth, 0.0)[None]
-        wealth = gains - np.minimum.accumulate(np.concatenate([start, gains[:-1]]), axis=0)
-        enough = _log_mean(wealth) >= math.log(_ALARM)
-        if self._alarm is None and enough.any():
-            self._alarm = self._count + int(enough.argmax()) + 1
-        self._wealth = wealth[-1]
 
-    def _evidence(self) -> float:
-        return float(_log_mean(self._wealth[None])[0])
+def health_of(
+    test: SequentialTest, rows: NDArray[np.float32], flags: NDArray[np.bool_], scored: int, rate: float
+) -> dict[str, Any]:
+    """The state, the figures over each window, and the share of unfamiliar rows.
+
+    Args:
+        test: after all rows.
+        rows: (at most WINDOWS[-1], FIELDS), the latest of them: row i lies at place i modulo WINDOWS[-1].
+        flags: (at most WINDOWS[-1],) in the same way, which scored rows were unfamiliar.
+        scored: rows that were scored.
+        rate: the share of familiar rows that is flagged.
+    """
+    count = test.count
+    latest, flagged = _latest(rows, count), _latest(flags, scored)
+    return {
+        "state": "broken" if test.alarm is not None else "kept" if count else "unknown",
+        "rows": count,
+        "alarm_at_row": test.alarm,
+        "evidence": test.evidence,
+        "evidence_for_alarm": _ALARM,
+        "windows": [_figures(latest[-size:]) for size, less in zip(WINDOWS, _BEFORE, strict=True) if count > less],
+        "ood": {
+            "rows": scored,
+            "flagged": float(flagged.mean()) if scored else None,
+            "false_alarm_rate": rate,
+        },
+    }
 
 
 def _log_mean(wealth: Float64) -> Float64:
@@ -126,8 +165,8 @@ def _write(ring: NDArray[Any], count: int, values: NDArray[Any]) -> None:
 
 
 def _latest(ring: NDArray[Any], count: int) -> NDArray[Any]:
-    """A copy of what the ring holds, the oldest first."""
-    return ring[:count].copy() if count <= len(ring) else np.roll(ring, -(count % len(ring)), axis=0)
+    """What the ring holds, the oldest first."""
+    return ring[:count] if count <= len(ring) else np.roll(ring, -(count % len(ring)), axis=0)
 
 
 def _figures(rows: NDArray[np.float32]) -> dict[str, Any]:

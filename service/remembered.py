@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-_OVERHEAD: Final = 400
+OVERHEAD: Final = 400
 """Bytes that an entry takes beside its arrays."""
 
 
@@ -22,11 +23,13 @@ class Prediction:
         reference: NAME@VERSION of the model.
         mean: (B,) of a number, or (B, C) probabilities.
         variance: (B,) of a number; None for classes.
+        token: 8 bytes by which it is told from others, as a client may use the id of a request again.
     """
 
     reference: str
     mean: NDArray[np.float64]
     variance: NDArray[np.float64] | None
+    token: bytes = field(default_factory=lambda: os.urandom(8))
 
     @property
     def rows(self) -> int:
@@ -36,7 +39,7 @@ class Prediction:
     @property
     def size(self) -> int:
         """Bytes that keeping it takes."""
-        return _OVERHEAD + self.mean.nbytes + (0 if self.variance is None else self.variance.nbytes)
+        return OVERHEAD + self.mean.nbytes + (0 if self.variance is None else self.variance.nbytes)
 
 
 class Remembered:
@@ -46,6 +49,7 @@ class Remembered:
         self._limit = limit
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Prediction] = OrderedDict()
+        self._shared: set[str] = set()
         self._size = 0
 
     def put(self, request_id: str, prediction: Prediction) -> None:
@@ -62,6 +66,17 @@ class Remembered:
         with self._lock:
             return self._kept.get(request_id)
 
+    def share(self, request_id: str, prediction: Prediction) -> None:
+        """Notes that other processes know a prediction too."""
+        with self._lock:
+            if self._kept.get(request_id) is prediction:
+                self._shared.add(request_id)
+
+    def unshared(self, request_id: str) -> Prediction | None:
+        """The prediction of a request that this process alone knows."""
+        with self._lock:
+            return None if request_id in self._shared else self._kept.get(request_id)
+
     def forget(self, request_id: str) -> bool:
         """Forgets a prediction; whether it was there."""
         with self._lock:
@@ -71,5 +86,6 @@ class Remembered:
         found = self._kept.pop(request_id, None)
         if found is None:
             return False
+        self._shared.discard(request_id)
         self._size -= found.size
         return True

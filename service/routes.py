@@ -102,7 +102,8 @@ async def ood(request: Request) -> Response:
 async def feedback(request: Request) -> Response:
     """Takes targets by the X-Request-ID of a prediction, or with its inputs again, and says how well the model does.
 
-    A prediction is kept until its targets came, or until newer ones need its room.
+    A prediction is kept until its targets came, or until newer ones need its room; where servers share a Redis, each
+    knows what the others predicted, and targets of one prediction count once.
     """
     return await _computed(request, Inference.feedback)
 
@@ -191,7 +192,8 @@ async def readyz(request: Request) -> Response:
 @router.get("/metrics", summary="Prometheus metrics", tags=["operation"], response_class=Response)
 async def metrics(request: Request) -> Response:
     """All series in Prometheus' text format."""
-    return Response(_runtime(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    text = await _reading(_runtime(request).metrics.text)
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 @router.get("/", include_in_schema=False)

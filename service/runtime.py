@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter
 
@@ -13,6 +14,9 @@ from service.metrics import ServiceMetrics
 from service.models import Models
 from service.settings import Settings
 from service.weights import WeightSource
+
+if TYPE_CHECKING:
+    from service.redis_link import RedisLink
 
 _STOP_SECONDS = 10.0
 
@@ -26,9 +30,21 @@ class Runtime:
         self.settings = settings
         self.log = make_logger(settings)
         self.metrics = ServiceMetrics()
-        self.weights = WeightSource(settings, self.metrics, self.log)
+        self.redis: RedisLink | None = None
+        if settings.redis_url is not None:
+            # redis is imported only where it is used: it would lengthen every start.
+            from service.redis_link import RedisLink as Link
+
+            self.redis = Link(
+                settings.redis_url.get_secret_value(),
+                timeout=settings.redis_timeout,
+                retry=settings.redis_retry,
+                metrics=self.metrics,
+                log=self.log,
+            )
+        self.weights = WeightSource(settings, self.metrics, self.redis)
         self.models = Models(settings, self.weights, self.metrics, self.log)
-        self.feedback = Feedback(settings, self.models, self.metrics)
+        self.feedback = Feedback(settings, self.models, self.metrics, self.redis)
         self.inference = Inference(settings, self.models, self.weights, self.metrics, self.feedback)
         self._stopped = threading.Event()
         self._watcher = threading.Thread(target=self.models.watch, args=(self._stopped,), name="models", daemon=True)
@@ -43,4 +59,6 @@ class Runtime:
         self._stopped.set()
         # The interpreter must not go down below a model that is being loaded.
         self._watcher.join(_STOP_SECONDS)
-        self.weights.close()
+        self.feedback.close()
+        if self.redis is not None:
+            self.redis.close()

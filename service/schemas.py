@@ -182,10 +182,17 @@ class OodRate(_Schema):
 
 
 class ModelHealth(_Schema):
-    """Whether a model keeps its word, as far as this server process was told targets."""
+    """Whether a model keeps its word, as far as targets were told."""
 
     model: Annotated[str, Field(description="Name of the model.")]
     version: Annotated[int, Field(description="Its version.")]
+    scope: Annotated[
+        Literal["shared", "process"],
+        Field(description="Told to any server on the same Redis, or to this server process alone."),
+    ]
+    warning: Annotated[
+        str | None, Field(description="Says so where servers share a Redis that does not answer; null otherwise.")
+    ]
     state: Annotated[
         Literal["unknown", "kept", "broken"],
         Field(description="Broken: targets missed their intervals or sets too often for it to be chance."),

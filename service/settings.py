@@ -33,7 +33,12 @@ class Settings(BaseSettings):
     max_rows: Annotated[int, Field(ge=1, description="Most rows in one request.")] = 4096
     max_samples: Annotated[int, Field(ge=1, description="Most posterior samples a request may ask for.")] = 1024
     remember_bytes: Annotated[
-        int, Field(ge=0, description="Memory for predictions that wait for feedback by their request's id, in bytes.")
+        int,
+        Field(
+            ge=0,
+            description="Memory for predictions that wait for feedback by their request's id, in bytes: of the "
+            "process, and as much of Redis for all processes together.",
+        ),
     ] = 16 * 2**20
     max_values: Annotated[
         int, Field(ge=1, description="Most numbers that the samples of one request may be returned as.")
@@ -64,7 +69,10 @@ class Settings(BaseSettings):
 
     redis_url: Annotated[
         SecretStr | None,
-        Field(description="Redis that shares decoded weight sets between servers (redis://host:6379/0); unset, none."),
+        Field(
+            description="Redis through which servers share decoded weight sets, predictions that wait for feedback, "
+            "and what became known of models (redis://host:6379/0); unset, none."
+        ),
     ] = None
     redis_timeout: Annotated[
         float, Field(gt=0, le=10, description="Seconds to wait for Redis before answering without it.")
@@ -73,7 +81,7 @@ class Settings(BaseSettings):
         2.0
     )
     redis_ttl: Annotated[
-        int, Field(ge=1, description="Seconds a weight set stays in Redis after it was put there.")
+        int, Field(ge=1, description="Seconds that anything stays in Redis after it was last written.")
     ] = 7 * 24 * 3600
     redis_max_bytes: Annotated[
         int, Field(ge=1, description="Largest weight set put into Redis, in bytes; larger ones are decoded again.")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import structlog
-
 from model_store.plan import draw_latents
 from service.cache import ByteCache, Flights, WeightKey
 from service.engine import WeightSet
@@ -14,30 +12,23 @@ from service.model import ServedModel
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from service.redis_link import RedisLink
     from service.redis_tier import RedisTier
 
 
 class WeightSource:
     """Weight sets by bundle, plan, samples and seed; each is decoded once, however many threads ask."""
 
-    def __init__(self, settings: Settings, metrics: ServiceMetrics, log: structlog.typing.FilteringBoundLogger) -> None:
+    def __init__(self, settings: Settings, metrics: ServiceMetrics, link: RedisLink | None = None) -> None:
         self._metrics = metrics
         self._cache: ByteCache[WeightKey, WeightSet] = ByteCache(settings.cache_bytes)
         self._flights: Flights[WeightKey, WeightSet] = Flights()
         self._redis: RedisTier | None = None
-        if settings.redis_url is not None:
+        if link is not None:
             # redis is imported only where it is used: it would lengthen every start.
             from service.redis_tier import RedisTier as Tier
 
-            self._redis = Tier(
-                settings.redis_url.get_secret_value(),
-                timeout=settings.redis_timeout,
-                retry=settings.redis_retry,
-                ttl=settings.redis_ttl,
-                max_bytes=settings.redis_max_bytes,
-                metrics=metrics,
-                log=log,
-            )
+            self._redis = Tier(link, ttl=settings.redis_ttl, max_bytes=settings.redis_max_bytes)
 
     def get(self, model: ServedModel, plan: str, samples: int, seed: int) -> WeightSet:
         """The S = samples weight vectors that (plan, samples, seed) mean for a model."""
@@ -48,11 +39,6 @@ class WeightSource:
             return held
         self._metrics.misses.labels("process").inc()
         return self._flights.run(key, lambda: self._fetch(model, key))
-
-    def close(self) -> None:
-        """Lets go of Redis."""
-        if self._redis is not None:
-            self._redis.close()
 
     def _fetch(self, model: ServedModel, key: WeightKey) -> WeightSet:
         latents, anchors = draw_latents(model.plan(key.plan), model.nodes, key.samples, key.seed)

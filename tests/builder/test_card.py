@@ -30,7 +30,9 @@ from service.protocol import parse
 from service.schemas import ClassificationAnswer, OodAnswer, RegressionAnswer
 from tests import bundles
 
-PICTURES = ["posterior.png", "calibration.png", "fibers.png", "latent.png"]
+PICTURES = [
+    "posterior.png", "calibration.png", "sharpness.png", "unfamiliar.png", "fibers.png", "latent.png"
+]  # fmt: skip
 KINDS = {
     "mixed": bundles.mixed_regression(trunk=True).manifest,
     "one column": bundles.numeric_regression().manifest,

@@ -43,6 +43,8 @@ def walk(rng: np.random.Generator, anchors: int = A, trajectories: int = N, dime
         "fiber_loss": loss.astype(np.float32),
         "scales": SCALES.astype(np.float32),
         "reach": 6,
+        "ood_scores": np.sort(rng.normal(-3, 1, 300)),
+        "stand_ins": {"columns shuffled": rng.normal(-1, 1, 200), "rows shifted": rng.normal(2, 1, 200)},
         "out_of_fold": [float(v) for v in 0.62 - 0.02 * np.arange(T + 1) + 0.4 * SCALES**2],
         "latents": (u * way + 0.6 * u**2 * bend).astype(np.float32),
     }
@@ -57,6 +59,7 @@ def regression(rows: int = 60, seed: int = 0, manifest: Manifest | None = None) 
     return ReportData(
         manifest=manifest or bundles.mixed_regression().manifest,
         predictions=predictions,
+        test_rows=np.arange(rows),
         conformity_scores=np.sort(np.abs(rng.normal(size=500))),
         curve=None,
         **walk(rng),
@@ -71,6 +74,7 @@ def classified(rows: int = 300, classes: int = 3, seed: int = 0) -> ReportData:
     return ReportData(
         manifest=bundles.classification(classes=list(range(classes))).manifest,
         predictions={"y": y, "probabilities": p.astype(np.float32)},
+        test_rows=np.arange(rows),
         conformity_scores=np.zeros(0),
         curve=None,
         **walk(rng),
@@ -154,10 +158,11 @@ def size_of(content: bytes) -> tuple[int, int]:
 # ---- pictures
 
 
+ALWAYS = {"fibers.png", "latent.png", "unfamiliar.png"}
 KINDS = {
-    "one column": (one_column, {"posterior.png", "calibration.png", "fibers.png", "latent.png"}),
-    "regression": (regression, {"calibration.png", "fibers.png", "latent.png"}),
-    "classification": (classified, {"calibration.png", "fibers.png", "latent.png"}),
+    "one column": (one_column, ALWAYS | {"posterior.png", "calibration.png", "sharpness.png"}),
+    "regression": (regression, ALWAYS | {"calibration.png", "sharpness.png"}),
+    "classification": (classified, ALWAYS | {"calibration.png", "sharpness.png"}),
 }
 
 
@@ -305,12 +310,14 @@ def test_latents_show_at_most_forty_trajectories_each_ending_where_predictions_d
         regression(rows=0),
         classified(rows=0),
         replace(regression(), predictions={}),
-        replace(regression(rows=1), predictions={"y": np.ones(1), "mean": np.ones(1), "std": np.array([np.nan])}),
+        replace(
+            regression(rows=1), predictions={name: np.full(1, np.nan) for name in ("y", "mean", "std", "epistemic_std")}
+        ),
     ],
     ids=["regression", "classification", "nothing", "nothing finite"],
 )
 def test_without_test_rows_there_is_no_calibration_picture(data: ReportData) -> None:
-    assert set(make_pictures(data)) == {"fibers.png", "latent.png"}
+    assert set(make_pictures(data)) == ALWAYS
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])

@@ -121,7 +121,7 @@ def test_a_prediction_is_answered() -> None:
 
 def test_decoded_weights_are_in_redis() -> None:
     predict(seed=101)
-    keys = redis("KEYS", "fiberwalk:*").split()
+    keys = redis("KEYS", "fiberwalk:*:predict:*").split()
     assert keys
     for key in keys:
         assert redis("GETRANGE", key, "0", "7") == "FIBRWALK"  # the header that a reader checks
@@ -140,7 +140,7 @@ def test_redis_may_restart() -> None:
 
     def shared_again() -> bool:
         predict(seed=next(seeds))
-        return redis("KEYS", "fiberwalk:*") != ""
+        return redis("KEYS", "fiberwalk:*:predict:*") != ""
 
     until(shared_again)
     assert predict(seed=7) == before

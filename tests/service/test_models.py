@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> ModelStore:
 def models_of(store: ModelStore, **settings: Any) -> Models:
     chosen = Settings(store=store.root, **settings)
     metrics, log = ServiceMetrics(), structlog.get_logger()
-    models = Models(chosen, WeightSource(chosen, metrics, log), metrics, log)
+    models = Models(chosen, WeightSource(chosen, metrics), metrics, log)
     models.load_all()
     return models
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from model_store.store import ModelStore
 from service.cache import WeightKey
 from service.metrics import ServiceMetrics
+from service.redis_link import RedisLink
 from service.redis_tier import RedisTier, pack, unpack
 from tests import bundles
 from tests.servers import RedisServer, Server, serving, silent_listener, wait_until
@@ -109,8 +110,8 @@ def test_rubbish_is_refused(value: bytes) -> None:
 def tier(url: str, **settings: float) -> tuple[RedisTier, ServiceMetrics]:
     metrics = ServiceMetrics()
     chosen = {"timeout": 0.25, "retry": 0.1} | settings
-    made = RedisTier(url, ttl=60, max_bytes=1000, metrics=metrics, log=structlog.get_logger(), **chosen)
-    return made, metrics
+    link = RedisLink(url, metrics=metrics, log=structlog.get_logger(), **chosen)
+    return RedisTier(link, ttl=60, max_bytes=1000), metrics
 
 
 def test_what_is_put_is_found_and_expires(redis_server: RedisServer) -> None:
@@ -123,7 +124,6 @@ def test_what_is_put_is_found_and_expires(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
         assert 50 < client.ttl(str(KEY)) <= 60
         assert not client.exists(str(large))
-    made.close()
 
 
 def test_a_redis_that_failed_is_left_alone_until_it_is_back(redis_server: RedisServer) -> None:
@@ -141,7 +141,6 @@ def test_a_redis_that_failed_is_left_alone_until_it_is_back(redis_server: RedisS
     wait_until(lambda: metrics.registry.get_sample_value("fiberwalk_redis_up") == 1, what="the tier to come back")
     made.put(KEY, WEIGHTS)
     assert np.array_equal(made.get(KEY, 5), WEIGHTS)  # type: ignore[arg-type]
-    made.close()
 
 
 def test_a_redis_that_refuses_is_counted_as_such(redis_server: RedisServer) -> None:
@@ -150,7 +149,6 @@ def test_a_redis_that_refuses_is_counted_as_such(redis_server: RedisServer) -> N
     made, metrics = tier(redis_server.url.replace("//", "//:wrong@"), retry=60)
     assert made.get(KEY, 5) is None
     assert metrics.registry.get_sample_value("fiberwalk_redis_errors_total", {"kind": "refused"}) == 1
-    made.close()
 
 
 # ---- servers on a Redis
@@ -169,7 +167,7 @@ def test_a_second_server_starts_from_the_cache(
             assert hits(second) == 4
     digest = ModelStore(store).open("sine").digest
     with redis_server.client() as client:
-        keys = {k.decode() for k in client.keys("fiberwalk:*")}
+        keys = {k.decode() for k in client.keys(f"fiberwalk:{digest}:*")}
     assert keys == {f"fiberwalk:{digest}:predict:32:{s}" for s in range(3)} | {f"fiberwalk:{digest}:ood:16:0"}
 
 

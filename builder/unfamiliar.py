@@ -1,0 +1,79 @@
+"""Stand-ins for unfamiliar rows, as a build has none: training rows spoilt in ways that anyone would call unfamiliar.
+
+How well the detector tells them from familiar rows says what to expect of it at best: real unfamiliar rows may lie
+nearer. Lengths: n training rows, m stand-ins, S samples, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from builder.calibration import mutual_information
+from builder.predictive import sample_outputs
+from builder.trained import Trained
+from model_store.manifest import CategoricalColumn, InputSpec, TableInput
+
+_MOST: Final = 1000
+SHIFT: Final = 3.0
+"""By how many standard deviations rows are shifted."""
+
+
+def stand_ins(inputs: InputSpec, x: NDArray[np.float32], seed: int) -> dict[str, NDArray[np.float32]]:
+    """Encoded stand-ins (m, ...) by what was done to encoded training rows x (n, ...).
+
+    A single column shuffled is what it was, and categories cannot be shifted: such kinds are left out.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(len(x))[:_MOST])
+    groups = _columns(inputs, x)
+    flat = x.reshape(len(x), -1)
+    found: dict[str, NDArray[np.float32]] = {}
+    if len(groups) > 1:
+        shuffled = flat[chosen]
+        for group, _ in groups:
+            shuffled[:, group] = flat[rng.permutation(len(x))[: len(chosen)]][:, group]
+        found["columns shuffled"] = shuffled.reshape(-1, *x.shape[1:])
+    numeric = np.array([at for group, is_number in groups if is_number for at in group], dtype=np.int64)
+    if len(numeric):
+        shifted = flat[chosen]
+        sign = rng.choice([-1.0, 1.0], size=(len(chosen), len(numeric)))
+        shifted[:, numeric] += (SHIFT * sign * flat[:, numeric].std(axis=0)).astype(np.float32)
+        found["rows shifted"] = shifted.reshape(-1, *x.shape[1:])
+    return found
+
+
+def _columns(inputs: InputSpec, x: NDArray[np.float32]) -> list[tuple[list[int], bool]]:
+    """Where in an encoded row each column lies, and whether it is a number."""
+    if not isinstance(inputs, TableInput):
+        return [([at], True) for at in range(x[:1].size)]
+    found, at = [], 0
+    for column in inputs.columns:
+        width = len(column.categories) if isinstance(column, CategoricalColumn) else 1
+        found.append((list(range(at, at + width)), width == 1 and not isinstance(column, CategoricalColumn)))
+        at += width
+    return found
+
+
+def stand_in_scores(trained: Trained) -> dict[str, NDArray[Any]]:
+    """The score (m,) that a server gives to each stand-in, by kind."""
+    plan = trained.plans[trained.calibrated.detector.plan]
+    weights, anchor = trained.posterior.draw(plan, plan.samples)
+    groups = [anchor == a for a in torch.unique(anchor) if (anchor == a).sum() > 1] or [anchor >= 0]
+    found = {}
+    for kind, rows in stand_ins(trained.dataset.inputs, trained.x.cpu().numpy(), trained.config.seed).items():
+        outputs = sample_outputs(trained.network, weights, torch.from_numpy(rows).to(trained.x.device))
+        found[kind] = _scores(outputs, groups, trained).double().cpu().numpy()
+    return found
+
+
+def _scores(outputs: Tensor, groups: list[Tensor], trained: Trained) -> Tensor:
+    spread = trained.calibrated.spread
+    if trained.calibrated.detector.score == "mutual_information":
+        return torch.stack([mutual_information(outputs[group], spread) for group in groups]).mean(0)
+    within = torch.stack([outputs[group, :, 0].var(0, unbiased=True) for group in groups]).mean(0)
+    return (within / spread**2).clamp(min=1e-12).log()

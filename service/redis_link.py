@@ -1,0 +1,107 @@
+"""The way to Redis that all that is shared between servers takes: short waits, none for one that is known to be down.
+
+After a failure Redis is left alone, and a thread of its own tries until it answers again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import redis
+import structlog
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from service.metrics import ServiceMetrics
+
+T = TypeVar("T")
+
+
+class RedisLink:
+    """Calls Redis; every failure costs a counter and a log line, and nothing else. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float,
+        retry: float,
+        metrics: ServiceMetrics,
+        log: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            url: Redis address, with credentials where it needs them; it is never logged.
+            timeout: seconds for connecting and for each answer.
+            retry: seconds between attempts to reach a Redis that failed.
+            metrics: where failures are counted.
+            log: where they are logged.
+        """
+        self.client = redis.Redis.from_url(
+            url,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=0,
+        )
+        self.timeout = timeout
+        self._retry = retry
+        self._metrics, self._log = metrics, log
+        self._lock = threading.Lock()
+        self._up = True
+        self._closed = threading.Event()
+        metrics.redis_up.set(1)
+
+    def attempt(self, operation: str, call: Callable[[], T]) -> T | None:
+        """What `call` returns; None where Redis failed now, or is left alone since it did."""
+        if not self._up:
+            return None
+        try:
+            return call()
+        except (redis.RedisError, OSError, ValueError) as e:
+            self._failed(operation, e)
+            return None
+
+    def refuse(self, key: str, wrong: str) -> None:
+        """Counts and logs a value that is not usable."""
+        self._metrics.redis_errors.labels("rubbish").inc()
+        self._log.warning("redis_value_refused", key=key, wrong=wrong)
+
+    def close(self) -> None:
+        """Stops trying and closes all connections."""
+        self._closed.set()
+        self.client.close()
+
+    def _failed(self, operation: str, error: Exception) -> None:
+        kind = _kind(error)
+        self._metrics.redis_errors.labels(kind).inc()
+        # The error's own text could quote the address, and with it a password.
+        self._log.warning("redis_failed", operation=operation, kind=kind, error=type(error).__name__)
+        with self._lock:
+            if not self._up or self._closed.is_set():
+                return
+            self._up = False
+        self._metrics.redis_up.set(0)
+        threading.Thread(target=self._wait_for_redis, name="redis-retry", daemon=True).start()
+
+    def _wait_for_redis(self) -> None:
+        while not self._closed.wait(self._retry):
+            try:
+                self.client.ping()
+            except (redis.RedisError, OSError, ValueError):
+                continue
+            self._up = True
+            self._metrics.redis_up.set(1)
+            self._log.info("redis_back")
+            return
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, redis.TimeoutError | TimeoutError):
+        return "timeout"
+    if isinstance(error, redis.AuthenticationError | redis.ResponseError):
+        return "refused"
+    return "connection"

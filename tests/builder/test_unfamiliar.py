@@ -1,0 +1,162 @@
+"""Stand-ins for unfamiliar rows, the figures about them, and the rows predicted worst."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
+
+from builder import histograms
+from builder.data import prepare, read_file
+from builder.learning import learn
+from builder.preparation import make_factory
+from builder.progress import StageBars
+from builder.publication import publish
+from builder.unfamiliar import SHIFT, stand_in_scores, stand_ins
+from builder.worst import worst_rows
+from model_store.manifest import (
+    CategoricalColumn,
+    ClassificationTarget,
+    NumericColumn,
+    RegressionTarget,
+    TableInput,
+    TensorInput,
+)
+from model_store.plan import draw_latents
+from model_store.store import ModelStore
+from service.model import ServedModel
+from tests.builder.builds import classes, config, table
+
+TABLE = TableInput(
+    columns=[NumericColumn(name="a"), CategoricalColumn(name="c", categories=["u", "v", "w"]), NumericColumn(name="b")]
+)
+
+
+def table_rows(rows: int = 500) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=rows)
+    code = (a > 0.5).astype(int) + (a > -0.5)
+    return np.column_stack([a, np.eye(3)[code], 2 * a]).astype(np.float32)
+
+
+def test_shuffled_columns_keep_their_values_and_lose_their_company() -> None:
+    x = table_rows()
+    found = stand_ins(TABLE, x, 0)["columns shuffled"]
+    np.testing.assert_array_equal(np.sort(found[:, 0]), np.sort(x[:, 0]))
+    assert set(map(tuple, found[:, 1:4])) == set(map(tuple, np.eye(3)))
+    assert abs(np.corrcoef(found[:, 0], found[:, 4])[0, 1]) < 0.2
+
+
+def test_shifted_rows_keep_their_categories() -> None:
+    x = table_rows()
+    found = stand_ins(TABLE, x, 0)["rows shifted"]
+    np.testing.assert_array_equal(found[:, 1:4], x[:, 1:4])
+    for at in (0, 4):
+        np.testing.assert_allclose(np.abs(found[:, at] - x[:, at]), SHIFT * x[:, at].std(), rtol=1e-3)
+
+
+def test_kinds_that_would_change_nothing_are_left_out() -> None:
+    one = TableInput(columns=[NumericColumn(name="a")])
+    assert set(stand_ins(one, table_rows()[:, :1], 0)) == {"rows shifted"}
+    words = TableInput(columns=[CategoricalColumn(name=name, categories=["u", "v", "w"]) for name in "cd"])
+    assert set(stand_ins(words, np.tile(table_rows()[:, 1:4], 2), 0)) == {"columns shuffled"}
+    images = np.random.default_rng(0).normal(size=(1200, 2, 3)).astype(np.float32)
+    found = stand_ins(TensorInput(shape=[2, 3], mean=0.0, scale=1.0), images, 0)
+    assert {kind: rows.shape for kind, rows in found.items()} == dict.fromkeys(
+        ["columns shuffled", "rows shifted"], (1000, 2, 3)
+    )
+
+
+def test_the_auroc_is_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    own, strange = rng.normal(size=200).round(1), rng.normal(0.7, 1, size=90).round(1)
+    labels = np.repeat([0, 1], [200, 90])
+    assert histograms.auroc(own, strange) == pytest.approx(roc_auc_score(labels, np.concatenate([own, strange])))
+
+
+@pytest.mark.parametrize("kind", ["numbers", "classes"])
+def test_stand_ins_are_scored_as_a_server_does(tmp_path: Path, kind: str) -> None:
+    if kind == "numbers":
+        table().to_csv(tmp_path / "table.csv", index=False)
+        options = config(tmp_path)
+    else:
+        classes().to_csv(tmp_path / "table.csv", index=False)
+        options = config(tmp_path, data={"target": "kind", "task": "classification"})
+    dataset = prepare(read_file(options.data), options.data, True, 0)
+    trained = learn(options, dataset, make_factory(options, dataset), StageBars(quiet=True), {})
+    publish(trained, [], [], {})
+    model = ServedModel(ModelStore(options.store).open("tiny"))
+    plan = model.plan("ood")
+    latents, anchors = draw_latents(plan, model.nodes, plan.samples, 0)
+    weights = model.engine.split(model.engine.decode(latents, anchors), anchors)
+    found = stand_in_scores(trained)
+    assert set(found) == {"columns shuffled", "rows shifted"}
+    for name, rows in stand_ins(dataset.inputs, dataset.x[~dataset.test], 0).items():
+        np.testing.assert_allclose(found[name], model.ood_score(weights, rows), rtol=1e-3, atol=1e-4)
+
+
+# ---- pictures
+
+
+def panels(monkeypatch: pytest.MonkeyPatch, make: Callable[[], object]) -> list[Any]:
+    """The axes of a picture."""
+    with monkeypatch.context() as patch:
+        patch.setattr(histograms, "png", lambda draw: draw)
+        draw: Any = make()
+    figure = Figure()
+    draw(figure)
+    return figure.axes
+
+
+def test_scores_are_shown_with_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, strange = np.arange(10.0), np.array([8.5, 20.0])
+    left, right = panels(
+        monkeypatch, lambda: histograms.unfamiliar(own, 8.6, 0.1, {"rows shifted": strange, "none": np.zeros(0)})
+    )
+    (threshold,) = [line for line in left.lines if "default threshold" in str(line.get_label())]
+    assert threshold.get_xdata()[0] == 8.6
+    assert left.get_legend_handles_labels()[1] == [
+        "unseen rows (10)", "rows shifted (2)", "default threshold (0.1 false alarms)"
+    ]  # fmt: skip
+    assert "rows shifted: AUROC 0.950" in right.get_legend_handles_labels()[1]
+    assert histograms.unfamiliar(np.array([np.nan]), 0.0, 0.1, {}) is None
+
+
+def test_sharpness_counts_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    (axes,) = panels(monkeypatch, lambda: histograms.sharpness_of_numbers(np.full(9, 2.0), np.ones(9), "price (€)"))
+    assert sum(bar.get_height() for bar in axes.patches) == 18
+    assert axes.get_xlabel() == "predictive standard deviation of price (€)"
+    right = np.array([True, False, True])
+    (axes,) = panels(monkeypatch, lambda: histograms.sharpness_of_classes(np.array([0.1, 0.6, np.nan]), right, 2))
+    assert axes.get_legend_handles_labels()[1] == [
+        "right (1 test rows, median 0.1)", "wrong (1 test rows, median 0.6)"
+    ]  # fmt: skip
+
+
+# ---- the rows predicted worst
+
+
+def test_the_worst_numbers_come_first() -> None:
+    target = RegressionTarget(name="price", mean=0.0, scale=1.0)
+    predictions = {"y": np.array([0.0, 5.0, -1.0]), "mean": np.zeros(3), "std": np.array([1.0, 2.0, 0.1])}
+    text = worst_rows(target, np.array([3, 1200, 70]), predictions)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    loss = [50 + math.log(0.1) + 0.919, 3.125 + math.log(2) + 0.919, 0.919]
+    assert [line[:4] for line in lines[2:]] == [
+        ["70", "-1", "0", "0.1"], ["1,200", "5", "0", "2"], ["3", "0", "0", "1"]
+    ]  # fmt: skip
+    assert [float(line[4]) for line in lines[2:]] == pytest.approx(loss, rel=0.01)
+    assert worst_rows(target, np.zeros(0, dtype=np.int64), {}) == ""
+
+
+def test_the_worst_classes_are_named() -> None:
+    target = ClassificationTarget(name="kind", classes=["a|b", "c"])
+    predictions = {"y": np.array([0, 1]), "probabilities": np.array([[0.9, 0.1], [0.75, 0.25]], dtype=np.float32)}
+    text = worst_rows(target, np.array([5, 6]), predictions)
+    assert "| 6 | c | 0.25 | a\\|b | 0.75 | 1.39 |\n| 5 | a\\|b | 0.9 | a\\|b | 0.9 | 0.105 |" in text
