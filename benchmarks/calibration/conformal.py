@@ -122,9 +122,17 @@ def _sets(parted: Parted, outcome: Outcome, score: str) -> Answer:
     cost = Cost()
     with cost.clock():
         known = _KnownProbabilities(_probabilities(outcome.predictive))
-        peer = SplitConformalClassifier(known, confidence_level=LEVELS, conformity_score=score, prefit=True)
+        peer = SplitConformalClassifier(
+            known,
+            confidence_level=LEVELS,
+            conformity_score=score,
+            prefit=True,
+            random_state=np.random.RandomState(parted.proper.seed),
+        )
         kept, test = _rows(parted)
-        _, sets = peer.conformalize(kept, parted.y).predict_set(test)
+        # The library's scores of APS are randomised, as in the paper; sets that are not would cover too much.
+        options = {"include_last_label": "randomized"} if score == "aps" else None
+        _, sets = peer.conformalize(kept, parted.y).predict_set(test, conformity_score_params=options)
     return Answer({level: sets[..., i] for i, level in enumerate(LEVELS)}, outcome.cost + cost)
 
 

@@ -101,7 +101,7 @@ def _near(
         beyond = [k for k, gap in wrong.items() if abs(gap) > tolerance + 2 * standard_error(k[1], rows[k[0]])]
         (name, rate), gap = max(off.items(), key=lambda item: abs(item[1]))
         return not wrong, (
-            f"{len(off) - len(wrong)} of {len(off)} rates; by more than chance explains not on {len(beyond)}; "
+            f"{len(off) - len(wrong)} of {len(off)} rates, {len(beyond)} off by more than chance explains; "
             f"furthest {name} at {rate:.0%}: {100 * gap:+.1f} points"
         )
 

@@ -34,8 +34,9 @@ ours trains on all. Networks take prior precision, noise and temperature from th
 all training rows. Intervals of the ensemble and of Laplace go with the predicted standard deviation. Conformalised
 quantile regression is gradient boosting (scikit-learn's, on histograms), each quantile with the best of the settings
 `{GRID}` by three-fold cross-validation, and one correction for both ends.
-Two classes have LAC sets alone. A peer whose coverage falls more than 1.5 points short of its level is not valid there,
-and no measure of width. Widths are in standard deviations of the training targets.
+APS sets are randomised, as in their paper, and two classes have LAC sets alone. A peer whose coverage falls more than
+1.5 points short of its level is not valid there, and no measure of width. Widths are in standard deviations of the
+training targets.
 
 **False alarms** stand with the standard error that a rate of exactly what was asked has over all test rows of the
 splits. Splits share test rows, so the true one is larger. Goals take no account of it, but say how many rates

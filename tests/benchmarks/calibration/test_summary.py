@@ -78,8 +78,8 @@ def test_false_alarms_are_told_from_chance() -> None:
     assert goal("False alarms", summary("uci_a", run(flags=0.005)))[0] == MET
     state, found = goal("False alarms", summary("uci_a", run(flags=0.02)))
     # Of 100 rows a rate of 1 % has a standard error of a point: two points more are no proof.
-    assert state == NOT_MET and "not on 0" in found
-    assert "not on 3" in goal("False alarms", summary("uci_a", run(flags=0.2)))[1]
+    assert state == NOT_MET and "0 off by more" in found
+    assert "3 off by more" in goal("False alarms", summary("uci_a", run(flags=0.2)))[1]
 
 
 @pytest.mark.parametrize(("ours", "state"), [(0.9, MET), (0.7, NOT_MET)])
