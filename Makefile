@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint test-containers bench-served bench-quality bench-fidelity bench-experiments bench-speed lock
-.PHONY: clean
+.PHONY: help install demo test lint test-containers bench-served bench-quality bench-fidelity bench-experiments bench-speed
+.PHONY: bench-calibration lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ bench-served: $(INSTALLED) ## Build, serve and score many data sets (hours; BENC
 
 bench-quality: $(INSTALLED) ## Test NLL of the posterior beside every peer (half an hour; FULL=1: all sets and splits, many hours)
 	$(BIN)/python -m benchmarks.quality $(if $(FULL),--full) $(BENCH_ARGS)
+
+bench-calibration: $(INSTALLED) ## Coverage, widths, OOD flags and the monitor beside conformal peers (half an hour; FULL=1: all sets and splits)
+	$(BIN)/python -m benchmarks.calibration $(if $(FULL),--full) $(BENCH_ARGS)
 
 bench-fidelity: $(INSTALLED) ## Distance of every method's posterior from Hamiltonian Monte Carlo's (half an hour)
 	$(BIN)/python -m benchmarks.fidelity $(BENCH_ARGS)

@@ -68,6 +68,19 @@ class Server:
                 joined[key] = joined.get(key, []) + value if isinstance(value, list) else value
         return joined
 
+    def tell(self, model: str, x: NDArray[Any], targets: NDArray[Any]) -> dict[str, Any]:
+        """POSTs rows (n, columns) with their true targets (n,) to /feedback, and returns the last answer.
+
+        Raises:
+            FiberwalkError: a request was refused.
+        """
+        answer: dict[str, Any] = {}
+        for start in range(0, len(x), _BATCH_ROWS):
+            rows = slice(start, start + _BATCH_ROWS)
+            body = {"model": model, "inputs": x[rows].tolist(), "targets": targets[rows].tolist()}
+            answer = self._request("POST", "/feedback", body)
+        return answer
+
     def close(self) -> None:
         """Closes the connections."""
         self._client.close()

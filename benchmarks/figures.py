@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
 Float64 = NDArray[np.float64]
 _LEAST_PROBABILITY = 1e-12
@@ -39,6 +40,12 @@ def calibration_error(probabilities: Float64, truth: NDArray[np.int64], bins: in
     place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     gaps = np.bincount(place, weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(truth))
+
+
+def auroc(familiar: NDArray[Any], unfamiliar: NDArray[Any]) -> float:
+    """How often an unfamiliar row scores higher than a familiar one; ties count half."""
+    truth = np.repeat([0, 1], [len(familiar), len(unfamiliar)])
+    return float(roc_auc_score(truth, np.concatenate([familiar, unfamiliar]).astype(np.float64)))
 
 
 def of_regression(answers: dict[float, dict[str, Any]], y: NDArray[Any]) -> dict[str, float]:

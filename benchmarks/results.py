@@ -105,6 +105,16 @@ class Results:
         part.replace(self._path)
 
 
+def measured_with(content: dict[str, Any]) -> list[str]:
+    """Lines of Markdown that say with what code, libraries and machine a file's runs were measured."""
+    lines = []
+    for e in content["environments"].values():
+        machine, libraries = e["machine"], ", ".join(f"{k} {v}" for k, v in e["libraries"].items())
+        where = f"{machine['cores']} cores, {machine['architecture']}"
+        lines += [f"Commit `{e['commit'][:12]}`, preset `{e['preset']}`, {where}; {libraries}.", ""]
+    return lines
+
+
 def _read(path: Path, benchmark: str) -> dict[str, Any]:
     if not path.exists():
         return {}

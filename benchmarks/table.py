@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
+from rich import table as rich_table
 from rich.console import Console
-from rich.table import Table
 
 MET, NOT_MET = "met", "not met"
 _PLAIN_WIDTH = 200
@@ -27,6 +27,15 @@ class Estimate:
         """As `0.904 ± 0.011`, or the mean alone."""
         mean = f"{self.mean:.{digits}f}"
         return mean if self.standard_error is None else f"{mean} ± {self.standard_error:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of text."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -48,7 +57,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def render(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], file: IO[str] | None = None) -> None:
     """Prints a table, the first column to the left; on a terminal marks are coloured, a file gets the full width."""
     file = file or sys.stdout
-    table = Table(title=title, title_justify="left")
+    table = rich_table.Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
     colours = {MET: "[green]met[/green]", NOT_MET: "[red]not met[/red]"}

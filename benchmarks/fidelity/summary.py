@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.quality.goals import NOT_MEASURED, Goal
 from benchmarks.results import Run
-from benchmarks.table import MET, NOT_MET, Estimate, estimate
+from benchmarks.table import MET, NOT_MET, Estimate, Table, estimate
 
 Summary = dict[str, Any]
 
@@ -50,15 +49,6 @@ FIGURES = {
     ("functions", "correlation"): "Mean difference in the correlation of function values, pairs of test rows",
     ("functions", "covariance"): "Difference in the covariance of function values over HMC's own (Frobenius)",
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """A titled table of text."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
 
 
 def summarize(name: str, runs: Sequence[Run]) -> Summary | None:

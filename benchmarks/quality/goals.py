@@ -39,7 +39,13 @@ def judge(summary: Sequence[Summary]) -> list[Goal]:
     ]
 
 
-def _goal(text: str, sets: Sequence[Summary], of: int | None, met: Callable[[], tuple[bool, str]]) -> Goal:
+def make_goal(text: str, sets: Sequence[Summary], of: int | None, met: Callable[[], tuple[bool, str]]) -> Goal:
+    """A goal over these sets: whether it is met, and the figures, with the count of sets where some are missing.
+
+    Args:
+        of: how many sets there are; None does not matter.
+        met: asked only where there are sets.
+    """
     if not sets:
         return Goal(text, NOT_MEASURED, "")
     good, found = met()
@@ -54,7 +60,7 @@ def _best_rank(sets: Sequence[Summary], figure: str, text: str, of: int) -> Goal
         peer = min(peers, key=lambda m: ranks[m])
         return ranks[OURS] < ranks[peer], f"{ranks[OURS]:.2f}; best peer {peer} {ranks[peer]:.2f}"
 
-    return _goal(text, sets, of, met)
+    return make_goal(text, sets, of, met)
 
 
 def _no_set_much_worse(sets: Sequence[Summary]) -> Goal:
@@ -67,7 +73,9 @@ def _no_set_much_worse(sets: Sequence[Summary]) -> Goal:
                 worse.append(f"{s['set']} by {apart['mean']:.3f} ({peer})")
         return not worse, "worse: " + ", ".join(worse) if worse else "on none"
 
-    return _goal("Regression: on no set worse than the best peer by two standard errors", sets, REGRESSION_SETS, met)
+    return make_goal(
+        "Regression: on no set worse than the best peer by two standard errors", sets, REGRESSION_SETS, met
+    )
 
 
 def _against(sets: Sequence[Summary], peer: str, wanted: int) -> Goal:
@@ -76,7 +84,7 @@ def _against(sets: Sequence[Summary], peer: str, wanted: int) -> Goal:
         return better >= wanted, f"better on {better}"
 
     text = f"Regression: NLL better than the ensemble of ten on {wanted} of {REGRESSION_SETS} sets, at any cost"
-    return _goal(text, sets, REGRESSION_SETS, met)
+    return make_goal(text, sets, REGRESSION_SETS, met)
 
 
 def _published(sets: Sequence[Summary]) -> Goal:
@@ -89,7 +97,7 @@ def _published(sets: Sequence[Summary]) -> Goal:
         return len(better) >= 7, f"better on {len(better)}: " + ", ".join(better)
 
     text = "Regression: better than MC dropout's and the subspace method's published NLL on 7 of 9 sets"
-    return _goal(text, sets, REGRESSION_SETS, met)
+    return make_goal(text, sets, REGRESSION_SETS, met)
 
 
 def _decoding(sets: Sequence[Summary]) -> Goal:
@@ -101,4 +109,4 @@ def _decoding(sets: Sequence[Summary]) -> Goal:
         worst = max(loss, key=lambda name: loss[name])
         return loss[worst] <= _DECODING_LOSS, f"at most {loss[worst]:+.3f} ({worst})"
 
-    return _goal("NLL of decoded samples within 0.01 of the fiber samples on every set", sets, None, met)
+    return make_goal("NLL of decoded samples within 0.01 of the fiber samples on every set", sets, None, met)

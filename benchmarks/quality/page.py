@@ -23,6 +23,7 @@ from benchmarks.quality.images.summary import judge as judge_images
 from benchmarks.quality.images.summary import table as image_table
 from benchmarks.quality.images.summary import title as image_title
 from benchmarks.quality.tables import FIGURES, cost_table, published_table, table
+from benchmarks.results import measured_with
 from benchmarks.table import markdown
 
 Content = dict[str, Any]
@@ -63,7 +64,7 @@ def page(content: Content, curves: Content | None = None, images: Content | None
         "peer's is that of the mixture of its samples or of the Gaussian of its mean and variance, whichever is less.",
         "",
     ]
-    lines += _measured_with(content)
+    lines += measured_with(content)
     lines += ["## Goals", "", *markdown(["goal", "state", "found"], [[g.text, g.state, g.found] for g in goals])]
     for task, figures in FIGURES.items():
         sets = [s for s in summary if s["task"] == task]
@@ -93,7 +94,7 @@ def _curves(content: Content) -> list[str]:
         "with all that it would take alone. Ours is drawn as served. Written by",
         "`python -m benchmarks.quality.curves`.",
         "",
-        *_measured_with(content),
+        *measured_with(content),
     ]
     for task in FIGURES:
         sets = [s for s in content["summary"] if s["task"] == task]
@@ -115,20 +116,11 @@ def _images(content: Content) -> list[str]:
         "AUROC: how often a foreign image has more doubt than one of the test set; doubt is the mutual information of",
         "class and sample, or the entropy for a single network. Written by `python -m benchmarks.quality.images`.",
         "",
-        *_measured_with(content),
+        *measured_with(content),
     ]
     for s in content["summary"]:
         lines += [f"### {image_title(s)}", "", *markdown(*image_table(s)), ""]
     return lines[:-1]
-
-
-def _measured_with(content: Content) -> list[str]:
-    lines = []
-    for e in content["environments"].values():
-        machine, libraries = e["machine"], ", ".join(f"{k} {v}" for k, v in e["libraries"].items())
-        where = f"{machine['cores']} cores, {machine['architecture']}"
-        lines += [f"Commit `{e['commit'][:12]}`, preset `{e['preset']}`, {where}; {libraries}.", ""]
-    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

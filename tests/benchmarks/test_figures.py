@@ -57,3 +57,7 @@ def test_calibration_error_by_bins() -> None:
 
 def test_a_probability_of_nought_costs_much_but_not_everything() -> None:
     assert 20 < figures.categorical_nll(np.array([[1.0, 0.0]]), np.array([1])) < 30
+
+
+def test_auroc_counts_how_often_the_unfamiliar_row_scores_higher() -> None:
+    assert figures.auroc(np.array([0.1, 0.2]), np.array([0.3, 0.15])) == 0.75

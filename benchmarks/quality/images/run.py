@@ -8,9 +8,8 @@ from functools import partial
 from typing import Any, Final
 
 import torch
-from sklearn.metrics import roc_auc_score
-from torch import Tensor
 
+from benchmarks.figures import auroc
 from benchmarks.quality.building import build
 from benchmarks.quality.images.data import ImageSet
 from benchmarks.quality.methods import dropout, ensemble, fiberwalk, laplace, swag
@@ -98,7 +97,7 @@ def scored(problem: Problem, images: ImageSet, outcome: Outcome) -> dict[str, An
     doubt = outcome.predictive.information
     if doubt is None:
         doubt = entropy(outcome.predictive.probabilities)
-    parts = torch.split(doubt, [own, *(len(x) for x in images.foreign.values())])
+    parts = [part.numpy() for part in torch.split(doubt, [own, *(len(x) for x in images.foreign.values())])]
     found = figures(Classes(outcome.predictive.probabilities[:own]), problem.y_test)
     found |= {f"auroc_{name}": auroc(parts[0], part) for name, part in zip(images.foreign, parts[1:], strict=True)}
     return {
@@ -107,9 +106,3 @@ def scored(problem: Problem, images: ImageSet, outcome: Outcome) -> dict[str, An
         "seconds": round(outcome.cost.seconds, 3),
         **outcome.notes,
     }
-
-
-def auroc(own: Tensor, foreign: Tensor) -> float:
-    """How often a foreign image has more doubt than one of the set's own."""
-    truth = torch.cat([torch.zeros(len(own)), torch.ones(len(foreign))])
-    return float(roc_auc_score(truth.numpy(), torch.cat([own, foreign]).double().numpy()))

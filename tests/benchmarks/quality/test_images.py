@@ -20,7 +20,7 @@ from benchmarks.networks import lenet5, resnet20
 from benchmarks.quality.goals import NOT_MEASURED
 from benchmarks.quality.images import problem, run
 from benchmarks.quality.images.data import SOURCES, read_images
-from benchmarks.quality.images.run import METHODS, auroc
+from benchmarks.quality.images.run import METHODS
 from benchmarks.quality.images.summary import judge, summarize
 from benchmarks.quality.page import page
 from benchmarks.table import MET, NOT_MET
@@ -102,10 +102,6 @@ def test_a_missing_file_is_told(folder: Path) -> None:
     (folder / "kmnist_test.npz").unlink()
     with pytest.raises(DataError, match=r"kmnist_test\.npz"):
         read_images("fashion_mnist")
-
-
-def test_auroc_counts_how_often_the_foreign_one_has_more_doubt() -> None:
-    assert auroc(torch.tensor([0.1, 0.2]), torch.tensor([0.3, 0.15])) == 0.75
 
 
 def test_every_method_answers_and_knows_foreign_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
