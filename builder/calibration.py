@@ -29,6 +29,7 @@ from builder.out_of_fold import (
     mean_of,
     moments,
     moments_of,
+    moments_within,
     rows_to_judge,
     who_disagree,
 )
@@ -39,6 +40,8 @@ from model_store.plan import draw_latents
 
 _NLL_LOSS = 0.001, 0.012
 _SAMPLES_PER_ANCHOR = 64
+_SPREAD_FROM = 3
+"""The node from which on samples show where anchors differ and what is unfamiliar."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,25 @@ def choose_reach(network: FunctionalNetwork, fibers: Fibers, x: Tensor, y: Tenso
     for a in range(anchors):
         weights = fibers.nodes[:, a].flatten(0, 1)
         outputs.append(sample_outputs(network, weights, x[rows[unseen[a]]]))
+
+    def up_to(last: int) -> tuple[list[Tensor], Tensor]:
+        return [f[: (last + 1) * particles] for f in outputs], _position_weights(last, particles, x.device)
+
+    def wide(last: int) -> int:
+        return max(last, min(_SPREAD_FROM, count - 1))
+
     found = []
     for last in range(count):
-        used = [f[: (last + 1) * particles] for f in outputs]
-        log_weight = _position_weights(last, particles, x.device)
+        used, log_weight = up_to(last)
         if y.is_floating_point():
-            found.append(moments_of(used, unseen, y[rows], log_weight.exp()).fit()[1])
+            # Where anchors differ does not depend on the reach: a short one must not look worse for not showing it.
+            shown, weight = up_to(wide(last))
+            wider = moments_within(shown, unseen, weight.exp())[1]
+            found.append(moments_of(used, unseen, y[rows], log_weight.exp(), wider=wider).fit()[1])
         else:
             found.append(gather(used, unseen, y[rows]).fit(log_weight)[1])
     node = _furthest_as_good_as_best(torch.stack(found))
-    # Without any reach there still must be a spread to tell familiar from unfamiliar.
-    return Reach(node=node, wide=max(node, min(3, count - 1)), out_of_fold=[float(r.mean()) for r in found])
+    return Reach(node=node, wide=wide(node), out_of_fold=[float(r.mean()) for r in found])
 
 
 def _furthest_as_good_as_best(nll: Tensor) -> int:
@@ -200,11 +211,11 @@ def calibrate(
             asked,
             lambda f: torch.stack(torch.var_mean(f[..., 0], 0, unbiased=False)),
         ).unbind(1)
-        found = moments(means, within, unseen, target, disagreement(means, unseen))
+        apart = _of_anchors(posterior.network, wide, x[rows], unseen, lambda f: f[..., 0].var(0, unbiased=True))
+        found = moments(means, within, unseen, target, disagreement(means, unseen), wider=apart)
         spread, rows_nll = found.fit()
         scores = found.scores(spread)
         coverage = float((scores <= conformal_quantile(scores, 0.9)).float().mean())
-        apart = _of_anchors(posterior.network, wide, x[rows], unseen, lambda f: f[..., 0].var(0, unbiased=True))
         ood = (mean_of(apart, unseen) / spread).clamp(min=1e-12).log()
         spread, map_spread = math.sqrt(spread), math.sqrt(map_spread)
     else:

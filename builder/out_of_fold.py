@@ -217,7 +217,13 @@ class Moments:
 
 
 def moments(
-    means: Tensor, within: Tensor, unseen: Tensor, y: Tensor, between: float, anchors: int | None = None
+    means: Tensor,
+    within: Tensor,
+    unseen: Tensor,
+    y: Tensor,
+    between: float,
+    anchors: int | None = None,
+    wider: Tensor | None = None,
 ) -> Moments:
     """What all anchors would answer, from those that did not see the rows.
 
@@ -226,6 +232,7 @@ def moments(
         unseen: (A, m), where they count.
         between: variance between anchors on new rows.
         anchors: how many answer; default A.
+        wider: (A, m) variance of samples that go as far as shows where anchors differ, if these do not.
 
     A row is predicted by the one or two anchors that did not see it, and by the mean of all A in service, whose
     squared error is smaller by `between (1/n - 1/A)` (the ambiguity decomposition, Krogh and Vedelsby 1995). Small
@@ -245,8 +252,9 @@ def moments(
     further = 1 / count - 1 / anchors
     gain = between * further * squared / mean_squared
     own = mean_of(within, unseen)
-    size = float(own.mean())
-    pattern = own / size if size > _NO_SPREAD * mean_squared else torch.ones_like(own)
+    shown = own if wider is None else mean_of(wider, unseen)
+    size = float(shown.mean())
+    pattern = shown / size if size > _NO_SPREAD * mean_squared else torch.ones_like(shown)
     expected = between * pattern
     found = expected.clone()
     several = count > 1
@@ -278,21 +286,33 @@ def _moderated(variance: Tensor, freedom: Tensor, expected: Tensor) -> Tensor:
 
 
 def moments_of(
-    outputs: list[Tensor], unseen: Tensor, y: Tensor, weight: Tensor | None = None, anchors: int | None = None
+    outputs: list[Tensor],
+    unseen: Tensor,
+    y: Tensor,
+    weight: Tensor | None = None,
+    anchors: int | None = None,
+    wider: Tensor | None = None,
 ) -> Moments:
     """The same from the outputs (S, m_a, 1) of each anchor's samples on the rows, out of m, that it did not see.
 
     Args:
         weight: (S,) of the samples; default equal.
         anchors: how many answer; default as many as there are.
+        wider: see `moments`.
     """
-    means, within = torch.zeros(unseen.shape, device=y.device), torch.zeros(unseen.shape, device=y.device)
+    means, within = moments_within(outputs, unseen, weight)
+    # Where rows are unseen by one anchor only, none of these outputs show how anchors differ.
+    between = disagreement(means, unseen) if int(unseen.sum(0).min()) > 1 else 0.0
+    return moments(means, within, unseen, y, between, anchors, wider)
+
+
+def moments_within(outputs: list[Tensor], unseen: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(A, m) mean and variance of each anchor's samples, where it did not see the row; arguments as of `moments_of`."""
+    means, within = (torch.zeros(unseen.shape, device=unseen.device) for _ in range(2))
     if weight is None:
-        weight = torch.full((len(outputs[0]),), 1 / len(outputs[0]), device=y.device)
+        weight = torch.full((len(outputs[0]),), 1 / len(outputs[0]), device=unseen.device)
     for a, f in enumerate(outputs):
         mean = weight @ f[..., 0]
         means[a, unseen[a]] = mean
         within[a, unseen[a]] = weight @ (f[..., 0] - mean).square()
-    # Where rows are unseen by one anchor only, none of these outputs show how anchors differ.
-    between = disagreement(means, unseen) if int(unseen.sum(0).min()) > 1 else 0.0
-    return moments(means, within, unseen, y, between, anchors)
+    return means, within
