@@ -230,16 +230,16 @@ def largest_eigenvalue(
 ) -> float:
     """The largest eigenvalue of `H = scale * J~^T J~ + Lambda` at theta, or of `C H` with a preconditioner C, by power
     iteration, free of any matrix."""
-    with torch.no_grad():
-        root = likelihood.root_curvature(network(theta, x))
-    curvature = root @ root.mT
 
     def outputs(weights: Tensor) -> Tensor:
         return network(weights, x)
 
+    there, pull = vjp(outputs, theta)
+    root = likelihood.root_curvature(there.detach())
+    curvature = root @ root.mT
+
     def product(v: Tensor) -> Tensor:
         tangent = jvp(outputs, (theta,), (v,))[1]
-        pull = vjp(outputs, theta)[1]
         back: Tensor = pull(torch.einsum("bop,bp->bo", curvature, tangent))[0]
         found = scale * back + prior_precision * v
         return found if preconditioner is None else preconditioner(found)
