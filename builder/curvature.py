@@ -23,6 +23,8 @@ _JACOBIAN_ENTRIES = 2**26
 """Most entries of a Jacobian held at once (512 MB in float64)."""
 _STEEP, _PRECONDITIONER_ENTRIES = 256, 2**24
 """Most directions of a preconditioner, and most entries of their basis (64 MB)."""
+_FEW_ROWS, _MANY_ROWS, _ROW_OPERATIONS = 256, 2048, 2**29
+"""Rows that a largest eigenvalue is taken from: as many as so many operations allow, within these bounds."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,11 @@ def make_preconditioner(
     values, vectors = values[steep], vectors[:, steep]
     basis = (jacobian.T @ vectors / values.sqrt()).to(theta.dtype)
     return Preconditioner(basis, ((1 + values) ** -power - 1).to(theta.dtype), width)
+
+
+def enough_rows(network: FunctionalNetwork, x: Tensor) -> int:
+    """How many of the rows x (n, ...) are enough for `largest_eigenvalue`: fewer of networks that cost much a row."""
+    return max(_FEW_ROWS, min(_MANY_ROWS, _ROW_OPERATIONS // network.operations(x[:1])))
 
 
 def largest_eigenvalue(

@@ -77,7 +77,6 @@ class FunctionalNetwork:
         self.fixed: dict[str, Tensor] = {n: p.detach() for n, p in named.items() if n not in random}
         self.fixed_weights = sum(t.numel() for t in self.fixed.values())
         self.fixed |= {n: b.detach() for n, b in module.named_buffers()}
-        # Kernels of convolutions: a batch of them is a grouped convolution, which processors are slow at.
         self._convolves = self.fixed_weights == 0 and any(len(p.shape) > 2 for p in self.parameters)
         self._channels_last = True
 
@@ -123,20 +122,25 @@ class FunctionalNetwork:
     def batched(self, thetas: Tensor, x: Tensor) -> Tensor:
         """Outputs (N, B, O) for weight vectors (N, P) on the same inputs x (B, ...).
 
-        What does not depend on the random weights is computed once, not N times. On a CPU convolutional networks whose
-        weights are all random run one after the other, images with their channels last: both are faster there.
+        What does not depend on the random weights is computed once, not N times; where networks run in turn there is
+        nothing of the kind, and images have their channels last, which is faster.
         """
-        if not self._convolves or x.device.type != "cpu":
+        if not self.in_turn(x.device):
             return vmap(self, in_dims=(0, None))(thetas, x)
         if self._channels_last and x.ndim == 4:
             try:
-                return self._in_turn(thetas, x.contiguous(memory_format=torch.channels_last))
+                return self._each(thetas, x.contiguous(memory_format=torch.channels_last))
             except RuntimeError:
                 # A module may ask for the plain layout, as `x.view(len(x), -1)` does. Other errors come again.
                 self._channels_last = False
-        return self._in_turn(thetas, x)
+        return self._each(thetas, x)
 
-    def _in_turn(self, thetas: Tensor, x: Tensor) -> Tensor:
+    def in_turn(self, device: torch.device) -> bool:
+        """Whether weight vectors run one after the other, and not as one batch: on a CPU convolutions, a batch of which
+        is a slow grouped convolution, where all weights are random."""
+        return self._convolves and device.type == "cpu"
+
+    def _each(self, thetas: Tensor, x: Tensor) -> Tensor:
         return torch.stack([self(theta, x) for theta in thetas])
 
     def operations(self, x: Tensor) -> int:
