@@ -241,8 +241,8 @@ def largest_eigenvalue(
     def outputs(weights: Tensor) -> Tensor:
         return network(weights, x)
 
-    there, pull = vjp(outputs, theta)
-    root = likelihood.root_curvature(there.detach())
+    there = vjp(outputs, theta)
+    root, pull = likelihood.root_curvature(there[0].detach()), there[1]
     curvature = root @ root.mT
 
     def product(v: Tensor) -> Tensor:

@@ -265,8 +265,8 @@ class _Walk:
         self.group = max(1, min(len(self.position), most))
         self.chunk = max(1, values // (self.group * per_row))
         zero = likelihood.nll(torch.zeros(1, len(self.judged), likelihood.outputs, device=device), y[self.judged])
-        own = self.member[:, self.judged]
-        self.worst = torch.maximum((own * zero).sum(1) / own.sum(1), self.plain_loss(self.position))
+        seen_rows = self.member[:, self.judged]
+        self.worst = torch.maximum((seen_rows * zero).sum(1) / seen_rows.sum(1), self.plain_loss(self.position))
         self._forget()
 
     def _forget(self) -> None:
