@@ -33,8 +33,7 @@ from builder.out_of_fold import (
     rows_to_judge,
     who_disagree,
 )
-from builder.predictive import conformal_quantile, mixture_probabilities, sample_outputs
-from builder.runtime import values_at_once
+from builder.predictive import conformal_quantile, mixture_probabilities, rows_at_once, sample_outputs
 from model_store.manifest import LatentPlan, OodDetector
 from model_store.plan import draw_latents
 
@@ -258,7 +257,7 @@ def _of_anchors(
 
     Outputs of all samples on all rows would be the largest thing of a build, so the rows are taken in parts.
     """
-    size = max(1, values_at_once() // (len(weights[0]) * network.activations(x[:1])))
+    size = rows_at_once(network, len(weights[0]), x)
     found = []
     for w, here in zip(weights, asked, strict=True):
         values = torch.cat([figure(sample_outputs(network, w, part)) for part in torch.split(x[here], size)], -1)

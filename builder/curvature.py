@@ -23,6 +23,8 @@ _JACOBIAN_ENTRIES = 2**26
 """Most entries of a Jacobian held at once (512 MB in float64)."""
 _STEEP, _PRECONDITIONER_ENTRIES = 256, 2**24
 """Most directions of a preconditioner, and most entries of their basis (64 MB)."""
+_FEW_ROWS, _MANY_ROWS, _ROW_OPERATIONS = 256, 2048, 2**29
+"""Rows that a largest eigenvalue is taken from: as many as so many operations allow, within these bounds."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,11 @@ def make_preconditioner(
     return Preconditioner(basis, ((1 + values) ** -power - 1).to(theta.dtype), width)
 
 
+def enough_rows(network: FunctionalNetwork, x: Tensor) -> int:
+    """How many of the rows x (n, ...) are enough for `largest_eigenvalue`: fewer of networks that cost much a row."""
+    return max(_FEW_ROWS, min(_MANY_ROWS, _ROW_OPERATIONS // network.operations(x[:1])))
+
+
 def largest_eigenvalue(
     network: FunctionalNetwork,
     theta: Tensor,
@@ -230,16 +237,16 @@ def largest_eigenvalue(
 ) -> float:
     """The largest eigenvalue of `H = scale * J~^T J~ + Lambda` at theta, or of `C H` with a preconditioner C, by power
     iteration, free of any matrix."""
-    with torch.no_grad():
-        root = likelihood.root_curvature(network(theta, x))
-    curvature = root @ root.mT
 
     def outputs(weights: Tensor) -> Tensor:
         return network(weights, x)
 
+    there = vjp(outputs, theta)
+    root, pull = likelihood.root_curvature(there[0].detach()), there[1]
+    curvature = root @ root.mT
+
     def product(v: Tensor) -> Tensor:
         tangent = jvp(outputs, (theta,), (v,))[1]
-        pull = vjp(outputs, theta)[1]
         back: Tensor = pull(torch.einsum("bop,bp->bo", curvature, tangent))[0]
         found = scale * back + prior_precision * v
         return found if preconditioner is None else preconditioner(found)

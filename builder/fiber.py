@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from builder.config import FiberConfig
-from builder.curvature import Preconditioner, draw_posterior, largest_eigenvalue, make_preconditioner
+from builder.curvature import Preconditioner, draw_posterior, enough_rows, largest_eigenvalue, make_preconditioner
 from builder.distributed import from_first, gathered, share
 from builder.hamiltonian import adapted, move
 from builder.likelihood import Likelihood
@@ -57,7 +57,7 @@ class Fibers:
     Attributes:
         nodes: (T+1, A, N, P), position 0 the anchors.
         scales: (T+1,) drift scale c_t of each node.
-        loss: (T+1, A, N) unperturbed loss for each training row.
+        loss: (T+1, A, N) unperturbed loss for each training row; of some, evenly chosen, where gradients are of a part.
         drift_length: (A, N) length of the whole drift, without refinement.
         stranded: (A, N) bool, particles that diverged and stay at their last sound node.
         gradient_evaluations: row gradients taken.
@@ -193,6 +193,9 @@ class _Walk:
         self.particles, self.refinement, self.batch_rows = plan.trajectories, plan.refinement, plan.rows
         n, device = len(x), x.device
         self.exact = self.batch_rows == n
+        # A node's loss is to cost no more than a third of the gradients that lead to it.
+        judged = n if self.exact else min(n, self.batch_rows * max(1, self.refinement))
+        self.judged = torch.arange(0, n, -(-n // judged), device=device)
         self.count = len(anchors) * self.particles
         own = share(self.count)
         self.position = anchors.repeat_interleave(self.particles, 0)[own].clone()
@@ -205,6 +208,7 @@ class _Walk:
         steps: list[Tensor] = []
         moving_steps: list[Tensor] = []
         self.preconditioners: list[Preconditioner] = []
+        enough = enough_rows(network, x)
         for a, (theta, seen) in enumerate(zip(anchors, member, strict=True)):
             rows = seen.nonzero().squeeze(1)
             before = a * self.particles
@@ -230,7 +234,7 @@ class _Walk:
                 priors.append(draws.prior)
             else:
                 priors.append(torch.zeros_like(draws.prior))
-            some = rows[:: max(1, len(rows) // 2048)]
+            some = rows[:: max(1, len(rows) // enough)]
             flatten = make_preconditioner(
                 network, theta, x[rows], likelihood, prior_precision, len(rows), config.flattening
             )
@@ -257,10 +261,12 @@ class _Walk:
         # Particles and rows are split where the activations of one gradient would not fit.
         per_row = network.activations(x[:1])
         values = values_at_once(device.type)
-        self.group = max(1, min(len(self.position), values // max(1, per_row * 64)))
+        most = 1 if network.in_turn(device) else values // max(1, per_row * 64)
+        self.group = max(1, min(len(self.position), most))
         self.chunk = max(1, values // (self.group * per_row))
-        zero = likelihood.nll(torch.zeros(1, n, likelihood.outputs, device=device), y)
-        self.worst = torch.maximum((self.member * zero).sum(1) / self.member.sum(1), self.plain_loss(self.position))
+        zero = likelihood.nll(torch.zeros(1, len(self.judged), likelihood.outputs, device=device), y[self.judged])
+        seen_rows = self.member[:, self.judged]
+        self.worst = torch.maximum((seen_rows * zero).sum(1) / seen_rows.sum(1), self.plain_loss(self.position))
         self._forget()
 
     def _forget(self) -> None:
@@ -343,16 +349,15 @@ class _Walk:
         return torch.where(sound, loss, last_loss)
 
     def plain_loss(self, position: Tensor) -> Tensor:
-        """(A*N,) mean -log p(y | f) over each particle's training rows, at position (A*N, P)."""
+        """(A*N,) mean -log p(y | f) over each particle's training rows, of those judged, at position (A*N, P)."""
         found = []
         with torch.no_grad():
             for group in self._groups():
                 total = torch.zeros(position[group].shape[0], device=self.x.device)
-                for at in range(0, len(self.x), self.chunk):
-                    rows = slice(at, at + self.chunk)
+                for rows in torch.split(self.judged, self.chunk):
                     outputs = self.network.batched(position[group], self.x[rows])
-                    total += (self.member[group, rows] * self.likelihood.nll(outputs, self.y[rows])).sum(1)
-                found.append(total / self.member[group].sum(1))
+                    total += (self.member[group][:, rows] * self.likelihood.nll(outputs, self.y[rows])).sum(1)
+                found.append(total / self.member[group][:, self.judged].sum(1))
         return torch.cat(found)
 
     def _groups(self) -> list[slice]:

@@ -77,6 +77,8 @@ class FunctionalNetwork:
         self.fixed: dict[str, Tensor] = {n: p.detach() for n, p in named.items() if n not in random}
         self.fixed_weights = sum(t.numel() for t in self.fixed.values())
         self.fixed |= {n: b.detach() for n, b in module.named_buffers()}
+        self._convolves = self.fixed_weights == 0 and any(len(p.shape) > 2 for p in self.parameters)
+        self._channels_last = True
 
     def to(self, device: torch.device | str) -> FunctionalNetwork:
         """Moves the module and its fixed part to a device; returns itself."""
@@ -86,11 +88,10 @@ class FunctionalNetwork:
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """Splits weights (..., P) into named parameters (..., *shape)."""
+        # Not a slice each: the gradient of a slice is as long as theta, so that taking them would cost their number.
+        parts = torch.split(theta, [math.prod(p.shape) for p in self.parameters], dim=-1)
         lead = theta.shape[:-1]
-        return {
-            p.name: theta[..., p.offset : p.offset + math.prod(p.shape)].reshape(*lead, *p.shape)
-            for p in self.parameters
-        }
+        return {p.name: part.reshape(*lead, *p.shape) for p, part in zip(self.parameters, parts, strict=True)}
 
     def flatten(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """The flat weight vector (P,) of named parameters; names that are not random are ignored."""
@@ -121,9 +122,26 @@ class FunctionalNetwork:
     def batched(self, thetas: Tensor, x: Tensor) -> Tensor:
         """Outputs (N, B, O) for weight vectors (N, P) on the same inputs x (B, ...).
 
-        What does not depend on the random weights is computed once, not N times.
+        What does not depend on the random weights is computed once, not N times; where networks run in turn there is
+        nothing of the kind, and images have their channels last, which is faster.
         """
-        return vmap(self, in_dims=(0, None))(thetas, x)
+        if not self.in_turn(x.device):
+            return vmap(self, in_dims=(0, None))(thetas, x)
+        if self._channels_last and x.ndim == 4:
+            try:
+                return self._each(thetas, x.contiguous(memory_format=torch.channels_last))
+            except RuntimeError:
+                # A module may ask for the plain layout, as `x.view(len(x), -1)` does. Other errors come again.
+                self._channels_last = False
+        return self._each(thetas, x)
+
+    def in_turn(self, device: torch.device) -> bool:
+        """Whether weight vectors run one after the other, and not as one batch: on a CPU convolutions, a batch of which
+        is a slow grouped convolution, where all weights are random."""
+        return self._convolves and device.type == "cpu"
+
+    def _each(self, thetas: Tensor, x: Tensor) -> Tensor:
+        return torch.stack([self(theta, x) for theta in thetas])
 
     def operations(self, x: Tensor) -> int:
         """Floating point operations of one forward pass on x (B, ...) with one weight vector."""

@@ -69,9 +69,11 @@ def with_enough_samples(
         p = mixture_probabilities(outputs, spread)
         return p, p.clamp(min=1e-30).log()
 
-    samples = _FEWEST
+    samples, most = _FEWEST, min(_MOST, _MOST_WEIGHTS // posterior.network.weights)
+    if 2 * samples > most:
+        return plan.model_copy(update={"samples": samples})  # nothing to choose, so nothing to compare with
     many = answer(_REFERENCE, 1)
-    while 2 * samples <= min(_MOST, _MOST_WEIGHTS // posterior.network.weights):
+    while 2 * samples <= most:
         if _divergence(many, answer(samples, 0), regression) <= _TOLERATED:
             break
         samples *= 2

@@ -16,9 +16,16 @@ from builder.runtime import values_at_once
 
 def sample_outputs(network: FunctionalNetwork, weights: Tensor, x: Tensor) -> Tensor:
     """Outputs (S, B, O) of weight samples (S, P) without gradients, in pieces that fit the memory."""
-    rows = max(1, values_at_once() // (len(weights) * network.activations(x[:1])))
+    rows = rows_at_once(network, len(weights), x)
     with torch.no_grad():
         return torch.cat([network.batched(weights, part) for part in torch.split(x, rows)], dim=1)
+
+
+def rows_at_once(network: FunctionalNetwork, samples: int, x: Tensor) -> int:
+    """How many of the rows x (n, ...) so many weight samples may take at once; samples in turn share the memory."""
+    if network.in_turn(x.device):
+        return max(1, values_at_once(x.device.type) // network.activations(x[:1]))
+    return max(1, values_at_once() // (samples * network.activations(x[:1])))
 
 
 def gaussian_mixture_nll(

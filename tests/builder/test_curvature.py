@@ -12,6 +12,7 @@ from builder import curvature
 from builder.curvature import (
     PosteriorDraws,
     draw_posterior,
+    enough_rows,
     largest_eigenvalue,
     linear_response,
     make_preconditioner,
@@ -245,3 +246,13 @@ def test_a_preconditioner_of_few_directions_takes_the_steepest(monkeypatch: pyte
     aside = torch.randn(21, generator=torch.Generator().manual_seed(0))
     aside = aside - found.basis @ (found.basis.T @ aside)
     assert torch.allclose(found(aside), aside / model.precision, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "expected"),
+    [([50], 2048), ([1024, 512], 2**29 // (2 * (8 * 1024 + 1024 * 512 + 512))), ([4096] * 2, 256)],
+)
+def test_networks_that_cost_much_a_row_take_their_largest_eigenvalue_from_fewer(
+    hidden: list[int], expected: int
+) -> None:
+    assert enough_rows(FunctionalNetwork(MLP(8, hidden, 1)), torch.zeros(5, 8)) == expected

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from builder import fiber
 from builder.config import FiberConfig
-from builder.fiber import Fibers, walk_fibers
+from builder.fiber import Fibers, Plan, walk_fibers
 from builder.likelihood import CategoricalLikelihood, GaussianLikelihood
 from builder.network import MLP, FunctionalNetwork
 from tests.builder.linear import LinearModel, assert_draws_from, linear_classifier, linear_gaussian
@@ -268,6 +268,18 @@ def test_a_walk_in_groups_and_chunks_is_the_same_walk(
     assert float((whole.nodes - parts.nodes).abs().max() / scale) < 0.01
     assert torch.allclose(whole.loss, parts.loss, rtol=0.02)
     assert whole.gradient_evaluations == parts.gradient_evaluations
+
+
+def test_losses_are_of_some_rows_where_gradients_are(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost no more than a third of the gradients then; where these are of all rows, so are they."""
+    network, _, x, y = fitted
+    monkeypatch.setattr(fiber, "plan_work", lambda *_: Plan(trajectories=4, refinement=2, rows=16))
+    part = walk_sine(fitted, steps=3)
+    judged, seen = torch.arange(0, 80, 3), torch.arange(80) % 5 != 0
+    for node, loss in zip(part.nodes[:, 0], part.loss[:, 0], strict=True):
+        rows = judged[seen[judged]]
+        outputs = network.batched(node, x[rows])
+        assert torch.allclose(loss, GaussianLikelihood(0.1).nll(outputs, y[rows]).mean(1), rtol=1e-4)
 
 
 def test_a_walk_follows_its_seed_bit_for_bit(fitted: Fitted) -> None:

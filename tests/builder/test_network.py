@@ -9,8 +9,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.func import vmap
 
-from builder.network import MLP, FunctionalNetwork, import_factory, load_weights, refuse_untrained_batch_norm
+from builder.network import (
+    MLP,
+    FunctionalNetwork,
+    NetworkFactory,
+    import_factory,
+    load_weights,
+    refuse_untrained_batch_norm,
+)
 from model_store.errors import ConfigError
 from tests.networks import NETWORKS, mlp
 
@@ -50,6 +58,44 @@ def test_a_batch_of_weight_vectors_is_each_of_them(name: str) -> None:
     with torch.no_grad():
         together = network.batched(theta, x)
         assert torch.allclose(together, torch.stack([network(t, x) for t in theta]), atol=1e-5)
+
+
+class Viewed(nn.Module):
+    """A convolution whose output is viewed as rows, which channels that lie last do not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(2, 3, 3), nn.Linear(3 * 4 * 4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.convolution(x)).view(len(x), -1))
+
+
+@pytest.mark.parametrize(
+    ("factory", "shape", "posterior", "in_turn"),
+    [
+        (NETWORKS["cnn"][0], (1, 10, 10), ".*", True),
+        (NETWORKS["residual"][0], (2, 8, 8), ".*", True),
+        (Viewed, (2, 6, 6), ".*", True),
+        (lambda: nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 2)), (2, 8), ".*", True),
+        (NETWORKS["cnn"][0], (1, 10, 10), "7", False),
+        (NETWORKS["mlp"][0], (5,), ".*", False),
+        (NETWORKS["transformer"][0], (6, 3), ".*", False),
+    ],
+)
+def test_networks_that_run_in_turn_have_the_outputs_and_gradients_of_a_batch(
+    factory: NetworkFactory, shape: tuple[int, ...], posterior: str, in_turn: bool
+) -> None:
+    torch.manual_seed(0)
+    network = FunctionalNetwork(factory(), posterior)
+    assert network.in_turn(torch.device("cpu")) == in_turn and not network.in_turn(torch.device("cuda"))
+    x, theta = torch.randn(7, *shape), several(network, 3).requires_grad_()
+    found, expected = network.batched(theta, x), vmap(network, in_dims=(0, None))(theta, x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad(out.square().sum(), theta)[0] for out in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    again = network.batched(theta, x)
+    assert torch.equal(found, again)
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,12 @@ from builder.predictive import (
     expected_calibration_error,
     gaussian_mixture_nll,
     mixture_probabilities,
+    rows_at_once,
     sample_outputs,
 )
 from model_store.manifest import ClassificationCalibration, RegressionCalibration, RegressionTarget
 from service.predictive import classification, interval_factor, regression
+from tests.networks import NETWORKS
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -173,3 +175,11 @@ def test_outputs_in_pieces_are_the_outputs(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(predictive, "values_at_once", lambda: 1)
     assert torch.allclose(sample_outputs(network, weights, x), whole, atol=1e-6)
     assert sizes == [1] * 23
+
+
+def test_samples_that_run_in_turn_take_as_many_rows_however_many_they_are() -> None:
+    factory, shape = NETWORKS["cnn"]
+    in_turn, x = FunctionalNetwork(factory()), normal(4, *shape)
+    assert rows_at_once(in_turn, 1, x) == rows_at_once(in_turn, 1000, x) > 1
+    together, x = FunctionalNetwork(MLP(3, [8], 2)), normal(4, 3)
+    assert rows_at_once(together, 1, x) == pytest.approx(1000 * rows_at_once(together, 1000, x), rel=0.01)
