@@ -74,11 +74,9 @@ class MapConfig(_Config):
         Field(min_length=1, description="precision of the Gaussian prior; of several, the best out of fold is taken"),
     ] = [0.3, 3.0, 30.0]
     refit: Annotated[
-        bool | None,
-        Field(
-            description="train what is served anew with all rows, once everything is chosen; default: where anchors = 1"
-        ),
-    ] = None
+        bool,
+        Field(description="train what is served anew with all rows, once everything is chosen"),
+    ] = True
 
 
 class FiberConfig(_Config):

@@ -87,9 +87,7 @@ def learn(
 
         anchors = _trained(work, "map", key, device, first_anchors)
     own = _Start.of(config, module, full, anchors, member, y, dataset.outputs)
-    # Given weights are answered with as they are. Of many anchors each lacks but a fold, which is hardly felt.
-    wanted = config.map.refit if config.map.refit is not None else len(member) == 1
-    refit = wanted and config.network.weights is None
+    refit = config.map.refit and config.network.weights is None  # given weights are answered with as they are
     work_a_walk = work_of(config.fiber, len(member)) / (2 if refit else 1)
     fiber = config.fiber.model_copy(update={"work": work_a_walk})
 

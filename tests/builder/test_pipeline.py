@@ -186,7 +186,7 @@ def test_what_is_served_has_seen_all_rows_and_what_chose_it_has_not(
         return walk(network, anchors, x, y, member, *rest)
 
     monkeypatch.setattr(learning, "walk_fibers", watch)
-    build_table(tmp_path, map={"anchors": 2, "steps": 300, "refit": True})
+    build_table(tmp_path, map={"anchors": 2, "steps": 300})
     (trained,) = seen
     assert not starts[0].all() and starts[1].all()
     assert torch.equal(trained.anchors, trained.fibers.nodes[0, :, 0])
@@ -196,7 +196,7 @@ def test_what_is_served_has_seen_all_rows_and_what_chose_it_has_not(
     walks = trained.cross_fitted.gradient_evaluations + trained.fibers.gradient_evaluations
     assert trained.gradient_evaluations == trained.training_gradients + walks
 
-    build_table(tmp_path / "own", map={"anchors": 2, "steps": 300})
+    build_table(tmp_path / "own", map={"anchors": 2, "steps": 300, "refit": False})
     assert torch.equal(seen[1].anchors, first) and seen[1].fibers is seen[1].cross_fitted
     # One anchor alone would lack many rows.
     build_table(tmp_path / "one", map={"anchors": 1, "steps": 300})
