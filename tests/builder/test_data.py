@@ -51,8 +51,8 @@ def test_a_bool_target_can_be_regressed() -> None:
     ("task", "values", "message"),
     [
         ("regression", ["a", "b"] * 20, "use --task classification"),
-        ("regression", [2.5] * 40, "same in every row"),
-        ("regression", [1e17] * 40, "same in every row"),
+        ("regression", [2.5] * 40, "same in every training row"),
+        ("regression", [1e17] * 40, "same in every training row"),
         ("regression", [np.inf, *range(39)], "missing or infinite"),
         ("regression", [1e300, *range(39)], "too large"),
         ("regression", [None] * 25 + [1.0] * 15, "--target"),
