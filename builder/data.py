@@ -119,8 +119,8 @@ def _copies(x: NDArray[np.float32], y: Array) -> list[str]:
     Rows of a few discrete columns are often equal by chance. Their targets then differ here and there, and they do not
     count. Copies are not kept in one fold: where new rows are copies as often, folds at random are what is right.
     """
-    _, group, size = np.unique(x.reshape(len(x), -1), axis=0, return_inverse=True, return_counts=True)
-    group = group.reshape(-1)
+    # Sorting the rows themselves would take as much room again as all of them.
+    _, group, size = np.unique([hash(row.tobytes()) for row in x], return_inverse=True, return_counts=True)
     low, high = np.full(len(size), y.max()), np.full(len(size), y.min())
     np.minimum.at(low, group, y)
     np.maximum.at(high, group, y)
