@@ -38,8 +38,6 @@ _TOKEN: Final = 8
 _WAITING: Final = 4096
 """Most predictions and scores that wait to be written."""
 _AT_ONCE: Final = 128
-_GATHER_SECONDS: Final = 0.02
-"""How long what is to be written waits for more: a writer that woke for every request would slow its answer."""
 _STOP_SECONDS: Final = 2.0
 
 # ---- scripts: KEYS held, order; ARGV bytes of all predictions, seconds they live, bytes an entry takes beside itself
@@ -149,7 +147,6 @@ class RedisMonitor:
         self._telling = threading.Lock()
         # Ids alone: the predictions themselves lie in `remembered`, whose size is bounded.
         self._waiting: queue.Queue[str | _Scores | None] = queue.Queue(_WAITING)
-        self._closing = threading.Event()
         self._writer = threading.Thread(target=self._write, name="redis-monitor", daemon=True)
         self._writer.start()
 
@@ -165,7 +162,6 @@ class RedisMonitor:
 
     def close(self) -> None:
         """Writes what waits, as far as that is a matter of moments."""
-        self._closing.set()
         try:
             self._waiting.put(None, timeout=_STOP_SECONDS)
         except queue.Full:
@@ -182,8 +178,6 @@ class RedisMonitor:
         going_on = True
         while going_on:
             items = [self._waiting.get()]
-            if self._waiting.qsize() < _AT_ONCE:
-                self._closing.wait(_GATHER_SECONDS)
             while len(items) < _AT_ONCE and not self._waiting.empty():
                 items.append(self._waiting.get())
             going_on = None not in items
