@@ -24,6 +24,10 @@ from model_store.manifest import (
 
 __all__ = ["Dataset", "RawData", "assign_folds", "from_arrays", "from_frame", "prepare", "read_file"]
 
+_LEAST_TRAINING_ROWS = 10
+_FEW_ROWS = 10
+"""Rows of a class below which nothing said about it rests on much."""
+_MANY_COPIES = 0.1
 _LARGEST = 1e38
 """Magnitudes beyond do not fit the float32 of the network's inputs."""
 
@@ -57,7 +61,7 @@ def prepare(raw: RawData, config: DataConfig, standardize: bool, seed: int) -> D
     """Splits off the test part, fits the encoding on the rest and encodes everything.
 
     Raises:
-        DataError: the target does not fit the task.
+        DataError: the target does not fit the task, or the test part leaves too little to learn from.
     """
     _refuse_overflow(raw)
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -66,12 +70,68 @@ def prepare(raw: RawData, config: DataConfig, standardize: bool, seed: int) -> D
     if config.task == "classification":
         target, y = _classes(raw)
         test = _test_part(y, config.test_fraction, rng)
+        _refuse_few(~test)
+        notes = _rare_classes(target, y[~test])
     else:
         numbers = _numbers(raw)
         test = _test_part(np.zeros(len(numbers), dtype=np.int64), config.test_fraction, rng)
+        _refuse_few(~test)
+        notes = []
         target, y = _scaled(raw, numbers, ~test, standardize)
     spec, x = _encode(raw, ~test, standardize)
-    return Dataset(spec, target, x, y, test, raw.fingerprint, raw.notes)
+    return Dataset(spec, target, x, y, test, raw.fingerprint, (*raw.notes, *notes, *_copies(x, y)))
+
+
+def _refuse_few(train: NDArray[np.bool_]) -> None:
+    if train.sum() < _LEAST_TRAINING_ROWS:
+        raise DataError(
+            "The test part leaves too few rows to learn from; lower test_fraction, or collect more rows.",
+            field="data.test_fraction",
+            expected=f"at least {_LEAST_TRAINING_ROWS} training rows",
+            got=str(train.sum()),
+        )
+
+
+def _rare_classes(target: ClassificationTarget, y: NDArray[np.int64]) -> list[str]:
+    """A note where training rows y (n,) of a class are few. Raises DataError where a class has none."""
+    counts = np.bincount(y, minlength=len(target.classes))
+    if not counts.all():
+        raise DataError(
+            f"The test part holds every row of the class {target.classes[counts.argmin()]!r}; lower test_fraction, or "
+            "join rare classes.",
+            field=target.name,
+            expected="at least one training row a class",
+            got="0",
+        )
+    few = [f"{name!r} ({n})" for name, n in zip(target.classes, counts, strict=True) if n < _FEW_ROWS]
+    if not few:
+        return []
+    shown = ", ".join(few[:10]) + (", ..." if len(few) > 10 else "")
+    return [
+        f"Classes with fewer than {_FEW_ROWS} training rows: {shown}. Prediction sets hold the true class as often as "
+        "promised over all rows, which says little of rows of these classes."
+    ]
+
+
+def _copies(x: NDArray[np.float32], y: Array) -> list[str]:
+    """A note where many rows are copies: equal inputs x (n, ...) whose targets y (n,) are equal too, each time.
+
+    Rows of a few discrete columns are often equal by chance. Their targets then differ here and there, and they do not
+    count. Copies are not kept in one fold: where new rows are copies as often, folds at random are what is right.
+    """
+    # Sorting the rows themselves would take as much room again as all of them.
+    _, group, size = np.unique([hash(row.tobytes()) for row in x], return_inverse=True, return_counts=True)
+    low, high = np.full(len(size), y.max()), np.full(len(size), y.min())
+    np.minimum.at(low, group, y)
+    np.maximum.at(high, group, y)
+    surplus = int((size - 1)[low == high].sum())
+    if surplus <= _MANY_COPIES * len(x):
+        return []
+    return [
+        f"{surplus} of {len(x)} rows are copies of others, target included. Networks are judged on rows whose copies "
+        "they have seen: what is promised holds for new rows that are copies as often, and is too good for others. "
+        "Remove the copies unless new rows will be such."
+    ]
 
 
 def _refuse_overflow(raw: RawData) -> None:
@@ -124,7 +184,8 @@ def _scaled(
     mean, scale = float(y[train].mean()), float(y[train].std())
     if _constant(mean, scale):
         raise DataError(
-            f"The target {raw.target!r} is the same in every row; there is nothing to learn.", field=raw.target
+            f"The target {raw.target!r} is the same in every training row; there is nothing to learn. Name another.",
+            field=raw.target,
         )
     if not standardize:
         mean, scale = 0.0, 1.0
@@ -150,7 +211,10 @@ def _classes(raw: RawData) -> tuple[ClassificationTarget, NDArray[np.int64]]:
         y = y.astype(np.int64)
     values, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
     if len(values) < 2:
-        raise DataError(f"The target {raw.target!r} has only one class; there is nothing to learn.", field=raw.target)
+        raise DataError(
+            f"The target {raw.target!r} has only one class; there is nothing to learn. Name another.",
+            field=raw.target,
+        )
     names: list[int | str] = [v if isinstance(v, str) else int(v) for v in values]
     if counts.min() < 2 or len(values) > max(2, len(y) // 5):
         raise DataError(

@@ -228,7 +228,7 @@ def _category(value: Any) -> str:
 def _checked_target(series: pd.Series, name: str) -> Array:
     if len(series) < MIN_ROWS:
         raise DataError(
-            "There are too few rows to learn from.",
+            "There are too few rows to learn from; collect more of them.",
             field="--data",
             expected=f"at least {MIN_ROWS}",
             got=str(len(series)),

@@ -89,7 +89,7 @@ class Feedback:
         if self._shared is not None:
             told = self._shared.tell(model.bundle.digest, labelled, request_id, prediction.token)
         if request_id is not None:
-            mine = self._remembered.forget(request_id)
+            mine = self._remembered.forget(request_id, prediction.token)
             if not (mine if told is None else told):
                 raise _unknown(request_id)
         self._monitor(model).add(labelled)

@@ -77,10 +77,11 @@ class Remembered:
         with self._lock:
             return None if request_id in self._shared else self._kept.get(request_id)
 
-    def forget(self, request_id: str) -> bool:
-        """Forgets a prediction; whether it was there."""
+    def forget(self, request_id: str, token: bytes) -> bool:
+        """Forgets the prediction of this token, and not a later one of the same id; whether it was there."""
         with self._lock:
-            return self._drop(request_id)
+            found = self._kept.get(request_id)
+            return found is not None and found.token == token and self._drop(request_id)
 
     def _drop(self, request_id: str) -> bool:
         found = self._kept.pop(request_id, None)

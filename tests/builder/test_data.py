@@ -51,8 +51,8 @@ def test_a_bool_target_can_be_regressed() -> None:
     ("task", "values", "message"),
     [
         ("regression", ["a", "b"] * 20, "use --task classification"),
-        ("regression", [2.5] * 40, "same in every row"),
-        ("regression", [1e17] * 40, "same in every row"),
+        ("regression", [2.5] * 40, "same in every training row"),
+        ("regression", [1e17] * 40, "same in every training row"),
         ("regression", [np.inf, *range(39)], "missing or infinite"),
         ("regression", [1e300, *range(39)], "too large"),
         ("regression", [None] * 25 + [1.0] * 15, "--target"),
@@ -68,6 +68,26 @@ def test_targets_that_do_not_fit_the_task(task: str, values: list[Any], message:
     with pytest.raises(DataError, match=message) as caught:
         prepare(from_frame(table, config), config, True, 0)
     assert caught.value.field == "y"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"), [(["a", "b"] * 10, "too few rows"), (["a"] * 2 + ["b"] * 58, "every row of the class 'a'")]
+)
+def test_a_test_part_that_leaves_too_little_is_refused(kinds: list[str], message: str) -> None:
+    config = options("classification", test_fraction=0.75)
+    table = frame(rows=len(kinds))
+    table["y"] = kinds
+    with pytest.raises(DataError, match=f"{message}.*lower test_fraction"):
+        prepare(from_frame(table, config), config, True, 0)
+
+
+def test_rows_that_are_equal_by_chance_are_no_copies() -> None:
+    rng = np.random.default_rng(0)
+    colours = pd.DataFrame({"a": rng.choice(["red", "blue"], 80), "y": rng.integers(0, 3, 80)})
+    copies = pd.concat([frame(rows=30)] * 2, ignore_index=True)
+    chance, copied = (prepare(from_frame(t, options()), options(), True, 0).notes for t in (colours, copies))
+    assert chance == ()
+    assert len(copied) == 1 and copied[0].startswith("30 of 60 rows are copies")
 
 
 def test_an_unknown_target_lists_the_columns() -> None:

@@ -154,7 +154,18 @@ def test_what_does_not_fit_is_not_kept() -> None:
     kept.put("again", Prediction("m@1", np.ones(1), None))
     found = kept.get("again")
     assert found is not None and found.mean[0] == 1
-    assert kept.forget("again") and not kept.forget("again")
+    assert kept.forget("again", found.token) and not kept.forget("again", found.token)
+
+
+def test_targets_of_a_prediction_do_not_use_up_a_later_one_of_its_id() -> None:
+    kept = Remembered(10_000)
+    first, later = (Prediction("m@1", np.full(1, value), None) for value in (0.0, 1.0))
+    kept.put("same", first)
+    assert kept.forget("same", first.token)
+    kept.put("same", later)
+    # As a second telling of the first would, that was under way when the later one was made.
+    assert not kept.forget("same", first.token)
+    assert kept.get("same") is later
 
 
 @pytest.mark.parametrize(
