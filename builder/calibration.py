@@ -1,9 +1,9 @@
 """A first calibration: everything that is chosen on out-of-fold predictions.
 
 Each row is predicted by the anchors whose fold it belongs to, which have not seen it. On these predictions of all
-training rows the part of the trajectories that is used (their reach), the noise or temperature, the scores behind the
-intervals and the OOD threshold are chosen: a small validation part would decide badly (a handful of points picks a
-noise level that the next data punish).
+training rows the part of the trajectories that is used (their reach), the noise or temperature and the scores behind
+the intervals are chosen: a small validation part would decide badly (a handful of points picks a noise level that the
+next data punish).
 
 Lengths: A anchors, N trajectories, T steps, n rows, m held-out rows of one anchor, S samples, O outputs.
 """
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from builder.config import CalibrationConfig
 from builder.decoder import growth_of, scale_at
 from builder.fiber import Fibers
 from builder.network import FunctionalNetwork
@@ -26,7 +25,6 @@ from builder.out_of_fold import (
     OutOfFold,
     disagreement,
     gather,
-    mean_of,
     moments,
     moments_of,
     moments_within,
@@ -34,13 +32,13 @@ from builder.out_of_fold import (
     who_disagree,
 )
 from builder.predictive import conformal_quantile, mixture_probabilities, rows_at_once, sample_outputs
-from model_store.manifest import LatentPlan, OodDetector
+from model_store.manifest import LatentPlan
 from model_store.plan import draw_latents
 
 _NLL_LOSS = 0.001, 0.012
 _SAMPLES_PER_ANCHOR = 64
 _SPREAD_FROM = 3
-"""The node from which on samples show where anchors differ and what is unfamiliar."""
+"""The node from which on samples show where anchors differ."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,16 @@ class Reach:
     """The part of the trajectories in use.
 
     Attributes:
-        node: last node of the predictive plan; 0 means that the anchors alone predict best.
-        wide: last node of the OOD plan: the same, but for a reach too short to show any spread.
+        node: last node whose predictions are as good as the best; 0 means that the anchors alone predict best.
+        used: last node that samples are drawn up to: the same, but at least the first. It lies so near the anchors that
+            predictions hardly change, and how samples differ there still tells familiar rows from others.
+        shown: last node up to which samples show where anchors differ, whether they are drawn or not.
         out_of_fold: NLL with the trajectories up to each node, in the target's standardised units.
     """
 
     node: int
-    wide: int
+    used: int
+    shown: int
     out_of_fold: list[float]
 
 
@@ -85,7 +86,7 @@ def choose_reach(network: FunctionalNetwork, fibers: Fibers, x: Tensor, y: Tenso
         else:
             found.append(gather(used, unseen, y[rows]).fit(log_weight)[1])
     node = _furthest_as_good_as_best(torch.stack(found))
-    return Reach(node=node, wide=wide(node), out_of_fold=[float(r.mean()) for r in found])
+    return Reach(node=node, used=max(node, 1), shown=wide(node), out_of_fold=[float(r.mean()) for r in found])
 
 
 def _furthest_as_good_as_best(nll: Tensor) -> int:
@@ -119,7 +120,6 @@ class Calibrated:
         spread: noise standard deviation (standardised target units), or the temperature.
         map_spread: the same for the anchors without fibers.
         conformity_scores: (n,) sorted scores behind the intervals or prediction sets.
-        detector: the OOD detector; ood_scores: (n,) its sorted scores of unseen rows.
         points: rows behind all of it.
         nll: out-of-fold NLL of the posterior; map_nll: of the anchors alone, calibrated alike.
         coverage: out-of-fold share of rows in the 90 % interval (regression).
@@ -128,8 +128,6 @@ class Calibrated:
     spread: float
     map_spread: float
     conformity_scores: Tensor
-    detector: OodDetector
-    ood_scores: Tensor
     points: int
     nll: float
     map_nll: float
@@ -179,20 +177,27 @@ class SampledPosterior:
         return self.nodes[anchor, 0, 0] + scale_at(drawn[:, -1:], growth_of(unit)) * drawn[:, :-1], anchor
 
 
+Posterior = DecodedPosterior | SampledPosterior
+
+
 def calibrate(
-    posterior: DecodedPosterior | SampledPosterior,
+    posterior: Posterior,
     anchors: Tensor,
-    plans: dict[str, LatentPlan],
+    plan: LatentPlan,
     x: Tensor,
     y: Tensor,
     member: Tensor,
-    config: CalibrationConfig,
+    wider: Posterior | None = None,
 ) -> Calibrated:
-    """Calibrates the posterior around cross-fitted anchors on the rows that these did not see."""
+    """Calibrates the posterior around cross-fitted anchors on the rows that these did not see.
+
+    Args:
+        wider: samples that go far enough to show where anchors differ, if those of the posterior do not.
+    """
     regression = y.is_floating_point()
     rows = (~member).any(0).nonzero().squeeze(1)
     unseen, target = ~member[:, rows], y[rows]
-    drawn, wide = (_weights_of_anchors(posterior, plans[name]) for name in ("predict", "ood"))
+    drawn = weights_of_anchors(posterior, plan, _SAMPLES_PER_ANCHOR)
 
     judged = rows_to_judge(member[:, rows])
     at = unseen[:, judged]
@@ -203,53 +208,44 @@ def calibrate(
     coverage = math.nan
     if regression:
         asked = unseen | who_disagree(unseen)
-        within, means = _of_anchors(
+        within, means = of_anchors(
             posterior.network,
             drawn,
             x[rows],
             asked,
             lambda f: torch.stack(torch.var_mean(f[..., 0], 0, unbiased=False)),
         ).unbind(1)
-        apart = _of_anchors(posterior.network, wide, x[rows], unseen, lambda f: f[..., 0].var(0, unbiased=True))
+        apart = None
+        if wider is not None:
+            further = weights_of_anchors(wider, plan, _SAMPLES_PER_ANCHOR)
+            apart = of_anchors(wider.network, further, x[rows], unseen, lambda f: f[..., 0].var(0, unbiased=True))
         found = moments(means, within, unseen, target, disagreement(means, unseen), wider=apart)
         spread, rows_nll = found.fit()
         scores = found.scores(spread)
         coverage = float((scores <= conformal_quantile(scores, 0.9)).float().mean())
-        ood = (mean_of(apart, unseen) / spread).clamp(min=1e-12).log()
         spread, map_spread = math.sqrt(spread), math.sqrt(map_spread)
     else:
         own = [sample_outputs(posterior.network, w, x[rows[judged[u]]]) for w, u in zip(drawn, at, strict=True)]
         spread, rows_nll = gather(own, at, target[judged]).fit()
         # Averaged over the one or two anchors that did not see a row.
         p = sum(
-            _of_anchors(posterior.network, [w], x[rows], u[None], lambda f: mixture_probabilities(f, spread).T)[0]
+            of_anchors(posterior.network, [w], x[rows], u[None], lambda f: mixture_probabilities(f, spread).T)[0]
             for w, u in zip(drawn, unseen, strict=True)
         )
         true = (p / unseen.sum(0)).gather(0, target[None]).squeeze(0)
         scores = (1 - true).double().clamp(0, 1).sort().values
-        information = _of_anchors(posterior.network, wide, x[rows], unseen, lambda f: mutual_information(f, spread))
-        ood = mean_of(information, unseen)
     nll, map_nll = float(rows_nll.mean()), float(map_rows.mean())
-    ordered = ood.double().sort().values
-    index = min(len(ordered), math.ceil((len(ordered) + 1) * (1 - config.false_alarm_rate)))
-    detector = OodDetector(
-        score="epistemic_to_noise" if regression else "mutual_information",
-        plan="ood",
-        threshold=float(ordered[index - 1]),
-        false_alarm_rate=config.false_alarm_rate,
-        points=len(ordered),
-    )
-    return Calibrated(spread, map_spread, scores, detector, ordered, len(target), nll, map_nll, coverage)
+    return Calibrated(spread, map_spread, scores, len(target), nll, map_nll, coverage)
 
 
-def _weights_of_anchors(posterior: DecodedPosterior | SampledPosterior, plan: LatentPlan) -> list[Tensor]:
-    """Samples (S_a, P) of every anchor."""
+def weights_of_anchors(posterior: Posterior, plan: LatentPlan, samples: int) -> list[Tensor]:
+    """So many samples (S_a, P) of every anchor."""
     count = len(posterior.nodes)
-    weights, anchor = posterior.draw(plan, _SAMPLES_PER_ANCHOR * count, seed=1)
+    weights, anchor = posterior.draw(plan, samples * count, seed=1)
     return [weights[anchor == a] for a in range(count)]
 
 
-def _of_anchors(
+def of_anchors(
     network: FunctionalNetwork, weights: list[Tensor], x: Tensor, asked: Tensor, figure: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """A figure (..., m) of the outputs (S_a, m, O) of each anchor's samples on the rows x where `asked` (A, m); zero on
@@ -265,12 +261,3 @@ def _of_anchors(
         whole[..., here] = values
         found.append(whole)
     return torch.stack(found)
-
-
-def mutual_information(logits: Tensor, temperature: float) -> Tensor:
-    """Mutual information (B,) of label and weights, in nats, from logits (S, B, C)."""
-    p = (logits / temperature).softmax(-1)
-    mean = p.mean(0)
-    total = -torch.xlogy(mean, mean).sum(-1)
-    expected = -torch.xlogy(p, p).sum(-1).mean(0)
-    return (total - expected).clamp(min=0)

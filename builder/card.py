@@ -12,6 +12,7 @@ from typing import Any, Final
 from model_store.manifest import (
     CategoricalColumn,
     ClassificationTarget,
+    DetectorName,
     Manifest,
     NumericColumn,
     RegressionCalibration,
@@ -49,6 +50,12 @@ _PICTURES: Final = {
     "rows whose columns were shuffled independently, or whose numbers were shifted by three standard deviations",
     "fibers.png": "Loss along the fibers, and the out-of-fold NLL by which their reach was chosen",
     "latent.png": "The latent space: one curve a trajectory",
+}
+_DETECTORS: Final[dict[DetectorName, str]] = {
+    "epistemic_to_noise": "logarithm of epistemic over aleatoric variance, within the samples of one anchor",
+    "mutual_information": "logarithm of the mutual information of label and weights, within the samples of one anchor",
+    "nearest_rows": "logarithm of the mean squared distance from the five nearest of the training rows that are kept",
+    "mahalanobis": "logarithm of the squared Mahalanobis distance from the middle of the training rows",
 }
 _SHOWN_CATEGORIES: Final = 30
 _SHOWN_VALUES: Final = 64
@@ -153,7 +160,8 @@ def _request(m: Manifest) -> str:
         options += ", `level` (of the interval), `quantiles` (such as `[0.05, 0.5, 0.95]`)"
     else:
         options += ", `level` (of the prediction set)"
-    options += ', `return` (`["samples"]` adds what every posterior sample says)'
+    options += ', `return` (`["samples"]` adds what every posterior sample says), `ood` (`true` adds how unfamiliar '
+    options += "the rows are)"
     return (
         f"## How to ask\n\nOn the machine of `fiberwalk serve`, with {about}:\n\n```sh\n{command}\n```\n\n"
         f"`inputs` may hold many rows, each an array{_order(m)}. Optional: {options}. The same "
@@ -189,9 +197,16 @@ def _answer(m: Manifest) -> str:
             ["`draws`", "on demand, the probabilities that each posterior sample predicts"],
         ]
     rows += [
-        ["`score`, `threshold`, `flag`", "from `/ood`: how unfamiliar a row is, the limit, and whether it lies beyond"],
+        ["`ood`", "on demand, what `/ood` says of the rows: the fields that follow"],
+        ["`score`, `flag`", "from `/ood`: how unfamiliar a row is, and whether it is flagged"],
         ["`p_value`", "from `/ood`: how likely a familiar row is to score as high"],
         ["`false_alarm_rate`", "from `/ood`: the share of familiar rows that are flagged"],
+        ["`detectors`", "from `/ood`: score and p-value by each detector alone"],
+        [
+            "`columns`",
+            "from `/ood`, for tables: the columns furthest from what the row's other columns suggest, and by how many "
+            "standard deviations",
+        ],
         ["`calibration`", "how many rows stand behind level or rate, how far they go, and a warning beyond that"],
         ["`model`, `version`, `samples`, `seed`, `level`", "what answered and how it was asked, to repeat it"],
     ]
@@ -215,7 +230,7 @@ def _figures(m: Manifest) -> str:
 
 
 def _calibrated(m: Manifest) -> str:
-    c, plan = m.calibration, m.latent.plans[m.ood.plan]
+    c = m.calibration
     if isinstance(c, RegressionCalibration):
         unit = f" {escape(_unit(m) or '')}".rstrip()
         first = (
@@ -228,14 +243,29 @@ def _calibrated(m: Manifest) -> str:
             f"- Temperature: {_number(c.temperature)} divides every sample's logits. It and the conformal prediction "
             f"sets come from {c.points:,} rows, each predicted by an anchor that was not trained on it."
         )
-    score = {
-        "epistemic_to_noise": "the logarithm of epistemic over aleatoric variance",
-        "mutual_information": "the mutual information of label and weights, in nats,",
-    }[m.ood.score]
+    detectors = "\n".join(f"  - `{name}`: {_DETECTORS[name]}." for name in m.ood.detectors)
     return (
-        f"## Calibration and unfamiliar rows\n\n{first}\n- OOD detector: `/ood` flags a row when {score} exceeds "
-        f"{_number(m.ood.threshold)}. The threshold was set on {m.ood.points:,} rows so that about "
-        f"{100 * m.ood.false_alarm_rate:.3g}% of familiar ones are flagged; it draws {plan.samples} samples by default."
+        f"## Calibration and unfamiliar rows\n\n{first}\n- OOD detection: every detector gives the share of "
+        f"{m.ood.points:,} training rows, unseen by what judged them, that look as unfamiliar as a row does. The score "
+        "is the mean of -log of these shares, held against that of the same rows: a row is flagged where so high a "
+        f"score is rarer than the false alarm rate, {100 * m.ood.false_alarm_rate:.3g}% unless asked otherwise."
+        f"{_too_few(m)} The detectors, larger where a row is less familiar:\n{detectors}"
+    ) + _reference_rows(m)
+
+
+def _too_few(m: Manifest) -> str:
+    lowest = 1 / (m.ood.points + 1)
+    if m.ood.false_alarm_rate >= lowest:
+        return ""
+    return f" So few rows vouch for rates of {100 * lowest:.3g}% and more only: none is flagged unless such a one is asked."
+
+
+def _reference_rows(m: Manifest) -> str:
+    if "nearest_rows" not in m.ood.detectors:
+        return ""
+    return (
+        "\n- The bundle holds encoded training rows, for `nearest_rows`; `calibration.reference_rows = 0` builds one "
+        "without."
     )
 
 
@@ -295,8 +325,6 @@ def _limits(m: Manifest) -> str:
         lines.append("Categories that were not in the data are refused, not guessed.")
     if m.network.fixed_weights:
         lines.append(f"{m.network.fixed_weights:,} weights are fixed, and their uncertainty is not in the error bars.")
-    if m.latent.plans["predict"].stop == 0:
-        lines.append("Predictions draw from the anchors alone: here no part of the fibers predicted better.")
     return "## What the error bars do not cover\n\n" + "\n".join(f"- {line}" for line in lines)
 
 

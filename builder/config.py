@@ -149,7 +149,10 @@ class CalibrationConfig(_Config):
             description="posterior samples of a request that names none; default: 32, or up to 256 where few cost NLL",
         ),
     ] = None
-    ood_samples: Annotated[int, Field(ge=2, description="posterior samples the OOD detector draws by default")] = 128
+    reference_rows: Annotated[
+        int,
+        Field(ge=0, description="most training rows kept in the bundle, for the OOD detector nearest_rows; 0: none"),
+    ] = 1024
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1, description="share of familiar rows that /ood may flag")] = (
         0.01
     )

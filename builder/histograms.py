@@ -17,12 +17,12 @@ _BINS: Final = 40
 _COLORS: Final = (ORANGE, RED)
 
 
-def unfamiliar(scores: Array, threshold: float, rate: float, others: Mapping[str, Array]) -> bytes | None:
+def unfamiliar(scores: Array, threshold: float | None, rate: float, others: Mapping[str, Array]) -> bytes | None:
     """OOD scores of rows that were not seen beside those of stand-ins, and the ROC of telling one from the other.
 
     Args:
         scores: (n,) of unseen rows.
-        threshold: above which a row is flagged by default, at the false alarm rate `rate`.
+        threshold: above which a row is flagged by default, at the false alarm rate `rate`; None where none is.
         others: (m,) scores of stand-ins for unfamiliar rows, by kind.
 
     Returns:
@@ -43,9 +43,9 @@ def unfamiliar(scores: Array, threshold: float, rate: float, others: Mapping[str
             weights = np.full(len(values), 1 / len(values))
             label = f"{kind} ({len(values):,})"
             left.hist(values, edges, weights=weights, histtype="step", lw=1.6, color=color, label=label)
-        left.axvline(
-            threshold, color=INK, lw=1.4, ls="--", label=f"default threshold ({rate:.3g} false alarms)", zorder=1
-        )
+        if threshold is not None:
+            label = f"default threshold ({rate:.3g} false alarms)"
+            left.axvline(threshold, color=INK, lw=1.4, ls="--", label=label, zorder=1)
         left.set(xlabel="OOD score", ylabel="share of rows")
         left.set_title("How unfamiliar rows look")
         left.margins(y=0.3)  # for the legend

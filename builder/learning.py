@@ -18,13 +18,14 @@ from builder.calibration import DecodedPosterior, SampledPosterior, calibrate, c
 from builder.config import BuildConfig, FiberConfig
 from builder.data import Dataset
 from builder.decoder import WeightDecoder
+from builder.detection import fit_detectors
 from builder.distributed import first, from_first, go_on_alone
 from builder.fiber import Fibers, walk_fibers, work_of
 from builder.likelihood import Likelihood, likelihood_of
 from builder.map import Anchors, given_anchor, refit_anchors, train_anchors
 from builder.metric import PredictiveMetric
 from builder.network import FunctionalNetwork, NetworkFactory
-from builder.plans import make_plans, with_enough_samples
+from builder.plans import make_plan, with_enough_samples
 from builder.preparation import assign_members, choose_device, make_module
 from builder.progress import StageBars, StepReport
 from builder.runtime import limit_memory
@@ -99,7 +100,7 @@ def learn(
 
     served, fibers, evaluations = own, cross_fitted, anchors.gradient_evaluations
     if refit:
-        key = make_key(key, reach.wide)
+        key = make_key(key, reach.used)
         with bars.stage("MAP, all rows") as report, clock("map"):
             whole = _trained(
                 work,
@@ -112,13 +113,13 @@ def learn(
         served = _Start.of(config, module, full, whole, torch.ones_like(member), y, dataset.outputs)
         with bars.stage("Fibers, all rows") as report, clock("fiber"):
             fibers = _walked(
-                work, "refit_fiber", key, device, lambda: served.walk(x, y, fiber, config.seed, report, reach.wide)
+                work, "refit_fiber", key, device, lambda: served.walk(x, y, fiber, config.seed, report, reach.used)
             )
     go_on_alone()
     assert cross_fitted is not None and fibers is not None
-    used = slice(0, reach.wide + 1)
+    used = slice(0, reach.used + 1)
 
-    key = make_key(key, config.autoencoder.model_dump(), reach.wide)
+    key = make_key(key, config.autoencoder.model_dump(), reach.used)
     with bars.stage("Autoencoder") as report, clock("autoencoder"):
         latent = _resume_latent(work, key, device)
         if latent is None:
@@ -130,18 +131,15 @@ def learn(
             )
             _keep_latent(work, key, latent)
 
-    plans = make_plans(config.calibration, fibers, reach)
+    plan = make_plan(config.calibration, fibers, reach)
     posterior = DecodedPosterior(served.network, latent.decoder, latent.nodes.cpu().numpy())
     with bars.stage("Calibration"), clock("calibration"):
-        judged: DecodedPosterior | SampledPosterior = posterior
-        if refit:
-            nodes = cross_fitted.nodes[used].permute(1, 2, 0, 3)
-            judged = SampledPosterior(own.network, nodes, cross_fitted.scales[used])
-        calibrated = calibrate(judged, own.anchors, plans, x, y, member, config.calibration)
+        judged = _sampled(own.network, cross_fitted, reach.used) if refit else posterior
+        wider = _sampled(own.network, cross_fitted, reach.shown) if reach.shown > reach.used else None
+        calibrated = calibrate(judged, own.anchors, plan, x, y, member, wider)
         if config.calibration.samples is None:
-            plans["predict"] = with_enough_samples(
-                plans["predict"], posterior, x, calibrated.spread, y.is_floating_point()
-            )
+            plan = with_enough_samples(plan, posterior, x, calibrated.spread, y.is_floating_point())
+        detection = fit_detectors(judged, plan, calibrated.spread, x, y, member, dataset.inputs, config.calibration)
     return Trained(
         config,
         dataset,
@@ -155,9 +153,10 @@ def learn(
         fibers,
         reach,
         latent,
-        plans,
+        {plan.name: plan},
         posterior,
         calibrated,
+        detection,
         evaluations,
     )
 
@@ -211,6 +210,11 @@ class Clock:
     def __exit__(self, *_: object) -> None:
         taken = time.perf_counter() - self._start
         self._seconds[self._stage] = round(self._seconds.get(self._stage, 0.0) + taken, 3)
+
+
+def _sampled(network: FunctionalNetwork, fibers: Fibers, last: int) -> SampledPosterior:
+    """The posterior of the fibers themselves, up to a node."""
+    return SampledPosterior(network, fibers.nodes[: last + 1].permute(1, 2, 0, 3), fibers.scales[: last + 1])
 
 
 def _posterior_network(

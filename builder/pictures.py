@@ -264,7 +264,8 @@ def latent(nodes: Array, used: float) -> bytes | None:
             axes.plot(*ends.T, color=colors[a], ls="", marker="o", ms=5, mec="white", mew=0.7)
         axes.plot(*paths[finite][0, 0], color=INK, marker="*", ms=13, mec="white", ls="", label="anchor (MAP)")
         axes.plot([], [], color=GREY, lw=1.8, marker="o", ms=5, mec="white", label="part that predictions draw from")
-        axes.plot([], [], color=GREY, lw=1, alpha=0.5, label="beyond it, for the OOD detector")
+        if used < 1:
+            axes.plot([], [], color=GREY, lw=1, alpha=0.5, label="beyond it")
         axes.set(xlabel=f"main axis 1 ({share[0]:.0%} of the variance)", ylabel=f"main axis 2 ({share[1]:.0%})")
         axes.set_aspect("equal", adjustable="datalim")
         axes.set_title("Latent space" + _of(shown * anchors, trajectories * anchors, "trajectories"))

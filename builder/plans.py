@@ -16,7 +16,6 @@ from builder.fiber import Fibers
 from builder.predictive import mixture_probabilities, sample_outputs
 from model_store.manifest import LatentPlan
 
-_OOD_START: Final = 2 / 3
 _FEWEST: Final = 32
 _MOST: Final = 256
 _REFERENCE: Final = 1024
@@ -27,24 +26,9 @@ _MOST_WEIGHTS: Final = 2**21
 _ROWS: Final = 512
 
 
-def make_plans(config: CalibrationConfig, fibers: Fibers, reach: Reach) -> dict[str, LatentPlan]:
-    """The plan for predicting, up to the chosen reach, and the one for OOD: its outer part, where samples differ."""
-    last = reach.node / reach.wide
-    return {
-        "predict": LatentPlan(
-            name="predict",
-            samples=config.samples or _FEWEST,
-            stop=last,
-            drift_scale=float(fibers.scales[reach.node]),
-        ),
-        "ood": LatentPlan(
-            name="ood",
-            samples=config.ood_samples,
-            start=_OOD_START * (last or 1.0),
-            stop=1.0,
-            drift_scale=float(fibers.scales[reach.wide]),
-        ),
-    }
+def make_plan(config: CalibrationConfig, fibers: Fibers, reach: Reach) -> LatentPlan:
+    """The plan that predictions and the OOD detectors draw from: all of the fibers that is in use."""
+    return LatentPlan(name="predict", samples=config.samples or _FEWEST, drift_scale=float(fibers.scales[reach.used]))
 
 
 def with_enough_samples(

@@ -60,7 +60,7 @@ def publish(trained: Trained, metrics: list[Metrics], warnings: list[str], secon
         files[TRUNK_FILE] = exported.trunk
     arrays: dict[str, NDArray[Any]] = {"nodes": np.ascontiguousarray(trained.posterior.nodes)}
     scores = trained.calibrated.conformity_scores.cpu().numpy()
-    arrays |= {"conformity_scores": scores, "ood_scores": trained.calibrated.ood_scores.cpu().numpy()}
+    arrays |= {"conformity_scores": scores, **trained.detection.arrays}
     files[ARRAYS_FILE] = save_arrays(arrays)
     manifest = _manifest(trained, exported.spec, metrics, warnings, seconds)
     data = _report_data(trained, manifest, scores)
@@ -98,7 +98,7 @@ def _manifest(
             plans=trained.plans,
         ),
         calibration=calibration,
-        ood=calibrated.detector,
+        ood=trained.detection.described,
         metrics=metrics,
         build=BuildInfo(
             created=datetime.now(UTC),
@@ -134,7 +134,7 @@ def _report_data(trained: Trained, manifest: Manifest, scores: NDArray[Any]) -> 
         manifest=manifest,
         predictions=predictions,
         test_rows=np.flatnonzero(trained.dataset.test),
-        ood_scores=trained.calibrated.ood_scores.cpu().numpy(),
+        ood_scores=trained.detection.arrays["ood_combined"],
         stand_ins=stand_in_scores(trained),
         conformity_scores=scores,
         fiber_loss=fibers.loss.cpu().numpy(),

@@ -20,6 +20,7 @@ from builder import pictures as draw
 from builder.card import make_card, with_unit
 from builder.evaluation import LEVEL
 from builder.predictive import conformal_quantile
+from model_store.detection import alarm_threshold
 from model_store.manifest import ClassificationTarget, Manifest, RegressionTarget, TableInput, Target
 
 __all__ = ["ReportData", "make_card", "make_pictures"]
@@ -73,9 +74,9 @@ def make_pictures(data: ReportData) -> dict[str, bytes]:
         )
     found["calibration.png"] = _calibration(data)
     found["sharpness.png"] = _sharpness(data)
-    detector = manifest.ood
+    rate = manifest.ood.false_alarm_rate
     found["unfamiliar.png"] = histograms.unfamiliar(
-        data.ood_scores, detector.threshold, detector.false_alarm_rate, data.stand_ins
+        data.ood_scores, alarm_threshold(data.ood_scores, rate), rate, data.stand_ins
     )
     standardized = isinstance(target, RegressionTarget)
     found["fibers.png"] = draw.fibers(

@@ -10,6 +10,7 @@ from builder.autoencoder import LatentModel
 from builder.calibration import Calibrated, DecodedPosterior, Reach
 from builder.config import BuildConfig
 from builder.data import Dataset
+from builder.detection import Detection
 from builder.fiber import Fibers
 from builder.map import Anchors
 from builder.network import FunctionalNetwork
@@ -48,6 +49,7 @@ class Trained:
     plans: dict[str, LatentPlan]
     posterior: DecodedPosterior
     calibrated: Calibrated
+    detection: Detection
     training_gradients: int
 
     @property

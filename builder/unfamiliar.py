@@ -1,6 +1,6 @@
 """Stand-ins for unfamiliar rows, as a build has none: training rows spoilt in ways that anyone would call unfamiliar.
 
-How well the detector tells them from familiar rows says what to expect of it at best: real unfamiliar rows may lie
+How well the detectors tell them from familiar rows says what to expect of them at best: real unfamiliar rows may lie
 nearer. Lengths: n training rows, m stand-ins, S samples, C classes.
 """
 
@@ -11,11 +11,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from builder.calibration import mutual_information
+from builder.detection import doubt, epistemic_score
 from builder.predictive import sample_outputs
 from builder.trained import Trained
+from model_store.detectors import Detectors
 from model_store.manifest import CategoricalColumn, InputSpec, TableInput
 
 _MOST: Final = 1000
@@ -61,19 +61,17 @@ def _columns(inputs: InputSpec, x: NDArray[np.float32]) -> list[tuple[list[int],
 
 def stand_in_scores(trained: Trained) -> dict[str, NDArray[Any]]:
     """The score (m,) that a server gives to each stand-in, by kind."""
-    plan = trained.plans[trained.calibrated.detector.plan]
+    plan = trained.plans["predict"]
     weights, anchor = trained.posterior.draw(plan, plan.samples)
     groups = [anchor == a for a in torch.unique(anchor) if (anchor == a).sum() > 1] or [anchor >= 0]
+    detectors = Detectors(trained.detection.described, trained.dataset.inputs, trained.detection.arrays)
+    spread, regression = trained.calibrated.spread, trained.y.is_floating_point()
     found = {}
     for kind, rows in stand_ins(trained.dataset.inputs, trained.x.cpu().numpy(), trained.config.seed).items():
-        outputs = sample_outputs(trained.network, weights, torch.from_numpy(rows).to(trained.x.device))
-        found[kind] = _scores(outputs, groups, trained).double().cpu().numpy()
+        epistemic = None
+        if detectors.ask_the_network:
+            outputs = sample_outputs(trained.network, weights, torch.from_numpy(rows).to(trained.x.device))
+            within = torch.stack([doubt(outputs[group], spread, regression) for group in groups]).mean(0)
+            epistemic = epistemic_score(within, spread, regression)
+        found[kind] = detectors.judge(rows, epistemic).score
     return found
-
-
-def _scores(outputs: Tensor, groups: list[Tensor], trained: Trained) -> Tensor:
-    spread = trained.calibrated.spread
-    if trained.calibrated.detector.score == "mutual_information":
-        return torch.stack([mutual_information(outputs[group], spread) for group in groups]).mean(0)
-    within = torch.stack([outputs[group, :, 0].var(0, unbiased=True) for group in groups]).mean(0)
-    return (within / spread**2).clamp(min=1e-12).log()

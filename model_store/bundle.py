@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors.numpy import load as load_safetensors
 
+from model_store.encoding import TableEncoder
 from model_store.errors import IncompatibleError, IntegrityError
 from model_store.manifest import (
     ARRAYS_FILE,
@@ -24,6 +25,7 @@ from model_store.manifest import (
     TRUNK_FILE,
     FileEntry,
     Manifest,
+    TableInput,
 )
 from model_store.onnx_guard import refuse_external_data
 
@@ -126,11 +128,17 @@ class Bundle:
             raise IntegrityError(f"{self}: the latent nodes do not fit the manifest; publish the bundle again.")
         if not np.isfinite(nodes).all():
             raise IntegrityError(f"{self}: the latent nodes hold NaN or infinity; build the bundle again.")
-        for name in ("conformity_scores", "ood_scores"):
-            if not _are_scores(arrays.get(name)):
+        ood = self.manifest.ood
+        shapes = {"ood_scores": (len(ood.detectors), ood.points), "ood_combined": (ood.points,)}
+        for name in ("conformity_scores", *shapes):
+            if not _are_scores(arrays.get(name), shapes.get(name)):
                 raise IntegrityError(
                     f"{self}: the {name} are missing or not sorted, finite float64; build the bundle again."
                 )
+        if not _are_references(arrays, self.manifest):
+            raise IntegrityError(
+                f"{self}: what rows are compared with does not fit the inputs; build the bundle again."
+            )
         return arrays
 
     def verify(self) -> None:
@@ -179,10 +187,34 @@ def _read_regular(path: Path, limit: int) -> tuple[bytes, int]:
         raise IntegrityError(f"{path} cannot be read ({e.strerror}); publish the bundle again.") from e
 
 
-def _are_scores(scores: NDArray[Any] | None) -> bool:
-    if scores is None or scores.dtype != np.float64 or scores.ndim != 1 or scores.size == 0:
+def _are_scores(scores: NDArray[Any] | None, shape: tuple[int, ...] | None) -> bool:
+    """Whether these are scores, sorted along the last axis, of a shape, or else of any number of rows."""
+    if scores is None or scores.dtype != np.float64 or scores.size == 0:
         return False
-    return bool(np.isfinite(scores).all() and (np.diff(scores) >= 0).all())
+    fits = scores.ndim == 1 if shape is None else scores.shape == shape
+    return bool(fits and np.isfinite(scores).all() and (np.diff(scores) >= 0).all())
+
+
+def _are_references(arrays: dict[str, NDArray[Any]], manifest: Manifest) -> bool:
+    """Whether there is all that the detectors of a table's inputs compare rows with."""
+    if not isinstance(manifest.inputs, TableInput):
+        return True
+    width = TableEncoder(manifest.inputs).width
+    wanted: dict[str, tuple[tuple[int, ...], type]] = {}
+    if set(manifest.ood.detectors) & {"nearest_rows", "mahalanobis"}:
+        wanted = {"ood_center": ((width,), np.float64), "ood_scale": ((width,), np.float64)}
+    rows = arrays.get("ood_rows")
+    if "nearest_rows" in manifest.ood.detectors:
+        if rows is None or len(rows) < 2:
+            return False
+        wanted["ood_rows"] = (len(rows), width), np.float32
+    if "mahalanobis" in manifest.ood.detectors:
+        wanted["ood_precision"] = (width, width), np.float64
+    for name, (shape, kind) in wanted.items():
+        found = arrays.get(name)
+        if found is None or found.shape != shape or found.dtype != kind or not np.isfinite(found).all():
+            return False
+    return "ood_scale" not in wanted or bool((arrays["ood_scale"] > 0).all())
 
 
 def _parse_manifest(raw: bytes, path: Path) -> Manifest:

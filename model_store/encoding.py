@@ -18,7 +18,12 @@ Float32 = NDArray[np.float32]
 
 
 class TableEncoder:
-    """Encodes rows of named columns as a (B, width) float32 matrix: z-scores, and one 0/1 column a category."""
+    """Encodes rows of named columns as a (B, width) float32 matrix: z-scores, and one 0/1 column a category.
+
+    Attributes:
+        names: of the columns; groups: the part of the width that each of them takes.
+        numeric: (width,) bool, which encoded columns are numbers.
+    """
 
     def __init__(self, spec: TableInput) -> None:
         self.spec = spec
@@ -30,7 +35,11 @@ class TableEncoder:
             {v: i for i, v in enumerate(c.categories)} if isinstance(c, CategoricalColumn) else None
             for c in spec.columns
         ]
-        self.width = sum(1 if codes is None else len(codes) for codes in self._codes)
+        ends = np.cumsum([1 if codes is None else len(codes) for codes in self._codes]).tolist()
+        self.groups = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        self.width: int = ends[-1]
+        numeric = [np.full(g.stop - g.start, codes is None) for g, codes in zip(self.groups, self._codes, strict=True)]
+        self.numeric: NDArray[np.bool_] = np.concatenate(numeric)
 
     def encode_matrix(self, rows: NDArray[np.float64]) -> Float32:
         """Encodes (B, C) numbers of a table whose columns are all numeric."""

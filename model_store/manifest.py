@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 DECODER_FILE: Final = "decoder.onnx"
 """Inputs `latents` (S, k) float32 and `anchors` (S,) int64; outputs `weights` (S, P) and `coefficients`
@@ -29,8 +29,11 @@ TRUNK_FILE: Final = "trunk.onnx"
 ARRAYS_FILE: Final = "arrays.safetensors"
 """`nodes` (A, N, T+1, k) float32: latents of every trajectory from its anchor (position 0) to its end (1);
 `conformity_scores` (n,) float64 sorted, of out-of-fold predictions: `|y - mean| / std` for regression, one less the
-probability of the true class for classification; `ood_scores` (n,) float64 sorted: the OOD detector's scores of rows
-that the anchors had not seen."""
+probability of the true class for classification; `ood_scores` (D, n) float64, each row sorted: the scores of every
+OOD detector on n training rows that whatever it rests on had not seen; `ood_combined` (n,) float64 sorted: their
+combined scores. Where there are detectors of the inputs: `ood_center` and `ood_scale` (d,) float64, by which encoded
+rows x (d,) become `(x - center) / scale`; for `nearest_rows` `ood_rows` (m, d) float32, training rows so scaled; for
+`mahalanobis` `ood_precision` (d, d) float64."""
 
 CARD_FILE: Final = "card.md"
 
@@ -178,7 +181,7 @@ class LatentPlan(_Schema):
 
 
 class LatentSpace(_Schema):
-    """The latent space of the decoder and the plans that draw from it (at least `predict` and `ood`)."""
+    """The latent space of the decoder and the plans that draw from it (at least `predict`)."""
 
     anchors: Annotated[int, Field(ge=1)]
     trajectories: Annotated[int, Field(ge=1)]
@@ -189,9 +192,8 @@ class LatentSpace(_Schema):
 
     @model_validator(mode="after")
     def _has_plans(self) -> LatentSpace:
-        missing = {"predict", "ood"} - set(self.plans)
-        if missing:
-            raise ValueError(f"latent plans missing: {sorted(missing)}")
+        if "predict" not in self.plans:
+            raise ValueError("the latent plan predict is missing")
         return self
 
 
@@ -214,18 +216,21 @@ class ClassificationCalibration(_Schema):
 Calibration = Annotated[RegressionCalibration | ClassificationCalibration, Field(discriminator="task")]
 
 
-class OodDetector(_Schema):
-    """Flags a row whose `score` exceeds `threshold`, which a share of `false_alarm_rate` of familiar rows do.
+DetectorName = Literal["epistemic_to_noise", "mutual_information", "nearest_rows", "mahalanobis"]
 
-    The score is epistemic, taken within each anchor's samples of the `plan` and averaged over the anchors:
-    `epistemic_to_noise` is log(epistemic variance / aleatoric variance), `mutual_information` is in nats.
+
+class OodDetection(_Schema):
+    """Flags rows that look less familiar than all but a share of `false_alarm_rate` of `points` unseen rows.
+
+    Every detector's score is a logarithm, larger where a row is less familiar. Of the network, within each anchor's
+    samples of the plan `predict` and averaged over the anchors: `epistemic_to_noise` of epistemic over aleatoric
+    variance, `mutual_information` of label and weights in nats. Of the inputs of a table: `nearest_rows` of the mean
+    squared distance from the nearest training rows, `mahalanobis` of the squared Mahalanobis distance.
     """
 
-    score: Literal["epistemic_to_noise", "mutual_information"]
-    plan: str = "ood"
-    threshold: float
+    detectors: Annotated[list[DetectorName], Field(min_length=1), AfterValidator(_distinct)]
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
-    points: Annotated[int, Field(ge=1)]
+    points: Annotated[int, Field(ge=2)]
 
 
 class Metrics(_Schema):
@@ -269,7 +274,7 @@ class Manifest(_Schema):
     network: NetworkSpec
     latent: LatentSpace
     calibration: Calibration
-    ood: OodDetector
+    ood: OodDetection
     metrics: list[Metrics] = []
     build: BuildInfo
     files: dict[str, FileEntry] = {}
@@ -278,8 +283,11 @@ class Manifest(_Schema):
     def _consistent(self) -> Manifest:
         if self.target.task != self.calibration.task:
             raise ValueError("target and calibration disagree on the task")
-        if self.ood.plan not in self.latent.plans:
-            raise ValueError(f"the OOD detector's plan {self.ood.plan!r} is not in the bundle")
+        other = "mutual_information" if self.target.task == "regression" else "epistemic_to_noise"
+        if other in self.ood.detectors:
+            raise ValueError(f"there is no detector {other} for {self.target.task}")
+        if not isinstance(self.inputs, TableInput) and {"nearest_rows", "mahalanobis"} & set(self.ood.detectors):
+            raise ValueError("detectors of the inputs need a table")
         if isinstance(self.target, ClassificationTarget) and self.network.outputs != len(self.target.classes):
             raise ValueError("the network needs one output a class")
         return self

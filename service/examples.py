@@ -7,6 +7,20 @@ from typing import Any, Final
 _ABOUT: Final = {"version": 1, "samples": 32, "seed": 0}
 _PROMISE: Final = {"points": 199, "highest_level": 0.995, "warning": None}
 
+_UNFAMILIAR: Final[dict[str, Any]] = {
+    "false_alarm_rate": 0.01,
+    "calibration": {"points": 199, "lowest_false_alarm_rate": 0.005, "warning": None},
+    "score": [0.51, 9.1],
+    "p_value": [0.77, 0.005],
+    "flag": [False, True],
+    "detectors": {
+        "epistemic_to_noise": {"score": [-2.1, 3.4], "p_value": [0.85, 0.005]},
+        "nearest_rows": {"score": [-8.2, 4.6], "p_value": [0.4, 0.005]},
+        "mahalanobis": {"score": [-1.6, 4.9], "p_value": [0.64, 0.005]},
+    },
+    "columns": [[{"column": "x", "deviation": -0.45}], [{"column": "x", "deviation": 11.6}]],
+}
+
 PREDICT: Final[dict[str, Any]] = {
     "rows in column order": {"value": {"model": "snelson", "inputs": [[2.5], [9.0]]}},
     "rows by column name": {"value": {"model": "snelson@1", "inputs": [{"x": 2.5}, {"x": 9.0}], "level": 0.95}},
@@ -19,6 +33,8 @@ PREDICT: Final[dict[str, Any]] = {
             "level": 0.8,
             "quantiles": [0.05, 0.5, 0.95],
             "return": ["samples"],
+            "ood": True,
+            "false_alarm_rate": 0.05,
         }
     },
 }
@@ -57,20 +73,7 @@ PREDICTED: Final[dict[str, Any]] = {
 
 OOD: Final[dict[str, Any]] = {"two rows": {"value": {"model": "snelson", "inputs": [[2.5], [30.0]]}}}
 
-SCORED: Final[dict[str, Any]] = {
-    "the second row is far out": {
-        "value": {
-            "model": "snelson",
-            **_ABOUT,
-            "false_alarm_rate": 0.01,
-            "calibration": {"points": 199, "lowest_false_alarm_rate": 0.005, "warning": None},
-            "score": [-2.1, 3.4],
-            "p_value": [0.85, 0.005],
-            "threshold": [0.4, 0.4],
-            "flag": [False, True],
-        }
-    }
-}
+SCORED: Final[dict[str, Any]] = {"the second row is far out": {"value": {"model": "snelson", **_ABOUT, **_UNFAMILIAR}}}
 
 FEEDBACK: Final[dict[str, Any]] = {
     "by the id of the prediction": {

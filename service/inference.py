@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from model_store.detectors import Unfamiliarity
 from model_store.errors import InputError
-from model_store.manifest import ClassificationTarget
+from model_store.manifest import ClassificationTarget, TableInput
 from service.feedback import Feedback, prediction_of
 from service.inputs import refuse
 from service.metrics import ServiceMetrics
 from service.model import Columns, ServedModel
-from service.models import Models, default_samples, sample_limit
+from service.models import PLAN, Models, default_samples, sample_limit
 from service.predictive import highest_level
 from service.protocol import InferenceRequest, parse, parse_feedback, to_json
 from service.settings import Settings
 from service.weights import WeightSource
+
+Float64 = NDArray[np.float64]
 
 
 class Inference:
@@ -37,7 +41,7 @@ class Inference:
         """
         request = parse(body, max_rows=self._settings.max_rows, predicts=True)
         model = self._models.get(request.model)
-        samples = self._samples(request, model, "predict")
+        samples = self._samples(request, model)
         target = model.manifest.target
         classes = target.classes if isinstance(target, ClassificationTarget) else []
         if classes and request.quantiles:
@@ -52,7 +56,9 @@ class Inference:
                 expected=f"at most {self._settings.max_values} numbers",
                 got=f"{values} numbers",
             )
-        columns = self._columns(request, model, samples)
+        x = model.encoder.encode(request.inputs)
+        columns = self._columns(request, model, samples, x)
+        epistemic = columns.pop("epistemic_score", None)
         self._feedback.remember(request_id, model, columns)
         answer: dict[str, Any] = _about(model, samples, request) | {"level": request.level}
         answer["calibration"] = _promise(model, request)
@@ -65,6 +71,8 @@ class Inference:
                 [classes[c] for c in row if inside[c]] for row, inside in zip(order, held, strict=True)
             ]
         answer |= {name: column.tolist() for name, column in columns.items()}
+        if request.ood:
+            answer["ood"] = self._flagged(model, request, x, epistemic)
         self._metrics.rows.labels("/predict", model.bundle.name).inc(len(request.inputs))
         return to_json(answer)
 
@@ -75,42 +83,50 @@ class Inference:
             assert request.request_id is not None
             return self._feedback.take(request, *self._feedback.recall(request.request_id))
         model = self._models.get(request.rows.model)
-        columns = self._columns(request.rows, model, self._samples(request.rows, model, "predict"))
+        x = model.encoder.encode(request.rows.inputs)
+        columns = self._columns(request.rows, model, self._samples(request.rows, model), x)
         return self._feedback.take(request, model, prediction_of(model, columns))
 
-    def _columns(self, request: InferenceRequest, model: ServedModel, samples: int) -> Columns:
-        x = model.encoder.encode(request.inputs)
-        weights = self._weights.get(model, "predict", samples, request.seed)
-        return model.predict(weights, x, request.level, request.quantiles, request.draws)
+    def _columns(self, request: InferenceRequest, model: ServedModel, samples: int, x: NDArray[np.float32]) -> Columns:
+        weights = self._weights.get(model, PLAN, samples, request.seed)
+        scores = request.ood and model.detectors.ask_the_network
+        return model.predict(weights, x, request.level, request.quantiles, request.draws, scores)
 
     def ood(self, body: bytes) -> bytes:
         """The answer to `POST /ood`; raises as `predict`."""
         request = parse(body, max_rows=self._settings.max_rows, predicts=False)
         model = self._models.get(request.model)
-        detector = model.manifest.ood
-        samples = self._samples(request, model, detector.plan)
+        samples = self._samples(request, model)
         x = model.encoder.encode(request.inputs)
-        score = model.ood_score(self._weights.get(model, detector.plan, samples, request.seed), x)
-        rate = request.false_alarm_rate or detector.false_alarm_rate
-        p = model.p_values(score)
-        self._feedback.scored(model, p)
-        # The same arithmetic as that of the threshold, so that flags and p-values never disagree.
-        threshold = model.ood_threshold(rate)
-        flag = np.zeros(len(x), dtype=np.bool_) if threshold is None else score > threshold
-        answer = _about(model, samples, request) | {
-            "false_alarm_rate": rate,
-            "calibration": _alarms(model, rate, threshold is not None),
-            "score": score.tolist(),
-            "p_value": p.tolist(),
-            "threshold": [threshold] * len(x),
-            "flag": flag.tolist(),
-        }
+        epistemic = None
+        if model.detectors.ask_the_network:
+            epistemic = model.epistemic_score(self._weights.get(model, PLAN, samples, request.seed), x)
+        answer = _about(model, samples, request) | self._flagged(model, request, x, epistemic)
         self._metrics.rows.labels("/ood", model.bundle.name).inc(len(x))
         return to_json(answer)
 
-    def _samples(self, request: InferenceRequest, model: ServedModel, plan: str) -> int:
+    def _flagged(
+        self, model: ServedModel, request: InferenceRequest, x: NDArray[np.float32], epistemic: Float64 | None
+    ) -> dict[str, Any]:
+        """How unfamiliar encoded rows are, and which are flagged at the rate that was asked for."""
+        rate = request.false_alarm_rate or model.manifest.ood.false_alarm_rate
+        found = model.detectors.judge(x, epistemic)
+        self._feedback.scored(model, found.p_value)
+        return {
+            "false_alarm_rate": rate,
+            "calibration": _alarms(model, rate),
+            "score": found.score.tolist(),
+            "p_value": found.p_value.tolist(),
+            "flag": (found.p_value <= rate).tolist(),
+            "detectors": {
+                name: {"score": score.tolist(), "p_value": p.tolist()} for name, (score, p) in found.detectors.items()
+            },
+            "columns": _named(model, found),
+        }
+
+    def _samples(self, request: InferenceRequest, model: ServedModel) -> int:
         if request.samples is None:
-            return default_samples(model, plan, self._settings)
+            return default_samples(model, self._settings)
         limit = sample_limit(model, self._settings)
         if request.samples > limit:
             raise InputError(
@@ -141,17 +157,30 @@ def _promise(model: ServedModel, request: InferenceRequest) -> dict[str, Any]:
     return {"points": points, "highest_level": highest, "warning": warning}
 
 
-def _alarms(model: ServedModel, rate: float, enough: bool) -> dict[str, Any]:
+def _alarms(model: ServedModel, rate: float) -> dict[str, Any]:
     """What stands behind the false alarm rate, and a warning where that is too little."""
-    points = model.ood_points
+    points = model.detectors.points
     lowest = 1 / (points + 1)
     warning = None
-    if not enough:
+    # The least p-value there is: as it is compared for flags.
+    if rate < lowest:
         warning = (
             f"{points} familiar rows cannot vouch for the false alarm rate {rate:.6g}, only for {lowest:.6g} and more: "
             "no row is flagged."
         )
     return {"points": points, "lowest_false_alarm_rate": lowest, "warning": warning}
+
+
+def _named(model: ServedModel, found: Unfamiliarity) -> list[list[dict[str, Any]]] | None:
+    """The columns of each row that are furthest from what its others suggest, where inputs have columns."""
+    inputs = model.manifest.inputs
+    if found.columns is None or found.deviations is None or not isinstance(inputs, TableInput):
+        return None
+    names = [c.name for c in inputs.columns]
+    return [
+        [{"column": names[j], "deviation": d} for j, d in zip(columns, deviations, strict=True)]
+        for columns, deviations in zip(found.columns.tolist(), found.deviations.tolist(), strict=True)
+    ]
 
 
 def _about(model: ServedModel, samples: int, request: InferenceRequest) -> dict[str, Any]:

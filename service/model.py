@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
+from model_store.detectors import Detectors
 from model_store.errors import InputError
 from model_store.manifest import LatentPlan, RegressionCalibration, RegressionTarget
 from service import predictive
@@ -39,7 +40,7 @@ class ServedModel:
         self.encoder = InputEncoder(bundle.manifest.inputs)
         self.engine = Engine(bundle, threads=threads)
         self._scores: NDArray[np.float64] = arrays["conformity_scores"]
-        self._familiar: NDArray[np.float64] = arrays["ood_scores"]
+        self.detectors = Detectors(bundle.manifest.ood, bundle.manifest.inputs, arrays)
         self._run_size = run_size
 
     @property
@@ -57,7 +58,13 @@ class ServedModel:
         return len(self._scores)
 
     def predict(
-        self, weights: WeightSet, x: Float32, level: float, quantiles: Sequence[float] = (), draws: bool = False
+        self,
+        weights: WeightSet,
+        x: Float32,
+        level: float,
+        quantiles: Sequence[float] = (),
+        draws: bool = False,
+        scores: bool = False,
     ) -> Columns:
         """The predictive of encoded rows x (B, ...): arrays with one entry a row (see `predictive`).
 
@@ -65,16 +72,18 @@ class ServedModel:
             level: of intervals or prediction sets.
             quantiles: of the target of a regression, wanted as `quantiles` (B, Q).
             draws: whether what each sample says is wanted, as `draws`: means (B, S) or probabilities (B, S, C).
+            scores: whether the network's OOD score is wanted too, as `epistemic_score` (B,).
 
         Raises:
             InputError: a row lies so far out that the network's outputs are not finite.
         """
         target, calibration = self.manifest.target, self.manifest.calibration
+        members = predictive.AnchorSamples.of(weights.anchors) if scores else None
 
         def columns(part: Float32) -> Columns:
             if isinstance(target, RegressionTarget):
                 assert isinstance(calibration, RegressionCalibration)  # the manifest's schema says so
-                found = predictive.regression(part, target, calibration, level, self._scores)
+                found = predictive.regression(part, target, calibration, level, self._scores, members)
                 if quantiles:
                     found["quantiles"] = predictive.calibrated_quantiles(
                         found["mean"], found["variance"], quantiles, self._scores
@@ -83,7 +92,7 @@ class ServedModel:
                     found["draws"] = target.mean + target.scale * part[..., 0].astype(np.float64).T
                 return found
             assert not isinstance(calibration, RegressionCalibration)
-            found = predictive.classification(part, calibration, level, self._scores)
+            found = predictive.classification(part, calibration, level, self._scores, members)
             if draws:
                 found["draws"] = predictive.probabilities(part, calibration).swapaxes(0, 1)
             return found
@@ -98,33 +107,21 @@ class ServedModel:
         """(B, C) bool, the classes of each set, for probabilities (B, C)."""
         return predictive.prediction_sets(p, level, self._scores)
 
-    @property
-    def ood_points(self) -> int:
-        """Familiar rows that stand behind p-values."""
-        return len(self._familiar)
-
-    def ood_threshold(self, false_alarm_rate: float) -> float | None:
-        """The score above which a row is flagged at this rate; None where there are too few familiar rows for it."""
-        return predictive.conformal_quantile(1 - false_alarm_rate, self._familiar)
-
-    def p_values(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How likely familiar rows are to score as high as these (B,)."""
-        return predictive.p_values(scores, self._familiar)
-
-    def ood_score(self, weights: WeightSet, x: Float32) -> NDArray[np.float64]:
-        """The detector's score (B,) of encoded rows x (B, ...).
+    def epistemic_score(self, weights: WeightSet, x: Float32) -> NDArray[np.float64]:
+        """The network's OOD score (B,) of encoded rows x (B, ...).
 
         Raises:
             InputError: as `predict`.
         """
         target, calibration = self.manifest.target, self.manifest.calibration
+        members = predictive.AnchorSamples.of(weights.anchors)
         parts = self._outputs(weights, x)
         if isinstance(target, RegressionTarget):
             assert isinstance(calibration, RegressionCalibration)
-            scores = [predictive.epistemic_to_noise(p, weights.anchors, target, calibration) for p in parts]
+            scores = [predictive.epistemic_to_noise(p, members, target, calibration) for p in parts]
         else:
             assert not isinstance(calibration, RegressionCalibration)
-            scores = [predictive.mutual_information(p, weights.anchors, calibration) for p in parts]
+            scores = [predictive.mutual_information(p, members, calibration) for p in parts]
         return np.concatenate(scores)
 
     def _outputs(self, weights: WeightSet, x: Float32) -> Iterable[Float32]:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 import structlog
 
@@ -22,6 +22,8 @@ T = TypeVar("T")
 Version = tuple[str, int]
 State = Literal["loading", "ready", "failed"]
 
+PLAN: Final = "predict"
+"""The latent plan that all answers draw from."""
 _FRESH_SECONDS = 1.0
 """How old an answer of the store's may be; so long a moved alias takes to be followed."""
 _RETRY_SECONDS = 10.0
@@ -208,13 +210,9 @@ class Models:
             bundle = self.store.open(_reference(version))
             model = ServedModel(bundle, threads=settings.threads, run_size=settings.run_size)
             x = model.encoder.typical()
-            for plan in ("predict", model.manifest.ood.plan):
-                samples = default_samples(model, plan, settings)
-                weights = self._weights.get(model, plan, samples, 0)
-                if plan == "predict":
-                    model.predict(weights, x, 0.9)
-                else:
-                    model.ood_score(weights, x)
+            weights = self._weights.get(model, PLAN, default_samples(model, settings), 0)
+            found = model.predict(weights, x, 0.9, scores=True)
+            model.detectors.judge(x, found["epistemic_score"])
         except FiberwalkError as e:
             if isinstance(e, StoreError):
                 raise
@@ -255,9 +253,9 @@ class Models:
             self._log.warning(event, model=model, reason=error.message)
 
 
-def default_samples(model: ServedModel, plan: str, settings: Settings) -> int:
+def default_samples(model: ServedModel, settings: Settings) -> int:
     """Samples of a request that names none: the server's setting or the plan's own, within the limits."""
-    own = settings.samples if settings.samples is not None and plan == "predict" else model.plan(plan).samples
+    own = settings.samples if settings.samples is not None else model.plan(PLAN).samples
     return min(own, sample_limit(model, settings))
 
 

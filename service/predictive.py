@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.detection import LEAST_INFORMATION, LEAST_RATIO
 from model_store.manifest import ClassificationCalibration, RegressionCalibration, RegressionTarget
 from service.mixture import mixture_entropy
 
@@ -20,12 +22,14 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Columns = dict[str, NDArray[Any]]
 
-_SCORE_FLOOR = 1e-12
-"""Least ratio of epistemic to aleatoric variance that counts, so that its logarithm is finite."""
-
 
 def regression(
-    outputs: Float32, target: RegressionTarget, calibration: RegressionCalibration, level: float, scores: Float64
+    outputs: Float32,
+    target: RegressionTarget,
+    calibration: RegressionCalibration,
+    level: float,
+    scores: Float64,
+    members: AnchorSamples | None = None,
 ) -> Columns:
     """The predictive `y = mean + scale * f + noise` of a regression.
 
@@ -35,11 +39,12 @@ def regression(
         calibration: gives the noise's standard deviation.
         level: probability mass of the interval, within (0, 1).
         scores: (n,) sorted out-of-fold scores `|y - mean| / std`.
+        members: where the OOD score is wanted too, which samples are whose.
 
     Returns:
         `mean`, `variance` (their sum: law of total variance), `epistemic_variance` (of the mean, over samples),
         `aleatoric_variance` (of the noise), `entropy` (of the Gaussian mixture, nats), all (B,), and `interval`
-        (B, 2).
+        (B, 2). With `members` also `epistemic_score` (B,), see `epistemic_to_noise`.
     """
     y = target.mean + target.scale * outputs[..., 0].astype(np.float64)
     mean = y.mean(axis=0)
@@ -47,7 +52,10 @@ def regression(
     aleatoric = np.full_like(epistemic, calibration.noise_std**2)
     variance = epistemic + aleatoric
     half = interval_factor(level, scores) * np.sqrt(variance)
-    return {
+    more = {}
+    if members is not None:
+        more["epistemic_score"] = epistemic_to_noise(outputs, members, target, calibration)
+    return more | {
         "mean": mean,
         "variance": variance,
         "epistemic_variance": epistemic,
@@ -128,19 +136,31 @@ def entropy(p: Float64) -> Float64:
     return h
 
 
-def classification(outputs: Float32, calibration: ClassificationCalibration, level: float, scores: Float64) -> Columns:
+def classification(
+    outputs: Float32,
+    calibration: ClassificationCalibration,
+    level: float,
+    scores: Float64,
+    members: AnchorSamples | None = None,
+) -> Columns:
     """The predictive of a classification, from logits (S, B, C), with prediction sets of a level.
+
+    Args:
+        members: where the OOD score is wanted too, which samples are whose.
 
     Returns:
         `mean` and `variance` over samples of the probabilities, (B, C); `label`, index of the likeliest class;
         `entropy` of the mean (total), `expected_entropy` (aleatoric part) and their difference
-        `mutual_information` (epistemic part), in nats, (B,); `prediction_set` (B, C) bool.
+        `mutual_information` (epistemic part), in nats, (B,); `prediction_set` (B, C) bool. With `members` also
+        `epistemic_score` (B,), see `mutual_information`.
     """
     p = probabilities(outputs, calibration)
     mean = p.mean(axis=0)
     total = entropy(mean)
-    expected = entropy(p).mean(axis=0)
-    return {
+    each = entropy(p)
+    expected = each.mean(axis=0)
+    more = {} if members is None else {"epistemic_score": _information(p, each, members)}
+    return more | {
         "mean": mean,
         "variance": p.var(axis=0),
         "label": mean.argmax(axis=1),
@@ -152,45 +172,62 @@ def classification(outputs: Float32, calibration: ClassificationCalibration, lev
     }
 
 
+@dataclass(frozen=True)
+class AnchorSamples:
+    """Which samples are of which anchor, of those anchors that have at least two.
+
+    Attributes:
+        mean: (A, S), takes the mean over each anchor's samples.
+        freedom: (A,) n / (n - 1) for anchors of n samples: what a variance over them has to be multiplied by.
+    """
+
+    mean: Float64
+    freedom: Float64
+
+    @classmethod
+    def of(cls, anchors: NDArray[np.int64]) -> AnchorSamples:
+        """From the anchor of every sample (S,). Where none has two samples, all count as one anchor's."""
+        own = anchors == np.unique(anchors)[:, None]
+        own = own[own.sum(axis=1) > 1]
+        if not len(own) and len(anchors) > 1:
+            own = np.ones((1, len(anchors)), dtype=np.bool_)
+        count = own.sum(axis=1)
+        return cls(own / count[:, None], count / (count - 1.0))
+
+
 def epistemic_to_noise(
-    outputs: Float32, anchors: NDArray[np.int64], target: RegressionTarget, calibration: RegressionCalibration
+    outputs: Float32, members: AnchorSamples, target: RegressionTarget, calibration: RegressionCalibration
 ) -> Float64:
     """log(epistemic variance / aleatoric variance) (B,), the epistemic variance within anchors.
 
     The unbiased variance over each anchor's samples is averaged over the anchors that have at least two.
     """
-    y = target.scale * outputs[..., 0].astype(np.float64)
-    within = [y[group].var(axis=0, ddof=1) for group in groups(anchors)]
-    variance = np.mean(within, axis=0) if within else np.zeros(y.shape[1])
-    score: Float64 = np.log(np.maximum(variance / calibration.noise_std**2, _SCORE_FLOOR))
+    if not len(members.mean):
+        return np.full(outputs.shape[1], math.log(LEAST_RATIO))
+    y = outputs[..., 0].astype(np.float64)
+    y -= y.mean(axis=0)  # what is left is small, so that its square loses nothing
+    share = members.freedom / len(members.freedom)
+    variance = (share @ members.mean) @ np.square(y) - share @ np.square(members.mean @ y)
+    ratio = variance * (target.scale / calibration.noise_std) ** 2
+    score: Float64 = np.log(np.maximum(ratio, LEAST_RATIO))
     return score
 
 
-def p_values(scores: Float64, familiar: Float64) -> Float64:
-    """Conformal p-values (B,): how likely a familiar row is to score as high (Bates et al. 2023, "Testing for outliers
-    with conformal p-values").
+def mutual_information(outputs: Float32, members: AnchorSamples, calibration: ClassificationCalibration) -> Float64:
+    """log of the mutual information (B,) of label and weights within each anchor's samples, averaged over the anchors.
 
-    Args:
-        scores: (B,).
-        familiar: (n,) sorted scores of familiar rows that the networks had not seen.
+    As for a variance, which it is to first order, an anchor's mean takes one degree of freedom of its samples.
     """
-    above = len(familiar) - np.searchsorted(familiar, scores, side="left")
-    found: Float64 = (1 + above) / (len(familiar) + 1)
-    return found
-
-
-def mutual_information(outputs: Float32, anchors: NDArray[np.int64], calibration: ClassificationCalibration) -> Float64:
-    """Mutual information (B,) of label and weights within each anchor's samples, averaged over the anchors."""
     p = probabilities(outputs, calibration)
-    within = [entropy(p[g].mean(axis=0)) - entropy(p[g]).mean(axis=0) for g in groups(anchors)]
-    score: Float64 = np.mean(within, axis=0) if within else np.zeros(p.shape[1])
-    return np.maximum(score, 0.0)
+    return _information(p, entropy(p), members)
 
 
-def groups(anchors: NDArray[np.int64]) -> list[NDArray[np.intp]]:
-    """The sample indices of every anchor that has at least two; where none has, all samples together if two."""
-    found = [np.flatnonzero(anchors == a) for a in np.unique(anchors)]
-    found = [g for g in found if len(g) > 1]
-    if not found and len(anchors) > 1:
-        found = [np.arange(len(anchors))]
-    return found
+def _information(p: Float64, each: Float64, members: AnchorSamples) -> Float64:
+    """The same from probabilities (S, B, C) and their entropies (S, B)."""
+    if not len(members.mean):
+        return np.full(p.shape[1], math.log(LEAST_INFORMATION))
+    mean = (members.mean @ p.reshape(len(p), -1)).reshape(-1, *p.shape[1:])
+    within = np.maximum(entropy(mean) - members.mean @ each, 0.0)
+    information = members.freedom @ within / len(within)
+    score: Float64 = np.log(np.maximum(information, LEAST_INFORMATION))
+    return score

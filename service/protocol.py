@@ -43,7 +43,8 @@ class InferenceRequest:
         level: probability mass of the interval or prediction set.
         quantiles: of the target, that are wanted too.
         draws: whether what every sample says is wanted too.
-        false_alarm_rate: share of familiar rows that may be flagged; None is the detector's own.
+        ood: whether a prediction says too how unfamiliar rows are.
+        false_alarm_rate: share of familiar rows that may be flagged; None is the model's own.
     """
 
     inputs: list[Any]
@@ -53,6 +54,7 @@ class InferenceRequest:
     level: float
     quantiles: tuple[float, ...] = ()
     draws: bool = False
+    ood: bool = False
     false_alarm_rate: float | None = None
 
 
@@ -68,9 +70,12 @@ def parse(body: bytes, *, max_rows: int, predicts: bool) -> InferenceRequest:
         InputError: the first thing that is wrong.
     """
     content = _object(body)
-    own = ["level", "quantiles", "return"] if predicts else ["false_alarm_rate"]
-    known = ["inputs", "model", "samples", "seed", *own]
-    _refuse_unknown(content, known)
+    own = ["level", "quantiles", "return", "ood"] if predicts else []
+    _refuse_unknown(content, ["inputs", "model", "samples", "seed", *own, "false_alarm_rate"])
+    rate = content.get("false_alarm_rate")
+    if predicts and rate is not None and not _ood(content.get("ood")):
+        message = "A prediction flags rows only where that is asked for; add ood: true, or leave the rate out."
+        refuse("bad_false_alarm_rate", message, "false_alarm_rate", "no rate, or ood: true beside it", rate)
     return _inference(content, max_rows)
 
 
@@ -174,6 +179,7 @@ def _inference(content: dict[str, Any], max_rows: int) -> InferenceRequest:
         level=_level(content.get("level")),
         quantiles=_quantiles(content.get("quantiles")),
         draws=_draws(content.get("return")),
+        ood=_ood(content.get("ood")),
         false_alarm_rate=_rate(content.get("false_alarm_rate")),
     )
 
@@ -250,6 +256,12 @@ def _level(value: Any) -> float:
 def _rate(value: Any) -> float | None:
     name = "false_alarm_rate"
     return None if value is None else _share(value, name, f"bad_{name}", name)
+
+
+def _ood(value: Any) -> bool:
+    if value is not None and not isinstance(value, bool):
+        refuse("wrong_type", "ood must be true or false.", "ood", "true or false", value)
+    return bool(value)
 
 
 def _quantiles(value: Any) -> tuple[float, ...]:

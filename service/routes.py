@@ -84,7 +84,8 @@ async def predict(request: Request) -> Response:
     openapi_extra=_documented(OodRequest, examples.OOD, examples.SCORED),
 )
 async def ood(request: Request) -> Response:
-    """How unfamiliar every row is: an epistemic score, its conformal p-value, and a flag at the false alarm rate asked.
+    """How unfamiliar every row is, by each detector and by all together: score, conformal p-value, and a flag at the
+    false alarm rate asked.
 
     P-values are held against scores of the default number of samples; other numbers give noisier or finer scores.
     """

@@ -41,7 +41,7 @@ class OodRequest(InferenceRequest):
 
     false_alarm_rate: Annotated[
         float | None,
-        Field(gt=0, lt=1, description="Share of familiar rows that may be flagged; unset, the detector's own."),
+        Field(gt=0, lt=1, description="Share of familiar rows that may be flagged; unset, the model's own."),
     ] = None
 
 
@@ -59,6 +59,10 @@ class PredictRequest(InferenceRequest):
         list[Literal["samples"]] | None,
         Field(alias="return", description="`samples`: also what every posterior sample says, as `draws`."),
     ] = None
+    ood: Annotated[bool, Field(description="Whether to say too how unfamiliar the rows are, as `/ood` does.")] = False
+    false_alarm_rate: Annotated[
+        float | None, Field(gt=0, lt=1, description="With `ood`, as in a request to `/ood`.")
+    ] = None
 
 
 class _Answer(_Schema):
@@ -66,6 +70,52 @@ class _Answer(_Schema):
     version: Annotated[int, Field(description="Its version.")]
     samples: Annotated[int, Field(description="Posterior samples averaged over.")]
     seed: Annotated[int, Field(description="Seed of their draw.")]
+
+
+class AlarmPromise(_Schema):
+    """What stands behind p-values and flags."""
+
+    points: Annotated[int, Field(description="Training rows, scored by detectors that had not seen them.")]
+    lowest_false_alarm_rate: Annotated[float, Field(description="The lowest rate that so many rows can vouch for.")]
+    warning: Annotated[
+        str | None, Field(description="Says so where they cannot vouch for the rate asked; null where they can.")
+    ]
+
+
+class DetectorScores(_Schema):
+    """What one detector says; one entry a row."""
+
+    score: Annotated[list[float], Field(description="Its own score; larger is less familiar.")]
+    p_value: Annotated[list[float], Field(description="How likely a familiar row is to score as high.")]
+
+
+class ColumnDeviation(_Schema):
+    """A column of a row, beside what the row's other columns suggest for it."""
+
+    column: Annotated[str, Field(description="Name of the column.")]
+    deviation: Annotated[
+        float,
+        Field(description="Standard deviations from what is suggested; negative where a number is lower than that."),
+    ]
+
+
+class Ood(_Schema):
+    """How far rows lie from what the model was trained on; one entry a row."""
+
+    false_alarm_rate: Annotated[float, Field(description="Share of familiar rows that are flagged.")]
+    calibration: Annotated[AlarmPromise, Field(description="What stands behind that share.")]
+    score: Annotated[
+        list[float], Field(description="Mean surprise of all detectors, in nats; larger is less familiar.")
+    ]
+    p_value: Annotated[
+        list[float], Field(description="How likely a familiar row is to score as high: small is unfamiliar.")
+    ]
+    flag: Annotated[list[bool], Field(description="Whether the row is unfamiliar: its p-value is at most the rate.")]
+    detectors: Annotated[dict[str, DetectorScores], Field(description="By name, what each detector says alone.")]
+    columns: Annotated[
+        list[list[ColumnDeviation]] | None,
+        Field(description="For tables: the columns furthest from what the row's others suggest, the furthest first."),
+    ]
 
 
 class Promise(_Schema):
@@ -102,6 +152,7 @@ class RegressionAnswer(_Answer):
         list[list[float]] | None,
         Field(description="Mean that every posterior sample predicts; noise of `aleatoric_variance` is to be added."),
     ] = None
+    ood: Annotated[Ood | None, Field(description="How unfamiliar the rows are, where that was asked.")] = None
 
 
 class ClassificationAnswer(_Answer):
@@ -122,31 +173,11 @@ class ClassificationAnswer(_Answer):
     draws: Annotated[
         list[list[list[float]]] | None, Field(description="Class probabilities that every posterior sample predicts.")
     ] = None
+    ood: Annotated[Ood | None, Field(description="How unfamiliar the rows are, where that was asked.")] = None
 
 
-class AlarmPromise(_Schema):
-    """What stands behind p-values and flags."""
-
-    points: Annotated[int, Field(description="Training rows, scored by networks that had not seen them.")]
-    lowest_false_alarm_rate: Annotated[float, Field(description="The lowest rate that so many rows can vouch for.")]
-    warning: Annotated[
-        str | None, Field(description="Says so where they cannot vouch for the rate asked; null where they can.")
-    ]
-
-
-class OodAnswer(_Answer):
+class OodAnswer(_Answer, Ood):
     """How far rows lie from what the model was trained on; one entry a row."""
-
-    false_alarm_rate: Annotated[float, Field(description="Share of familiar rows that are flagged.")]
-    calibration: Annotated[AlarmPromise, Field(description="What stands behind that share.")]
-    score: Annotated[list[float], Field(description="Epistemic score; larger is farther out.")]
-    p_value: Annotated[
-        list[float], Field(description="How likely a familiar row is to score as high: small is unfamiliar.")
-    ]
-    threshold: Annotated[
-        list[float | None], Field(description="Score above which a row is flagged; null where no score is.")
-    ]
-    flag: Annotated[list[bool], Field(description="Whether the row is unfamiliar: its score exceeds the threshold.")]
 
 
 class FeedbackRequest(_Schema):
@@ -176,8 +207,8 @@ class HealthWindow(_Schema):
 class OodRate(_Schema):
     """How many rows were unfamiliar."""
 
-    rows: Annotated[int, Field(description="Rows that /ood was asked about.")]
-    flagged: Annotated[float | None, Field(description="Share of the latest of them that the detector flags.")]
+    rows: Annotated[int, Field(description="Rows whose familiarity was asked about.")]
+    flagged: Annotated[float | None, Field(description="Share of the latest of them that are flagged.")]
     false_alarm_rate: Annotated[float, Field(description="The share that would be flagged of familiar rows.")]
 
 
@@ -259,7 +290,7 @@ class ModelDetail(_Schema):
     network: Annotated[dict[str, Any], Field(description="Description, number of random and fixed weights, outputs.")]
     latent: Annotated[dict[str, Any], Field(description="The latent space and its plans.")]
     calibration: Annotated[dict[str, Any], Field(description="Noise or temperature.")]
-    ood: Annotated[dict[str, Any], Field(description="The detector: score, threshold, false alarm rate.")]
+    ood: Annotated[dict[str, Any], Field(description="The OOD detectors, their false alarm rate and points.")]
     metrics: Annotated[list[dict[str, Any]], Field(description="Figures, each with the data split it was measured on.")]
     build: Annotated[dict[str, Any], Field(description="When and from what the bundle was built.")]
     card: Annotated[str | None, Field(description="The model card, in Markdown.")]

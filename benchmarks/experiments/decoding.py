@@ -98,5 +98,5 @@ def sample(start: Start) -> Sampled:
     problem = start.problem
     fibers = walk(start, problem.config.fiber)
     reach = choose_reach(problem.network, fibers, problem.x, problem.y, start.member)
-    used = slice(0, reach.wide + 1)
+    used = slice(0, reach.used + 1)
     return Sampled(start, fibers.nodes[used], fibers.scales[used], Remembering(start.metric))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.methods.ensemble import predict
-from benchmarks.quality.predictive import Classes, Cost, Outcome, Predictive, answered
+from benchmarks.quality.predictive import Cost, Outcome, Predictive, answered
 from benchmarks.quality.problem import Problem
 from builder.predictive import sample_outputs
 from builder.trained import Trained
@@ -35,11 +35,9 @@ def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome
 
 
 def served(problem: Problem, trained: Trained, cost: Cost) -> Outcome:
-    """What a server answers for the test rows of a classification: probabilities, and the score of /ood."""
-    plans = [trained.plans[name] for name in ("predict", "ood")]
-    found, wide = (_predict(problem, trained, trained.posterior.draw(plan, plan.samples)[0]) for plan in plans)
-    assert isinstance(found, Classes) and isinstance(wide, Classes)
-    return Outcome(Classes(found.probabilities, wide.information), cost)
+    """What a server answers for the test rows of a classification: probabilities and mutual information."""
+    plan = trained.plans["predict"]
+    return Outcome(_predict(problem, trained, trained.posterior.draw(plan, plan.samples)[0]), cost)
 
 
 def _predict(problem: Problem, trained: Trained, thetas: Tensor) -> Predictive:

@@ -1,0 +1,185 @@
+"""Out-of-distribution detectors, fitted and scored on training rows that they had not seen.
+
+A network alone is a poor judge of what it does not know: far out some samples agree for no reason, and the classes of a
+classifier say nothing of inputs between or beyond them. So two looks at a table's inputs stand beside the epistemic
+score. Each turns into a surprise, its rank among unseen rows, and the mean surprise is ranked among unseen rows again
+(`model_store.detection`).
+Energy, entropy and the largest probability of the averaged predictive were tried as well, and
+told unfamiliar rows from familiar ones worse than epistemic scores; what they added to the combination was lost in it.
+
+Lengths: A anchors, n training rows, m unseen rows, d encoded columns, D detectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from builder.calibration import Posterior, of_anchors, weights_of_anchors
+from builder.config import CalibrationConfig
+from builder.out_of_fold import mean_of
+from model_store.detection import (
+    LEAST_INFORMATION,
+    LEAST_RATIO,
+    Mahalanobis,
+    NearestRows,
+    Scaler,
+    combined,
+    familiar_surprise,
+)
+from model_store.encoding import TableEncoder
+from model_store.errors import ConfigError
+from model_store.manifest import DetectorName, InputSpec, LatentPlan, OodDetection, TableInput
+
+Float64 = NDArray[np.float64]
+
+_MOST_COLUMNS: Final = 512
+"""Encoded columns beyond which how they vary together is neither known well nor cheap to ask."""
+_MOST_VALUES: Final = 2**21
+"""Of all reference rows together (8 MB)."""
+_BLOCK: Final = 4096
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What a bundle holds of its detectors: their description, and the arrays `ood_*` by name (see `ARRAYS_FILE`)."""
+
+    described: OodDetection
+    arrays: dict[str, NDArray[Any]]
+
+
+def fit_detectors(
+    posterior: Posterior,
+    plan: LatentPlan,
+    spread: float,
+    x: Tensor,
+    y: Tensor,
+    member: Tensor,
+    inputs: InputSpec,
+    config: CalibrationConfig,
+) -> Detection:
+    """Fits all detectors that the data and the plan allow, and scores the rows that some anchor has not seen.
+
+    Args:
+        posterior: around the anchors that `member` is of.
+        plan: what a server draws by default.
+        spread: noise standard deviation in standardised target units, or temperature.
+        x, y: (n, ...) encoded training rows and their targets.
+        member: (A, n) bool, which anchor was trained on which rows.
+
+    Raises:
+        ConfigError: no detector is left.
+    """
+    rows = (~member).any(0).nonzero().squeeze(1)
+    scores: dict[DetectorName, Float64] = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    # With no more samples than anchors, an anchor's own samples say nothing of how they differ.
+    if plan.samples > len(member):
+        name: DetectorName = "epistemic_to_noise" if y.is_floating_point() else "mutual_information"
+        scores[name] = _epistemic(posterior, plan, spread, x[rows], ~member[:, rows], y.is_floating_point())
+    if isinstance(inputs, TableInput):
+        found, arrays = _of_inputs(x.cpu().numpy(), member.cpu().numpy(), rows.cpu().numpy(), inputs, config)
+        scores |= found
+    if not scores:
+        raise ConfigError(
+            f"No OOD detector is left: {plan.samples} samples of {len(member)} anchors do not show how the samples of "
+            "one anchor differ; raise calibration.samples.",
+            field="calibration.samples",
+            expected=f"more than {len(member)}",
+            got=str(plan.samples),
+        )
+    together = combined([familiar_surprise(s) for s in scores.values()])
+    arrays |= {"ood_scores": np.sort(np.stack(list(scores.values())), axis=1), "ood_combined": np.sort(together)}
+    described = OodDetection(detectors=list(scores), false_alarm_rate=config.false_alarm_rate, points=len(together))
+    return Detection(described, arrays)
+
+
+def _epistemic(
+    posterior: Posterior, plan: LatentPlan, spread: float, x: Tensor, unseen: Tensor, regression: bool
+) -> Float64:
+    """(m,) epistemic scores of rows by the anchors that had not seen them, (A, m) `unseen`.
+
+    A row's one or two unseen anchors get as many degrees of freedom as all anchors' samples have in service, so that
+    the scores scatter alike.
+    """
+    count = len(unseen)
+    own = max(2, round((plan.samples - count) / int(unseen.sum(0).min())) + 1)
+    weights = weights_of_anchors(posterior, plan, own)
+
+    found = of_anchors(posterior.network, weights, x, unseen, lambda f: doubt(f, spread, regression))
+    return epistemic_score(mean_of(found, unseen), spread, regression)
+
+
+def doubt(outputs: Tensor, spread: float, regression: bool) -> Tensor:
+    """Epistemic variance, or mutual information, (B,) of one anchor's samples, from outputs (S, B, O)."""
+    if regression:
+        return outputs[..., 0].double().var(0, unbiased=True)
+    return mutual_information(outputs.double(), spread)
+
+
+def epistemic_score(found: Tensor, spread: float, regression: bool) -> Float64:
+    """The score (B,) of the epistemic detector from the mean doubt (B,) within anchors."""
+    found = (found / spread**2).clamp(min=LEAST_RATIO) if regression else found.clamp(min=LEAST_INFORMATION)
+    score: Float64 = found.log().cpu().numpy()
+    return score
+
+
+def mutual_information(logits: Tensor, temperature: float) -> Tensor:
+    """Mutual information (B,) of label and weights, from the logits (S, B, C) of at least two samples.
+
+    As for a variance, which it is to first order, the mean over S samples takes one degree of freedom.
+    """
+    p = (logits / temperature).softmax(-1)
+    mean = p.mean(0)
+    total = -torch.xlogy(mean, mean).sum(-1)
+    expected = -torch.xlogy(p, p).sum(-1).mean(0)
+    return (total - expected).clamp(min=0) * (len(p) / (len(p) - 1))
+
+
+def _of_inputs(
+    x: NDArray[np.float32],
+    member: NDArray[np.bool_],
+    rows: NDArray[np.int64],
+    inputs: TableInput,
+    config: CalibrationConfig,
+) -> tuple[dict[DetectorName, Float64], dict[str, NDArray[Any]]]:
+    """Scores (m,) of rows (m,) by the detectors of the inputs, and what the server needs for them."""
+    encoder = TableEncoder(inputs)
+    scaler = Scaler.fit(x, encoder.numeric)
+    u = scaler(x)
+    scores: dict[DetectorName, Float64] = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    most = min(config.reference_rows, len(u), _MOST_VALUES // u.shape[1])
+    if most > 1:
+        chosen = np.linspace(0, len(u) - 1, most).round().astype(np.int64)
+        nearest = NearestRows(u[chosen].astype(np.float32))
+        own = np.full(len(u), -1)
+        own[chosen] = np.arange(most)
+        parts = [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]
+        scores["nearest_rows"] = np.concatenate([nearest.scores(u[part], own[part]) for part in parts])
+        arrays["ood_rows"] = nearest.rows
+    if u.shape[1] <= _MOST_COLUMNS:
+        scores["mahalanobis"] = _out_of_fold(u, member, encoder.groups)[rows]
+        arrays["ood_precision"] = Mahalanobis.precision_of(u)
+    if scores:
+        arrays |= {"ood_center": scaler.center, "ood_scale": scaler.scale}
+    return scores, arrays
+
+
+def _out_of_fold(u: Float64, member: NDArray[np.bool_], groups: list[slice]) -> Float64:
+    """(n,) Mahalanobis scores of rows u (n, d), each from the rows of the anchors that had not seen it, and their mean
+    where several had not; of rows that all have seen they mean nothing."""
+    total, count = np.zeros(len(u)), np.zeros(len(u))
+    for seen in member:
+        if seen.all():
+            continue
+        distance = Mahalanobis(Mahalanobis.precision_of(u[seen]), groups)
+        total[~seen] += distance(u[~seen] - u[seen].mean(axis=0))[0]
+        count[~seen] += 1
+    found: Float64 = total / np.maximum(count, 1)
+    return found

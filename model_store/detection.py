@@ -1,0 +1,183 @@
+"""Out-of-distribution detection on both sides: the detectors of the inputs, and how all detectors combine.
+
+The builder scores unseen training rows with it, the server every row that it is asked about, so that both are scored
+alike. Lengths: B rows, d encoded columns, m reference rows, D detectors, n unseen training rows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+LEAST_RATIO: Final = 1e-12
+"""Least ratio of epistemic to aleatoric variance that counts, so that its logarithm is finite."""
+LEAST_INFORMATION: Final = 1e-6
+"""Least mutual information that counts, in nats: less is rounding."""
+_NEIGHBOURS: Final = 5
+_LEAST_SQUARE: Final = 1e-6
+"""Least squared distance that counts: copies of training rows are no nearer than this."""
+_FARTHEST: Final = 1e6
+"""Standard deviations beyond which values are all the same, so that no square overflows."""
+_RIDGE: Final = 0.01
+"""Variance that is added to every column, so that columns that follow from others, or never vary, do no harm."""
+_LEAST_TAIL: Final = 0.1
+_TAIL_SHARE: Final = 0.1
+
+
+class Scaler:
+    """Brings encoded rows of a table to a common scale: `(x - center) / scale`."""
+
+    def __init__(self, center: Float64, scale: Float64) -> None:
+        self.center, self.scale = center, scale
+
+    @classmethod
+    def fit(cls, x: Float32, numeric: Bool) -> Scaler:
+        """From encoded training rows x (n, d); the 0/1 columns of categories, which are not `numeric` (d,), stay."""
+        scale = x.std(axis=0, dtype=np.float64)
+        return cls(x.mean(axis=0, dtype=np.float64), np.where(numeric & (scale > 0), scale, 1.0))
+
+    def __call__(self, x: Float32) -> Float64:
+        """(B, d), cut off where a square would overflow."""
+        scaled: Float64 = np.clip((x - self.center) / self.scale, -_FARTHEST, _FARTHEST)
+        return scaled
+
+
+class NearestRows:
+    """The distance from the nearest of some training rows."""
+
+    def __init__(self, rows: Float32) -> None:
+        """Args:
+        rows: (m, d) scaled, at least two.
+        """
+        self.rows = rows
+        self._twice = np.ascontiguousarray(2 * rows.T)
+        self._norms = np.square(rows).sum(axis=1)
+        self._count = min(_NEIGHBOURS, len(rows) - 1)
+
+    def scores(self, u: Float64, own: NDArray[np.int64] | None = None) -> Float64:
+        """log of the mean squared distance (B,) of scaled rows u (B, d) from the nearest few rows.
+
+        Args:
+            own: (B,) which of the reference rows each row itself is, which then does not count; -1 is none.
+        """
+        v = u.astype(np.float32)
+        squares = self._norms - v @ self._twice
+        if own is not None:
+            at = np.flatnonzero(own >= 0)
+            squares[at, own[at]] = np.inf
+        nearest = np.partition(squares, self._count - 1, axis=1)[:, : self._count].mean(axis=1, dtype=np.float64)
+        found: Float64 = np.log(np.maximum(nearest + np.square(v).sum(axis=1), _LEAST_SQUARE))
+        return found
+
+
+class Mahalanobis:
+    """The distance from the middle of the training rows, in units of how they vary together."""
+
+    def __init__(self, precision: Float64, groups: list[slice]) -> None:
+        """Args:
+        precision: (d, d) inverse covariance of scaled training rows.
+        groups: the encoded columns of every column of the table, in their order.
+        """
+        self.precision = precision
+        self._starts = np.array([g.start for g in groups])
+        own = np.zeros_like(precision)
+        for g in groups:
+            own[g, g] = np.linalg.inv(precision[g, g])
+        # Columns that are encoded as one number, as most are, need no product.
+        self._own = np.diag(own).copy() if len(groups) == len(precision) else own
+
+    @staticmethod
+    def precision_of(u: Float64) -> Float64:
+        """(d, d) for scaled training rows u (n, d)."""
+        centred = u - u.mean(axis=0)
+        covariance = centred.T @ centred / len(u)
+        found: Float64 = np.linalg.inv(covariance + _RIDGE * np.eye(u.shape[1]))
+        return found
+
+    def __call__(self, u: Float64) -> tuple[Float64, Float64]:
+        """Scores and deviations of scaled rows u (B, d).
+
+        Returns:
+            log of the squared distance (B,), and for every column of the table (B, columns) by how many standard
+            deviations it differs from what the other columns of the row suggest: the root of what the squared distance
+            would lose, were it as they suggest. A number that is lower than that has a negative sign.
+        """
+        gradient = u @ self.precision
+        squared = np.einsum("bd,bd->b", u, gradient)
+        scores = np.log(np.maximum(squared, _LEAST_SQUARE))
+        if self._own.ndim == 1:
+            return scores, gradient * np.sqrt(self._own)
+        lost = np.add.reduceat(gradient * (gradient @ self._own), self._starts, axis=1)
+        sign = np.where(np.diff(np.append(self._starts, u.shape[1])) == 1, np.sign(gradient[:, self._starts]), 1.0)
+        return scores, sign * np.sqrt(np.maximum(lost, 0.0))
+
+
+class Surprise:
+    """How surprising a detector's score is: -log of the share of familiar rows that score as high.
+
+    Between familiar scores it is interpolated; beyond the highest it goes on as an exponential tail does, so that
+    what is farther out is always more surprising.
+    """
+
+    def __init__(self, familiar: Float64) -> None:
+        """Args:
+        familiar: (n,) sorted scores of rows that the detector had not seen.
+        """
+        n = len(familiar)
+        self._scores, first = np.unique(familiar, return_index=True)
+        self._surprise = np.log((n + 1) / (n + 1 - first))
+        top = familiar[-max(1, round(_TAIL_SHARE * n)) :]
+        self._tail = max(float(top.mean() - top[0]), _LEAST_TAIL)
+        self._beyond = float(np.log(n + 1))
+
+    def __call__(self, scores: Float64) -> Float64:
+        """(B,) in nats, for scores (B,)."""
+        within = np.interp(scores, self._scores, self._surprise)
+        beyond = self._beyond + (scores - self._scores[-1]) / self._tail
+        found: Float64 = np.where(scores > self._scores[-1], beyond, within)
+        return found
+
+
+def combined(surprises: list[Float64]) -> Float64:
+    """The score (B,) of several detectors together: their mean surprise, which orders rows as Fisher's method does
+    (Fisher 1932, "Statistical methods for research workers", section 21.1)."""
+    found: Float64 = np.mean(surprises, axis=0)
+    return found
+
+
+def familiar_surprise(scores: Float64) -> Float64:
+    """(n,) surprise of every one of n familiar rows (in any order) among the others."""
+    n = len(scores)
+    first = np.searchsorted(np.sort(scores), scores, side="left")
+    found: Float64 = np.log(n / (n - first))
+    return found
+
+
+def p_values(scores: Float64, familiar: Float64) -> Float64:
+    """Conformal p-values (B,): how likely a familiar row is to score as high (Bates et al. 2023, "Testing for outliers
+    with conformal p-values").
+
+    Args:
+        scores: (B,).
+        familiar: (n,) sorted scores of familiar rows that the detectors had not seen.
+    """
+    above = len(familiar) - np.searchsorted(familiar, scores, side="left")
+    found: Float64 = (1 + above) / (len(familiar) + 1)
+    return found
+
+
+def alarm_threshold(familiar: Float64, rate: float) -> float | None:
+    """The score above which p-values are at most a false alarm rate; None where so few rows vouch for no such score.
+
+    Args:
+        familiar: (n,) sorted.
+    """
+    at = len(familiar) - math.floor(rate * (len(familiar) + 1) + 1e-9)
+    return None if at == len(familiar) else float(familiar[max(at, 0)])
