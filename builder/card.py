@@ -257,7 +257,7 @@ def _too_few(m: Manifest) -> str:
     lowest = 1 / (m.ood.points + 1)
     if m.ood.false_alarm_rate >= lowest:
         return ""
-    return f" So few rows vouch for rates of {100 * lowest:.3g}% and more only: none is flagged unless such a one is asked."
+    return f" So few rows vouch for rates of {100 * lowest:.3g}% and more: for less, none is flagged."
 
 
 def _reference_rows(m: Manifest) -> str:

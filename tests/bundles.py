@@ -22,6 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save as save_safetensors
 
 from model_store.bundle import Bundle
+from model_store.detection import Mahalanobis, NearestRows, Scaler, combined, familiar_surprise
+from model_store.encoding import TableEncoder
 from model_store.manifest import (
     ARRAYS_FILE,
     BASE_FILE,
@@ -34,6 +36,7 @@ from model_store.manifest import (
     CategoricalColumn,
     ClassificationCalibration,
     ClassificationTarget,
+    DetectorName,
     InputSpec,
     LatentPlan,
     LatentSpace,
@@ -41,7 +44,7 @@ from model_store.manifest import (
     Metrics,
     NetworkSpec,
     NumericColumn,
-    OodDetector,
+    OodDetection,
     ParameterSpec,
     RegressionCalibration,
     RegressionTarget,
@@ -165,12 +168,17 @@ def _parts(
     if isinstance(target, RegressionTarget):
         calibration = RegressionCalibration(noise_std=noise * target.scale, points=199)
         arrays["conformity_scores"] = np.sort(np.abs(rng.normal(size=199)))
-        score, threshold = "epistemic_to_noise", 0.5
+        asked: DetectorName = "epistemic_to_noise"
     else:
         calibration = ClassificationCalibration(temperature=1.3, points=199)
         arrays["conformity_scores"] = np.sort(rng.uniform(size=199) ** 2)
-        score, threshold = "mutual_information", 0.05
-    arrays["ood_scores"] = np.sort(rng.normal(size=199)) if score == "epistemic_to_noise" else np.linspace(0, 0.2, 199)
+        asked = "mutual_information"
+    scores: dict[DetectorName, Array] = {asked: rng.normal(-3, 1, 199)}
+    if isinstance(inputs, TableInput):
+        found, references = _compared(TableEncoder(inputs), np.random.default_rng(seed))
+        scores, arrays = scores | found, arrays | references
+    arrays["ood_scores"] = np.sort(np.stack(list(scores.values())), axis=1)
+    arrays["ood_combined"] = np.sort(combined([familiar_surprise(s) for s in scores.values()]))
     files = {
         DECODER_FILE: decoder_model(rng, weights, weight_scale),
         BASE_FILE: base_model(parameters, _inputs(inputs, features, trunk)),
@@ -201,15 +209,10 @@ def _parts(
             steps=STEPS,
             dimension=DIMENSION,
             rank=RANK,
-            plans={
-                "predict": LatentPlan(name="predict", samples=32, start=0.0, stop=0.5, drift_scale=0.1),
-                "ood": LatentPlan(name="ood", samples=16, start=0.5, stop=1.0, drift_scale=0.3),
-            },
+            plans={"predict": LatentPlan(name="predict", samples=32, start=0.0, stop=0.5, drift_scale=0.1)},
         ),
         calibration=calibration,
-        ood=OodDetector.model_validate(
-            {"score": score, "threshold": threshold, "false_alarm_rate": 0.05, "points": 199}
-        ),
+        ood=OodDetection(detectors=list(scores), false_alarm_rate=0.05, points=199),
         metrics=[Metrics(predictor="posterior", split="test", rows=40, values={"nll": 1.25})],
         build=BuildInfo(
             created=datetime(2026, 1, 1, tzinfo=UTC),
@@ -222,6 +225,28 @@ def _parts(
         ),
     )
     return Parts(manifest, files)
+
+
+def _compared(encoder: TableEncoder, rng: np.random.Generator) -> tuple[dict[DetectorName, Array], dict[str, Array]]:
+    """Scores (199,) of made-up familiar rows by the detectors of a table's inputs, and what these compare rows with."""
+    x = rng.normal(size=(199, encoder.width)).astype(np.float32)
+    for group in encoder.groups:
+        if not encoder.numeric[group.start]:
+            x[:, group] = np.eye(group.stop - group.start)[rng.integers(group.stop - group.start, size=199)]
+    scaler = Scaler.fit(x, encoder.numeric)
+    u = scaler(x)
+    rows, precision = u[:60].astype(np.float32), Mahalanobis.precision_of(u)
+    own = np.where(np.arange(199) < 60, np.arange(199), -1)
+    scores: dict[DetectorName, Array] = {
+        "nearest_rows": NearestRows(rows).scores(u, own),
+        "mahalanobis": Mahalanobis(precision, encoder.groups)(u)[0],
+    }
+    return scores, {
+        "ood_center": scaler.center,
+        "ood_scale": scaler.scale,
+        "ood_rows": rows,
+        "ood_precision": precision,
+    }
 
 
 def _layout(features: int, hidden: int, outputs: int) -> tuple[list[ParameterSpec], int]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from benchmarks.calibration.monitored import MONITOR, SOUND_ROWS
-from benchmarks.calibration.run import METHODS, OOD_SETS
+from benchmarks.calibration.run import COST_ROWS, METHODS, OOD_SETS
 from benchmarks.calibration.summary import Summary, figure
 from benchmarks.quality.goals import CLASSIFICATION_SETS, REGRESSION_SETS, Goal, make_goal
 from benchmarks.served import ALARM_RATES, LEVELS
@@ -18,6 +18,7 @@ from benchmarks.table import Estimate
 
 COVERAGE_TOLERANCE: Final = 0.015
 ALARM_TOLERANCE: Final = 0.005
+MOST_OOD_COST: Final = 1.15
 MOST_ROWS_UNTIL_ALARM: Final = 500
 OURS: Final = "fiberwalk"
 CONFORMAL: Final = [m for m in METHODS if m.startswith(("conformal_", "lac_", "aps_"))]
@@ -39,6 +40,7 @@ def judge(summary: Sequence[Summary]) -> list[Goal]:
         _ece(of_task["classification"]),
         _false_alarms(tables),
         *(_auroc(kind, [s for s in tables if s["set"] in OOD_SETS]) for kind in KINDS),
+        _ood_cost(tables),
         *_monitor([s for s in summary if s["task"] == MONITOR]),
     ]
 
@@ -154,6 +156,17 @@ def _auroc(kind: str, sets: Sequence[Summary]) -> Goal:
 
     text = f"AUROC of {KINDS[kind]}: at least the better of isolation forest and nearest neighbours on every set"
     return make_goal(text, compared, len(OOD_SETS), met)
+
+
+def _ood_cost(sets: Sequence[Summary]) -> Goal:
+    def met() -> tuple[bool, str]:
+        ratios = {f"{s['set']}, {rows} rows": _ours(s, f"ood_cost_{rows}").mean for s in sets for rows in COST_ROWS}
+        worst = max(ratios, key=lambda name: ratios[name])
+        good = sum(v <= MOST_OOD_COST for v in ratios.values())
+        return good == len(ratios), f"{good} of {len(ratios)}; at most {ratios[worst]:.2f} times ({worst})"
+
+    text = f"/predict with ood: true within {MOST_OOD_COST:g} times /predict, on every set, 1 and 64 rows"
+    return make_goal(text, sets, REGRESSION_SETS + CLASSIFICATION_SETS, met)
 
 
 def _monitor(sets: Sequence[Summary]) -> list[Goal]:

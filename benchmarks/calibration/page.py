@@ -51,6 +51,8 @@ neighbour):
 - shifted columns: the test rows themselves, in each {SHIFTED_SHARE:.0%} of the columns (rounded, at least one), drawn
   anew for each row, moved up or down by {SHIFT:g} standard deviations of the training rows.
 
+**Cost**: medians of requests with and without `"ood": true` in turn, over HTTP, as their client sees them.
+
 **The monitor**: a model of the synthetic set with 200 training rows is served. In each of {RUNS} runs a fresh server is
 told the targets of {SOUND_ROWS:,} unseen rows, then of {BROKEN_ROWS:,} others, all moved by the amount that halves the
 coverage at 90 %.

@@ -1,4 +1,4 @@
-"""What is chosen on out-of-fold predictions: reach, noise or temperature, interval scores, OOD threshold."""
+"""What is chosen on out-of-fold predictions: reach, noise or temperature, interval scores."""
 
 from __future__ import annotations
 
@@ -15,27 +15,23 @@ from torch import Tensor, nn
 from builder import calibration, predictive
 from builder.autoencoder import train_autoencoder
 from builder.calibration import Calibrated, DecodedPosterior, calibrate, choose_reach
-from builder.config import AutoencoderConfig, CalibrationConfig, FiberConfig
+from builder.config import AutoencoderConfig, FiberConfig
 from builder.decoder import WeightDecoder
 from builder.fiber import Fibers
 from builder.likelihood import CategoricalLikelihood
 from builder.network import FunctionalNetwork
 from builder.predictive import categorical_nll, gaussian_mixture_nll, mixture_probabilities, sample_outputs
-from model_store.manifest import ClassificationCalibration, LatentPlan, RegressionCalibration, RegressionTarget
-from service.predictive import epistemic_to_noise, mutual_information, regression
+from model_store.manifest import LatentPlan, RegressionCalibration, RegressionTarget
+from service.predictive import regression
 from tests.builder.linear import linear_classifier
 from tests.builder.walked import NOISE, Walked, two_rounds, wave
 
 Array = NDArray[Any]
-RATE = 0.1
 STANDARD = RegressionTarget(name="y", mean=0.0, scale=1.0)
 
 
-def plans(start: float = 0.0, stop: float = 0.6, ood: tuple[float, float] = (0.6, 1.0)) -> dict[str, LatentPlan]:
-    return {
-        "predict": LatentPlan(name="predict", samples=32, start=start, stop=stop, drift_scale=1.0),
-        "ood": LatentPlan(name="ood", samples=64, start=ood[0], stop=ood[1], drift_scale=1.0),
-    }
+def plan() -> LatentPlan:
+    return LatentPlan(name="predict", samples=32, stop=0.6, drift_scale=1.0)
 
 
 # ---- reach
@@ -69,14 +65,14 @@ def line_data(rows: int = 400, noise: float = 0.1) -> tuple[FunctionalNetwork, T
 def test_drift_that_hurts_is_not_used() -> None:
     network, x, y, member = line_data()
     reach = choose_reach(network, line_fibers(anchor=2.0, end=5.0, spread=1.0), x, y, member)
-    assert reach.node == 0 and reach.wide >= 1
+    assert reach.node == 0 and reach.used == 1 and reach.shown >= 1
     assert reach.out_of_fold[0] == min(reach.out_of_fold) and len(reach.out_of_fold) == 7
 
 
 def test_drift_that_helps_is_used() -> None:
     network, x, y, member = line_data()
     reach = choose_reach(network, line_fibers(anchor=1.0, end=3.0, spread=0.1), x, y, member)
-    assert reach.node >= 4 and reach.wide >= reach.node
+    assert reach.node >= 4 and reach.used == reach.shown == reach.node
     assert reach.out_of_fold[reach.node] < reach.out_of_fold[0] - 0.1
 
 
@@ -158,7 +154,7 @@ def at_anchors(network: FunctionalNetwork, anchors: Tensor) -> DecodedPosterior:
 def test_the_noise_of_true_anchors_is_the_truth(noise: float) -> None:
     network, x, y, member = line_data(2000, noise)
     anchors = torch.tensor([[2.0, 0.0]]).expand(2, -1).contiguous()
-    found = calibrate(at_anchors(network, anchors), anchors, plans(), x, y, member, CalibrationConfig())
+    found = calibrate(at_anchors(network, anchors), anchors, plan(), x, y, member)
     # 2000 rows: a standard error of 1.6 %.
     assert found.spread == pytest.approx(noise, rel=0.07) and found.map_spread == pytest.approx(noise, rel=0.07)
     assert found.nll == pytest.approx(math.log(noise) + 0.5 * math.log(2 * math.pi * math.e), abs=0.06)
@@ -176,7 +172,7 @@ def test_the_temperature_undoes_logits_of_the_wrong_size(factor: float) -> None:
     y = torch.multinomial(p, 1, generator=generator)[:, 0]
     member = torch.arange(3000)[None] % 2 != torch.arange(2)[:, None]
     anchors = (factor * truth).expand(2, -1).contiguous()
-    found = calibrate(at_anchors(network, anchors), anchors, plans(), x, y, member, CalibrationConfig())
+    found = calibrate(at_anchors(network, anchors), anchors, plan(), x, y, member)
     assert found.spread == pytest.approx(factor, rel=0.15) and found.map_spread == pytest.approx(factor, rel=0.15)
     assert found.nll == pytest.approx(float(categorical_nll(p, y).mean()), abs=0.01)
     assert torch.allclose(found.conformity_scores, (1 - p.gather(1, y[:, None])[:, 0]).double().sort().values, atol=0.1)
@@ -194,7 +190,7 @@ def test_intervals_of_many_anchors_cover_new_rows_no_more_and_no_less() -> None:
     y = network(truth, x)[:, 0].detach() + 0.3 * torch.randn(22_000, generator=generator)
     known, new = slice(2000), slice(2000, 22_000)
     member = two_rounds(2000, 10)
-    found = calibrate(at_anchors(network, anchors), anchors, plans(), x[known], y[known], member, CalibrationConfig())
+    found = calibrate(at_anchors(network, anchors), anchors, plan(), x[known], y[known], member)
     # Single anchors are wrong by far more than the noise; it is their mean that is served.
     assert found.map_spread > 0.37 and found.spread < 0.3
     outputs = sample_outputs(network, anchors, x[new]).numpy()
@@ -214,7 +210,7 @@ def test_the_temperature_is_that_of_all_anchors_together() -> None:
     y = torch.multinomial(network(truth, x).detach().softmax(-1), 1, generator=generator)[:, 0]
     seen, new = slice(4000), slice(4000, 12_000)
     member = two_rounds(4000, 10)
-    found = calibrate(at_anchors(network, anchors), anchors, plans(), x[seen], y[seen], member, CalibrationConfig())
+    found = calibrate(at_anchors(network, anchors), anchors, plan(), x[seen], y[seen], member)
     logits = sample_outputs(network, anchors, x[new])
     nll = {
         t: float(categorical_nll(mixture_probabilities(logits, t), y[new]).mean())
@@ -238,8 +234,7 @@ def posterior(walked: Walked) -> DecodedPosterior:
 
 @pytest.fixture(scope="module")
 def calibrated(walked: Walked, posterior: DecodedPosterior) -> Calibrated:
-    config = CalibrationConfig(false_alarm_rate=RATE)
-    return calibrate(posterior, walked.anchors.weights, plans(), walked.x, walked.y, walked.member, config)
+    return calibrate(posterior, walked.anchors.weights, plan(), walked.x, walked.y, walked.member)
 
 
 def served(posterior: DecodedPosterior, plan: LatentPlan, x: Tensor) -> tuple[Array, Array]:
@@ -264,7 +259,7 @@ def test_the_posterior_scores_no_worse_than_the_anchors(calibrated: Calibrated) 
 
 def test_intervals_cover_new_rows(posterior: DecodedPosterior, calibrated: Calibrated) -> None:
     x, y = wave(3000, seed=9)
-    outputs, _ = served(posterior, plans()["predict"], x)
+    outputs, _ = served(posterior, plan(), x)
     scores = calibrated.conformity_scores.numpy()
     assert bool((np.diff(scores) >= 0).all()) and scores.dtype == np.float64 and len(scores) == 240
     for level in (0.5, 0.9, 0.95):
@@ -274,22 +269,6 @@ def test_intervals_cover_new_rows(posterior: DecodedPosterior, calibrated: Calib
         assert covered == pytest.approx(level, abs=0.08)
 
 
-def test_false_alarms_come_at_the_rate_asked_for(posterior: DecodedPosterior, calibrated: Calibrated) -> None:
-    x, _ = wave(3000, seed=9)
-    outputs, anchor = served(posterior, plans()["ood"], x)
-    score = epistemic_to_noise(outputs, anchor, STANDARD, noise_of(calibrated))
-    alarms = float((score > calibrated.detector.threshold).mean())
-    assert 0.03 < alarms < 0.2
-    assert calibrated.detector.false_alarm_rate == RATE and calibrated.detector.points == 240
-
-
-def test_rows_far_outside_are_flagged(posterior: DecodedPosterior, calibrated: Calibrated) -> None:
-    far = torch.cat([torch.linspace(4, 8, 20), torch.linspace(-8, -4, 20)])[:, None]
-    outputs, anchor = served(posterior, plans()["ood"], far)
-    score = epistemic_to_noise(outputs, anchor, STANDARD, noise_of(calibrated))
-    assert float((score > calibrated.detector.threshold).mean()) > 0.9
-
-
 def draws_of_anchor(posterior: DecodedPosterior, plan: LatentPlan, a: int, x: Tensor) -> tuple[Array, Array]:
     """What calibration sees of the rows that anchor a did not see: 64 samples of that anchor alone."""
     weights, anchor = posterior.draw(plan, 64 * len(posterior.nodes), seed=1)
@@ -297,33 +276,12 @@ def draws_of_anchor(posterior: DecodedPosterior, plan: LatentPlan, a: int, x: Te
     return sample_outputs(posterior.network, own, x).numpy(), np.full(len(own), a)
 
 
-def expected_threshold(scores: list[Array], rate: float) -> float:
-    ordered = np.sort(np.concatenate(scores))
-    return float(ordered[min(len(ordered), math.ceil((len(ordered) + 1) * (1 - rate))) - 1])
-
-
-def test_the_threshold_is_a_quantile_of_the_servers_own_score(
-    walked: Walked, posterior: DecodedPosterior, calibrated: Calibrated
-) -> None:
-    scores = []
-    for a, seen in enumerate(walked.member):
-        outputs, anchor = draws_of_anchor(posterior, plans()["ood"], a, walked.x[~seen])
-        # In the target's own units, as a server computes it.
-        target = RegressionTarget(name="y", mean=3.0, scale=7.0)
-        noise = RegressionCalibration(noise_std=7.0 * calibrated.spread, points=240)
-        scores.append(epistemic_to_noise(outputs, anchor, target, noise))
-    assert calibrated.detector.score == "epistemic_to_noise"
-    assert calibrated.detector.threshold == pytest.approx(expected_threshold(scores, RATE), abs=1e-3)
-
-
 def test_calibration_draws_the_same_every_time(
     walked: Walked, posterior: DecodedPosterior, calibrated: Calibrated
 ) -> None:
-    config = CalibrationConfig(false_alarm_rate=RATE)
-    again = calibrate(posterior, walked.anchors.weights, plans(), walked.x, walked.y, walked.member, config)
-    tensors = {name: getattr(calibrated, name) for name in ("conformity_scores", "ood_scores")}
-    assert all(torch.equal(getattr(again, name), values) for name, values in tensors.items())
-    assert replace(again, **tensors) == calibrated
+    again = calibrate(posterior, walked.anchors.weights, plan(), walked.x, walked.y, walked.member)
+    assert torch.equal(again.conformity_scores, calibrated.conformity_scores)
+    assert replace(again, conformity_scores=calibrated.conformity_scores) == calibrated
 
 
 def test_calibration_in_parts_is_the_same(
@@ -338,12 +296,11 @@ def test_calibration_in_parts_is_the_same(
     monkeypatch.setattr(calibration, "sample_outputs", seen)
     # 64 samples of each anchor on 50 of the 240 rows at once.
     monkeypatch.setattr(predictive, "values_at_once", lambda: 64 * 50 * walked.network.activations(walked.x[:1]))
-    config = CalibrationConfig(false_alarm_rate=RATE)
-    parts = calibrate(posterior, walked.anchors.weights, plans(), walked.x, walked.y, walked.member, config)
-    # Both anchors on all 240 rows, for how they disagree; for OOD each on the 120 that it did not see.
-    assert sizes.count(50) == 2 * (4 + 2) and sizes.count(40) == sizes.count(20) == 2
+    parts = calibrate(posterior, walked.anchors.weights, plan(), walked.x, walked.y, walked.member)
+    # Both anchors on all 240 rows, for how they disagree.
+    assert sizes.count(50) == 2 * 4 and sizes.count(40) == 2
     assert torch.allclose(parts.conformity_scores, calibrated.conformity_scores, rtol=1e-4)
-    assert parts.detector.threshold == pytest.approx(calibrated.detector.threshold, rel=1e-4)
+    assert parts.spread == pytest.approx(calibrated.spread, rel=1e-4)
 
 
 def test_each_row_is_judged_by_the_anchor_that_did_not_see_it(
@@ -352,11 +309,10 @@ def test_each_row_is_judged_by_the_anchor_that_did_not_see_it(
     # An anchor that puts out one more is right about targets that are one more, where it is asked.
     shifted = walked.anchors.weights.clone()
     shifted[1, -1] += 1.0
-    config = CalibrationConfig(false_alarm_rate=RATE)
     spread = {}
     for a in (0, 1):
         y = walked.y + (~walked.member[a]).float()
-        spread[a] = calibrate(posterior, shifted, plans(), walked.x, y, walked.member, config).map_spread
+        spread[a] = calibrate(posterior, shifted, plan(), walked.x, y, walked.member).map_spread
     assert spread[1] == pytest.approx(calibrated.map_spread, rel=1e-3)
     assert spread[0] == pytest.approx(math.sqrt(calibrated.map_spread**2 + 1.0), rel=0.1)
 
@@ -364,7 +320,7 @@ def test_each_row_is_judged_by_the_anchor_that_did_not_see_it(
 # ---- classification
 
 
-def test_a_classifiers_threshold_is_a_quantile_of_the_servers_mutual_information() -> None:
+def test_a_classifiers_nll_is_that_of_its_averaged_probabilities() -> None:
     model = linear_classifier(rows=200)
     network = model.network
     member = torch.arange(200)[None] % 2 != torch.arange(2)[:, None]
@@ -372,18 +328,8 @@ def test_a_classifiers_threshold_is_a_quantile_of_the_servers_mutual_information
     fibers = model.walk(anchors, member, FiberConfig(trajectories=8, steps=4, refinement=30))
     latent = train_autoencoder(fibers.nodes, fibers.scales, AutoencoderConfig(steps=100, hidden=16))
     posterior = DecodedPosterior(network, latent.decoder, latent.nodes.numpy())
-    config = CalibrationConfig(false_alarm_rate=RATE)
-    found = calibrate(posterior, anchors, plans(), model.x, model.y, member, config)
-
-    scores = []
-    for a, seen in enumerate(member):
-        outputs, anchor = draws_of_anchor(posterior, plans()["ood"], a, model.x[~seen])
-        calibration = ClassificationCalibration(temperature=found.spread, points=1)
-        scores.append(mutual_information(outputs, anchor, calibration))
-    assert found.detector.score == "mutual_information" and found.detector.points == 200
-    assert found.detector.threshold == pytest.approx(expected_threshold(scores, RATE), abs=1e-5)
-    # The NLL is that of the averaged probabilities, at the temperature found.
-    each = [draws_of_anchor(posterior, plans()["predict"], a, model.x[~member[a]])[0] for a in (0, 1)]
+    found = calibrate(posterior, anchors, plan(), model.x, model.y, member)
+    each = [draws_of_anchor(posterior, plan(), a, model.x[~member[a]])[0] for a in (0, 1)]
     p = torch.cat([mixture_probabilities(torch.from_numpy(f), found.spread) for f in each])
     nll = categorical_nll(p, torch.cat([model.y[~seen] for seen in member])).mean()
     assert found.nll == pytest.approx(float(nll), abs=1e-4)

@@ -11,7 +11,7 @@ import torch
 
 from builder.autoencoder import LatentModel, train_autoencoder
 from builder.calibration import Calibrated, DecodedPosterior, Reach, calibrate, choose_reach
-from builder.config import AutoencoderConfig, BuildConfig, CalibrationConfig, FiberConfig
+from builder.config import AutoencoderConfig, BuildConfig, FiberConfig
 from builder.diagnostics import Finding, examine, movement
 from builder.fiber import Fibers, walk_fibers
 from builder.likelihood import GaussianLikelihood
@@ -45,10 +45,10 @@ def encode(fibers: Fibers, **options: Any) -> LatentModel:
 
 
 def calibrated(walked: Walked, latent: LatentModel) -> Calibrated:
-    plans = {n: LatentPlan(name=n, samples=32, stop=1 / 3, drift_scale=1.0) for n in ("predict", "ood")}
+    plan = LatentPlan(name="predict", samples=32, stop=1 / 3, drift_scale=1.0)
     posterior = DecodedPosterior(walked.network, latent.decoder, latent.nodes.cpu().numpy())
     at = walked.anchors.weights
-    return calibrate(posterior, at, plans, walked.x, walked.y, walked.member, CalibrationConfig())
+    return calibrate(posterior, at, plan, walked.x, walked.y, walked.member)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from builder.network import FunctionalNetwork
 from builder.pipeline import run_build
 from builder.trained import Trained
 from model_store.bundle import Bundle
-from model_store.manifest import LatentPlan, Metrics, OodDetector, RegressionTarget
+from model_store.manifest import LatentPlan, Metrics, RegressionTarget
 from model_store.plan import draw_latents
 from tests.builder.builds import classes, config, serve, table
 from tests.builder.decoders import Identity
@@ -62,7 +62,6 @@ def made(task: str = "regression", nodes: Array | None = None, tested: int = TES
         nodes = rng.normal(size=(ANCHORS, TRAJECTORIES, STEPS + 1, network.weights))
         nodes[:, :, 0] = nodes[:, :1, 0]  # an anchor's trajectories start together
     nodes = nodes.astype(np.float32)
-    regression = task == "regression"
     unused: Any = None
     train = ~dataset.test
     fibers = Fibers(
@@ -84,29 +83,20 @@ def made(task: str = "regression", nodes: Array | None = None, tested: int = TES
         judged=unused,
         cross_fitted=fibers,
         fibers=fibers,
-        reach=Reach(node=2, wide=3, out_of_fold=[]),
+        reach=Reach(node=2, used=2, shown=3, out_of_fold=[]),
         latent=unused,
-        plans={
-            "predict": LatentPlan(name="predict", samples=10, stop=0.5, drift_scale=0.5),
-            "ood": LatentPlan(name="ood", samples=20, start=0.5, drift_scale=1.0),
-        },
+        plans={"predict": LatentPlan(name="predict", samples=10, stop=0.5, drift_scale=0.5)},
         posterior=DecodedPosterior(network, Identity(), nodes),
         calibrated=Calibrated(
             spread=SPREAD,
             map_spread=MAP_SPREAD,
             conformity_scores=torch.from_numpy(SCORES),
-            ood_scores=torch.zeros(1),
-            detector=OodDetector(
-                score="epistemic_to_noise" if regression else "mutual_information",
-                threshold=0.0,
-                false_alarm_rate=0.01,
-                points=57,
-            ),
             points=57,
             nll=1.25,
             map_nll=1.5,
             coverage=0.9,
         ),
+        detection=unused,
         training_gradients=0,
     )
 

@@ -190,7 +190,7 @@ def test_what_is_served_has_seen_all_rows_and_what_chose_it_has_not(
     (trained,) = seen
     assert not starts[0].all() and starts[1].all()
     assert torch.equal(trained.anchors, trained.fibers.nodes[0, :, 0])
-    assert len(trained.fibers.nodes) == trained.reach.wide + 1 < len(trained.cross_fitted.nodes)
+    assert len(trained.fibers.nodes) == trained.reach.used + 1 < len(trained.cross_fitted.nodes)
     first = trained.cross_fitted.nodes[0, :, 0]
     assert 0 < float((trained.anchors - first).norm()) < float((first[0] - first[1]).norm())
     walks = trained.cross_fitted.gradient_evaluations + trained.fibers.gradient_evaluations

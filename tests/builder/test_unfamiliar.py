@@ -92,13 +92,14 @@ def test_stand_ins_are_scored_as_a_server_does(tmp_path: Path, kind: str) -> Non
     trained = learn(options, dataset, make_factory(options, dataset), StageBars(quiet=True), {})
     publish(trained, [], [], {})
     model = ServedModel(ModelStore(options.store).open("tiny"))
-    plan = model.plan("ood")
+    plan = model.plan("predict")
     latents, anchors = draw_latents(plan, model.nodes, plan.samples, 0)
     weights = model.engine.split(model.engine.decode(latents, anchors), anchors)
     found = stand_in_scores(trained)
     assert set(found) == {"columns shuffled", "rows shifted"}
     for name, rows in stand_ins(dataset.inputs, dataset.x[~dataset.test], 0).items():
-        np.testing.assert_allclose(found[name], model.ood_score(weights, rows), rtol=1e-3, atol=1e-4)
+        judged = model.detectors.judge(rows, model.epistemic_score(weights, rows))
+        np.testing.assert_allclose(found[name], judged.score, rtol=1e-3, atol=1e-3)
 
 
 # ---- pictures
@@ -126,6 +127,8 @@ def test_scores_are_shown_with_the_threshold(monkeypatch: pytest.MonkeyPatch) ->
     ]  # fmt: skip
     assert "rows shifted: AUROC 0.950" in right.get_legend_handles_labels()[1]
     assert histograms.unfamiliar(np.array([np.nan]), 0.0, 0.1, {}) is None
+    left, _ = panels(monkeypatch, lambda: histograms.unfamiliar(own, None, 0.01, {}))
+    assert not left.lines
 
 
 def test_sharpness_counts_every_row(monkeypatch: pytest.MonkeyPatch) -> None:

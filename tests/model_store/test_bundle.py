@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from model_store import Bundle, IncompatibleError, IntegrityError, ModelStore
@@ -314,6 +315,11 @@ def nodes(shape: tuple[int, ...] = (2, 3, 5, 3), dtype: Any = np.float32, value:
 SCORES = np.linspace(0, 3, 10)
 
 
+def good(**changed: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays of the bundle of these tests, but for some."""
+    return {**load_safetensors(bundles.mixed_regression().files[ARRAYS_FILE]), **changed}
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -329,7 +335,18 @@ SCORES = np.linspace(0, 3, 10)
         ({"nodes": nodes(), "conformity_scores": SCORES[None]}, "conformity_scores"),
         ({"nodes": nodes(), "conformity_scores": np.append(SCORES, np.inf)}, "conformity_scores"),
         ({"nodes": nodes(), "conformity_scores": SCORES}, "ood_scores"),
-        ({"nodes": nodes(), "conformity_scores": SCORES, "ood_scores": SCORES[::-1].copy()}, "ood_scores"),
+        (good(ood_scores=np.zeros((3, 10))), "ood_scores"),
+        (good(ood_scores=np.zeros((2, 199))), "ood_scores"),
+        (good(ood_scores=np.zeros(199)), "ood_scores"),
+        (good(ood_scores=np.linspace(1, 0, 597).reshape(3, 199)), "ood_scores"),
+        (good(ood_combined=np.zeros(198)), "ood_combined"),
+        (good(ood_combined=np.full(199, np.nan)), "ood_combined"),
+        (good(ood_center=np.zeros(2)), "compared with"),
+        (good(ood_scale=np.zeros(5)), "compared with"),
+        (good(ood_rows=np.zeros((1, 5), dtype=np.float32)), "compared with"),
+        (good(ood_rows=np.zeros((9, 5))), "compared with"),
+        (good(ood_precision=np.zeros((5, 4))), "compared with"),
+        (good(ood_precision=np.full((5, 5), np.inf)), "compared with"),
     ],
 )
 def test_arrays_that_do_not_fit_the_manifest(published: Bundle, arrays: dict[str, np.ndarray], message: str) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from model_store.manifest import ClassificationCalibration, RegressionCalibration, RegressionTarget
 from service import predictive
+from service.predictive import AnchorSamples
 
 TARGET = RegressionTarget(name="y", mean=10.0, scale=4.0)
 NOISE = RegressionCalibration(noise_std=0.5, points=99)
@@ -117,28 +118,6 @@ def test_prediction_sets_cover_what_they_promise() -> None:
     assert 0.79 < np.mean(covered) < 0.83
 
 
-def test_p_values_are_ranks_among_familiar_scores() -> None:
-    familiar = np.array([1.0, 2.0, 2.0, 3.0])
-    assert predictive.p_values(np.array([0.0, 1.0, 2.0, 2.5, 3.0, 9.0]), familiar).tolist() == [
-        1.0,
-        1.0,
-        0.8,
-        0.4,
-        0.4,
-        0.2,
-    ]
-
-
-@given(st.integers(1, 60), st.floats(0.001, 0.999), st.integers(0, 1000))
-def test_flags_and_p_values_agree(points: int, rate: float, seed: int) -> None:
-    """Above the threshold of a rate is where the p-value is at most that rate."""
-    rng = np.random.default_rng(seed)
-    familiar, scores = np.sort(rng.integers(0, 20, points) / 4.0), rng.integers(0, 24, 50) / 4.0
-    threshold = predictive.conformal_quantile(1 - rate, familiar)
-    flags = np.zeros(50, bool) if threshold is None else scores > threshold
-    assert flags.tolist() == (predictive.p_values(scores, familiar) <= rate + 1e-9).tolist()
-
-
 def test_classification_against_plain_sums() -> None:
     f = outputs(12, 3, 4)
     found = predictive.classification(f, WARM, 0.9, MISSES)
@@ -178,26 +157,41 @@ def test_the_regression_score_is_taken_within_anchors() -> None:
     anchors = np.array([0, 1, 0, 1, 0, 2, 1])  # anchor 2 has one sample, which says nothing about its spread
     y = 4.0 * f[..., 0].astype(np.float64)
     within = (y[[0, 2, 4]].var(axis=0, ddof=1) + y[[1, 3, 6]].var(axis=0, ddof=1)) / 2
-    found = predictive.epistemic_to_noise(f, anchors, TARGET, NOISE)
+    found = predictive.epistemic_to_noise(f, AnchorSamples.of(anchors), TARGET, NOISE)
     assert found == pytest.approx(np.log(within / 0.25))
 
 
 def test_disagreement_between_anchors_alone_does_not_score() -> None:
     f = outputs(2, 3, 1)[[0, 1, 0, 1]]
-    within = predictive.epistemic_to_noise(f, np.array([0, 1, 0, 1]), TARGET, NOISE)
+    within = predictive.epistemic_to_noise(f, AnchorSamples.of(np.array([0, 1, 0, 1])), TARGET, NOISE)
     assert np.all(within == within[0]) and np.isfinite(within[0])
-    assert np.all(predictive.epistemic_to_noise(f, np.array([0, 0, 1, 1]), TARGET, NOISE) > within + 5)
+    other = AnchorSamples.of(np.array([0, 0, 1, 1]))
+    assert np.all(predictive.epistemic_to_noise(f, other, TARGET, NOISE) > within + 5)
 
 
 def test_the_classification_score_is_taken_within_anchors() -> None:
     f = outputs(5, 3, 4)
     anchors = np.array([1, 0, 1, 0, 1])
-    parts = [predictive.classification(f[anchors == a], WARM, 0.9, MISSES)["mutual_information"] for a in (0, 1)]
-    assert predictive.mutual_information(f, anchors, WARM) == pytest.approx(np.mean(parts, axis=0))
+    parts = [
+        predictive.classification(f[anchors == a], WARM, 0.9, MISSES)["mutual_information"] * n / (n - 1)
+        for a, n in ((0, 2), (1, 3))
+    ]
+    found = predictive.mutual_information(f, AnchorSamples.of(anchors), WARM)
+    assert found == pytest.approx(np.log(np.mean(parts, axis=0)))
+
+
+def test_a_prediction_has_the_same_score() -> None:
+    members = AnchorSamples.of(np.array([1, 0, 1, 0, 1]))
+    f = outputs(5, 3, 1)
+    found = predictive.regression(f, TARGET, NOISE, 0.9, SCORES, members)
+    assert found["epistemic_score"] == pytest.approx(predictive.epistemic_to_noise(f, members, TARGET, NOISE))
+    f = outputs(5, 3, 4)
+    found = predictive.classification(f, WARM, 0.9, MISSES, members)
+    assert found["epistemic_score"] == pytest.approx(predictive.mutual_information(f, members, WARM))
 
 
 @pytest.mark.parametrize("anchors", [[0], [0, 1], [0, 1, 2]])
 def test_scores_with_few_samples_are_finite(anchors: list[int]) -> None:
-    which = np.array(anchors)
-    assert np.all(np.isfinite(predictive.epistemic_to_noise(outputs(len(which), 2, 1), which, TARGET, NOISE)))
-    assert np.all(predictive.mutual_information(outputs(len(which), 2, 3), which, WARM) >= 0)
+    members = AnchorSamples.of(np.array(anchors))
+    assert np.all(np.isfinite(predictive.epistemic_to_noise(outputs(len(anchors), 2, 1), members, TARGET, NOISE)))
+    assert np.all(np.isfinite(predictive.mutual_information(outputs(len(anchors), 2, 3), members, WARM)))

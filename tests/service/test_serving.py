@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import fiberwalk.serve
 from model_store.errors import ConfigError
 from tests import bundles
-from tests.servers import Server, counter, serving, wait_until
+from tests.servers import Server, serving, wait_until
 
 BODY = {"inputs": [[1.0, 2.0]], "model": "sine"}
 
@@ -115,8 +115,9 @@ def test_large_requests_leave_the_server_responsive(store: Path) -> None:
 def test_requests_in_flight_are_answered_before_the_end(store: Path) -> None:
     large = json.dumps({"inputs": [[1.0, 2.0]] * 4096, "model": "sine", "samples": 256}).encode()
     with serving(store) as server, ThreadPoolExecutor(1) as pool:
+        warming = server.counter("fiberwalk_cache_misses_total")
         running = pool.submit(httpx.post, f"{server.url}/predict", content=large, timeout=60)
-        wait_until(lambda: counter(httpx.get(f"{server.url}/metrics").text, "fiberwalk_cache_misses_total") > 10)
+        wait_until(lambda: server.counter("fiberwalk_cache_misses_total") > warming)
         status = server.stop()
         assert running.result().status_code == 200
         assert len(running.result().json()["mean"]) == 4096
