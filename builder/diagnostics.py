@@ -70,7 +70,7 @@ def _clustering(fibers: Fibers, reach: Reach) -> Finding | None:
     if reach.node == 0:
         return Finding(
             "clustering",
-            "No part of the fibers predicts better out of fold than the anchors, and what is served hardly leaves these.",
+            "No part of the fibers predicts better out of fold than the anchors; what is served hardly leaves them.",
             "Raise fiber.refinement, or fiber.steps with a smaller fiber.drift_scale, to try small drifts too.",
         )
     return None

@@ -89,7 +89,7 @@ class Detectors:
             if self._mahalanobis is not None:
                 found["mahalanobis"], every = self._mahalanobis(u)
                 columns = np.argsort(-np.abs(every), axis=1, kind="stable")[:, :_SHOWN_COLUMNS]
-                deviations = np.take_along_axis(every, columns, axis=1)
+                deviations = every[np.arange(len(x))[:, None], columns]
         score = combined([s(found[name]) for name, s in zip(self._names, self._surprises, strict=True)])
         each = {
             name: (found[name], p_values(found[name], familiar))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnxruntime as ort
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from model_store.bundle import Bundle
 from model_store.errors import IntegrityError
 from model_store.manifest import BASE_FILE, DECODER_FILE, TRUNK_FILE
+from service.predictive import AnchorSamples
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
@@ -36,6 +38,11 @@ class WeightSet:
     @property
     def samples(self) -> int:
         return len(self.anchors)
+
+    @cached_property
+    def members(self) -> AnchorSamples:
+        """Which samples are whose, for the OOD score; the same for every request."""
+        return AnchorSamples.of(self.anchors)
 
     @property
     def nbytes(self) -> int:

@@ -78,7 +78,7 @@ class ServedModel:
             InputError: a row lies so far out that the network's outputs are not finite.
         """
         target, calibration = self.manifest.target, self.manifest.calibration
-        members = predictive.AnchorSamples.of(weights.anchors) if scores else None
+        members = weights.members if scores else None
 
         def columns(part: Float32) -> Columns:
             if isinstance(target, RegressionTarget):
@@ -114,14 +114,13 @@ class ServedModel:
             InputError: as `predict`.
         """
         target, calibration = self.manifest.target, self.manifest.calibration
-        members = predictive.AnchorSamples.of(weights.anchors)
         parts = self._outputs(weights, x)
         if isinstance(target, RegressionTarget):
             assert isinstance(calibration, RegressionCalibration)
-            scores = [predictive.epistemic_to_noise(p, members, target, calibration) for p in parts]
+            scores = [predictive.epistemic_to_noise(p, weights.members, target, calibration) for p in parts]
         else:
             assert not isinstance(calibration, RegressionCalibration)
-            scores = [predictive.mutual_information(p, members, calibration) for p in parts]
+            scores = [predictive.mutual_information(p, weights.members, calibration) for p in parts]
         return np.concatenate(scores)
 
     def _outputs(self, weights: WeightSet, x: Float32) -> Iterable[Float32]:
