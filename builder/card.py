@@ -244,28 +244,17 @@ def _calibrated(m: Manifest) -> str:
             f"sets come from {c.points:,} rows, each predicted by an anchor that was not trained on it."
         )
     detectors = "\n".join(f"  - `{name}`: {_DETECTORS[name]}." for name in m.ood.detectors)
+    lowest, few, kept = 1 / (m.ood.points + 1), "", ""
+    if m.ood.false_alarm_rate < lowest:
+        few = f" So few rows vouch for rates of {100 * lowest:.3g}% and more: for less, none is flagged."
+    if "nearest_rows" in m.ood.detectors:
+        kept = "\n- The bundle holds encoded training rows; `calibration.reference_rows = 0` builds one without."
     return (
         f"## Calibration and unfamiliar rows\n\n{first}\n- OOD detection: every detector gives the share of "
         f"{m.ood.points:,} training rows, unseen by what judged them, that look as unfamiliar as a row does. The score "
         "is the mean of -log of these shares, held against that of the same rows: a row is flagged where so high a "
         f"score is rarer than the false alarm rate, {100 * m.ood.false_alarm_rate:.3g}% unless asked otherwise."
-        f"{_too_few(m)} The detectors, larger where a row is less familiar:\n{detectors}"
-    ) + _reference_rows(m)
-
-
-def _too_few(m: Manifest) -> str:
-    lowest = 1 / (m.ood.points + 1)
-    if m.ood.false_alarm_rate >= lowest:
-        return ""
-    return f" So few rows vouch for rates of {100 * lowest:.3g}% and more: for less, none is flagged."
-
-
-def _reference_rows(m: Manifest) -> str:
-    if "nearest_rows" not in m.ood.detectors:
-        return ""
-    return (
-        "\n- The bundle holds encoded training rows, for `nearest_rows`; `calibration.reference_rows = 0` builds one "
-        "without."
+        f"{few} The detectors, larger where a row is less familiar:\n{detectors}{kept}"
     )
 
 
