@@ -106,7 +106,7 @@ def test_particles_that_went_nowhere(reach: Reach, sound: tuple[Fibers, LatentMo
 
 def test_no_reach(reach: Reach, sound: tuple[Fibers, LatentModel, Calibrated]) -> None:
     fibers, latent, figures = sound
-    assert "anchors alone" in only(examine(fibers, replace(reach, node=0), latent, figures), "clustering").message
+    assert "than the anchors" in only(examine(fibers, replace(reach, node=0), latent, figures), "clustering").message
 
 
 def test_a_decoder_that_is_wrong(reach: Reach, walked: Walked, sound: tuple[Fibers, LatentModel, Calibrated]) -> None:

@@ -92,7 +92,7 @@ def test_an_interrupted_build_says_how_to_go_on(folder: Path, monkeypatch: pytes
     assert result.exit_code == 130
     assert "the same command goes on from there" in result.stderr
     kept = {p.name for p in (folder / ".fiberwalk" / "waves").iterdir()}
-    assert kept == {"map.safetensors", "fiber.safetensors"}
+    assert kept == {f"{stage}.safetensors" for stage in ("map", "fiber", "refit", "refit_fiber")}
 
 
 @pytest.mark.parametrize(

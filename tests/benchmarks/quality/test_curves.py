@@ -63,8 +63,8 @@ def test_every_point_is_charged_with_all_that_it_takes(found: dict[str, Any]) ->
     assert cost["ensemble"] == {"1": tuning + training, "2": tuning + 2 * training}
     assert cost["mc_dropout"]["1"] - tuning == 2 * (cost["mc_dropout"]["0.5"] - tuning)
     assert cost["swag"]["1"] > cost["swag"]["0.5"] > tuning + 2 * training
-    # The second build goes on from the first one's anchors, and is charged with them all the same.
-    fibers = {label: gradients - 5 * training for label, gradients in cost["fiberwalk_5"].items()}
+    # The second build goes on from the first one's anchors, and is charged with them all the same. All train twice.
+    fibers = {label: gradients - 2 * 5 * training for label, gradients in cost["fiberwalk_5"].items()}
     assert 2 * fibers["3"] == 3 * fibers["2"] > 0
     seconds = [p["seconds"] for p in found["curves"]["fiberwalk_5"].values()]
     assert seconds[1] > 0.5 * seconds[0]
