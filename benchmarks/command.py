@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ _BUILD_SECONDS = 3600.0
 _START_SECONDS = 120.0
 _BATCH_ROWS = 1000
 _TAIL = 1500
+_JSON: Final = {"Content-Type": "application/json"}
 
 
 def run_build(arguments: list[str], folder: Path) -> float:
@@ -68,6 +70,17 @@ class Server:
                 joined[key] = joined.get(key, []) + value if isinstance(value, list) else value
         return joined
 
+    def seconds(self, route: str, model: str, x: NDArray[Any], **options: float) -> float:
+        """Wall-clock seconds from sending one request for rows (n, columns) to its answer.
+
+        Raises:
+            FiberwalkError: the request was refused.
+        """
+        body = json.dumps({"model": model, "inputs": x.tolist(), **options}).encode()
+        start = time.perf_counter()
+        self._send("POST", route, body)
+        return time.perf_counter() - start
+
     def tell(self, model: str, x: NDArray[Any], targets: NDArray[Any]) -> dict[str, Any]:
         """POSTs rows (n, columns) with their true targets (n,) to /feedback, and returns the last answer.
 
@@ -86,14 +99,17 @@ class Server:
         self._client.close()
 
     def _request(self, method: str, route: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        content: dict[str, Any] = self._send(method, route, None if body is None else json.dumps(body).encode()).json()
+        return content
+
+    def _send(self, method: str, route: str, body: bytes | None) -> httpx.Response:
         try:
-            response = self._client.request(method, route, json=body)
+            response = self._client.request(method, route, content=body, headers=_JSON)
         except httpx.HTTPError as e:
             raise _failed(f"a request to {route}", str(e)) from e
         if response.status_code != 200:
             raise _failed(f"a request to {route}", f"status {response.status_code}: {response.text}")
-        content: dict[str, Any] = response.json()
-        return content
+        return response
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterable
 from typing import Any, Final
 
+from model_store.detection import lowest_rate
 from model_store.manifest import (
     CategoricalColumn,
     ClassificationTarget,
@@ -244,9 +245,9 @@ def _calibrated(m: Manifest) -> str:
             f"sets come from {c.points:,} rows, each predicted by an anchor that was not trained on it."
         )
     detectors = "\n".join(f"  - `{name}`: {_DETECTORS[name]}." for name in m.ood.detectors)
-    lowest, few, kept = 1 / (m.ood.points + 1), "", ""
+    lowest, few, kept = lowest_rate(m.ood.points), "", ""
     if m.ood.false_alarm_rate < lowest:
-        few = f" So few rows vouch for rates of {100 * lowest:.3g}% and more: for less, none is flagged."
+        few = f" So few rows cannot vouch for that, and none is flagged at it; ask for {100 * lowest:.3g}% or more."
     if "nearest_rows" in m.ood.detectors:
         kept = "\n- The bundle holds encoded training rows; `calibration.reference_rows = 0` builds one without."
     return (

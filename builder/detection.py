@@ -4,8 +4,6 @@ A network alone is a poor judge of what it does not know: far out some samples a
 classifier say nothing of inputs between or beyond them. So two looks at a table's inputs stand beside the epistemic
 score. Each turns into a surprise, its rank among unseen rows, and the mean surprise is ranked among unseen rows again
 (`model_store.detection`).
-Energy, entropy and the largest probability of the averaged predictive were tried as well, and
-told unfamiliar rows from familiar ones worse than epistemic scores; what they added to the combination was lost in it.
 
 Lengths: A anchors, n training rows, m unseen rows, d encoded columns, D detectors.
 """
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from builder.calibration import Posterior, of_anchors, weights_of_anchors
 from builder.config import CalibrationConfig
+from builder.network import FunctionalNetwork
 from builder.out_of_fold import mean_of
 from model_store.detection import (
     LEAST_INFORMATION,
@@ -42,7 +41,6 @@ _MOST_COLUMNS: Final = 512
 """Encoded columns beyond which how they vary together is neither known well nor cheap to ask."""
 _MOST_VALUES: Final = 2**21
 """Of all reference rows together (8 MB)."""
-_BLOCK: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def fit_detectors(
     # With no more samples than anchors, an anchor's own samples say nothing of how they differ.
     if plan.samples > len(member):
         name: DetectorName = "epistemic_to_noise" if y.is_floating_point() else "mutual_information"
-        scores[name] = _epistemic(posterior, plan, spread, x[rows], ~member[:, rows], y.is_floating_point())
+        scores[name] = _of_familiar(posterior, plan, spread, x[rows], ~member[:, rows], y.is_floating_point())
     if isinstance(inputs, TableInput):
         found, arrays = _of_inputs(x.cpu().numpy(), member.cpu().numpy(), rows.cpu().numpy(), inputs, config)
         scores |= found
@@ -99,7 +97,7 @@ def fit_detectors(
     return Detection(described, arrays)
 
 
-def _epistemic(
+def _of_familiar(
     posterior: Posterior, plan: LatentPlan, spread: float, x: Tensor, unseen: Tensor, regression: bool
 ) -> Float64:
     """(m,) epistemic scores of rows by the anchors that had not seen them, (A, m) `unseen`.
@@ -109,21 +107,26 @@ def _epistemic(
     """
     count = len(unseen)
     own = max(2, round((plan.samples - count) / int(unseen.sum(0).min())) + 1)
-    weights = weights_of_anchors(posterior, plan, own)
-
-    found = of_anchors(posterior.network, weights, x, unseen, lambda f: doubt(f, spread, regression))
-    return epistemic_score(mean_of(found, unseen), spread, regression)
+    return epistemic_score(posterior.network, weights_of_anchors(posterior, plan, own), spread, x, unseen, regression)
 
 
-def doubt(outputs: Tensor, spread: float, regression: bool) -> Tensor:
-    """Epistemic variance, or mutual information, (B,) of one anchor's samples, from outputs (S, B, O)."""
-    if regression:
-        return outputs[..., 0].double().var(0, unbiased=True)
-    return mutual_information(outputs.double(), spread)
+def epistemic_score(
+    network: FunctionalNetwork, weights: list[Tensor], spread: float, x: Tensor, asked: Tensor, regression: bool
+) -> Float64:
+    """The network's OOD score (m,) of rows: log of epistemic over aleatoric variance, or of the mutual information,
+    within each anchor's samples and averaged over the anchors `asked` (A, m).
 
+    Args:
+        weights: the samples (S_a, P) of each anchor, at least two.
+        spread: noise standard deviation in standardised target units, or temperature.
+    """
 
-def epistemic_score(found: Tensor, spread: float, regression: bool) -> Float64:
-    """The score (B,) of the epistemic detector from the mean doubt (B,) within anchors."""
+    def figure(outputs: Tensor) -> Tensor:
+        if regression:
+            return outputs[..., 0].double().var(0, unbiased=True)
+        return mutual_information(outputs.double(), spread)
+
+    found = mean_of(of_anchors(network, weights, x, asked, figure), asked)
     found = (found / spread**2).clamp(min=LEAST_RATIO) if regression else found.clamp(min=LEAST_INFORMATION)
     score: Float64 = found.log().cpu().numpy()
     return score
@@ -160,8 +163,7 @@ def _of_inputs(
         nearest = NearestRows(u[chosen].astype(np.float32))
         own = np.full(len(u), -1)
         own[chosen] = np.arange(most)
-        parts = [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]
-        scores["nearest_rows"] = np.concatenate([nearest.scores(u[part], own[part]) for part in parts])
+        scores["nearest_rows"] = nearest.scores(u[rows], own[rows])
         arrays["ood_rows"] = nearest.rows
     if u.shape[1] <= _MOST_COLUMNS:
         scores["mahalanobis"] = _out_of_fold(u, member, encoder.groups)[rows]

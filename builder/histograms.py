@@ -22,7 +22,7 @@ def unfamiliar(scores: Array, threshold: float | None, rate: float, others: Mapp
 
     Args:
         scores: (n,) of unseen rows.
-        threshold: above which a row is flagged by default, at the false alarm rate `rate`; None where none is.
+        threshold: above which a row is flagged by default, at the false alarm rate `rate`; None where no row is.
         others: (m,) scores of stand-ins for unfamiliar rows, by kind.
 
     Returns:
@@ -43,7 +43,9 @@ def unfamiliar(scores: Array, threshold: float | None, rate: float, others: Mapp
             weights = np.full(len(values), 1 / len(values))
             label = f"{kind} ({len(values):,})"
             left.hist(values, edges, weights=weights, histtype="step", lw=1.6, color=color, label=label)
-        if threshold is not None:
+        if threshold is None:
+            left.plot([], [], ls="", label=f"nothing is flagged: too few rows for {rate:.3g} false alarms")
+        else:
             label = f"default threshold ({rate:.3g} false alarms)"
             left.axvline(threshold, color=INK, lw=1.4, ls="--", label=label, zorder=1)
         left.set(xlabel="OOD score", ylabel="share of rows")

@@ -20,7 +20,7 @@ from builder import pictures as draw
 from builder.card import make_card, with_unit
 from builder.evaluation import LEVEL
 from builder.predictive import conformal_quantile
-from model_store.detection import alarm_threshold
+from model_store.detection import lowest_rate
 from model_store.manifest import ClassificationTarget, Manifest, RegressionTarget, TableInput, Target
 
 __all__ = ["ReportData", "make_card", "make_pictures"]
@@ -37,7 +37,7 @@ class ReportData:
         predictions: of the test part; regression `y`, `mean`, `std` (total), `epistemic_std` (B,), classification
             `y` (B,) class indices and `probabilities` (B, C).
         test_rows: (B,) their numbers in the data.
-        ood_scores: (n,) of rows that the scoring anchors had not seen.
+        ood_scores: (n,) sorted combined scores of rows that the detectors had not seen.
         stand_ins: (m,) scores of stand-ins for unfamiliar rows, by kind.
         conformity_scores: (n,) sorted out-of-fold scores; of a regression, |y - mean| / std.
         fiber_loss: (T+1, A, N), nats a training row.
@@ -74,16 +74,21 @@ def make_pictures(data: ReportData) -> dict[str, bytes]:
         )
     found["calibration.png"] = _calibration(data)
     found["sharpness.png"] = _sharpness(data)
-    rate = manifest.ood.false_alarm_rate
-    found["unfamiliar.png"] = histograms.unfamiliar(
-        data.ood_scores, alarm_threshold(data.ood_scores, rate), rate, data.stand_ins
-    )
+    found["unfamiliar.png"] = _unfamiliar(data)
     standardized = isinstance(target, RegressionTarget)
     found["fibers.png"] = draw.fibers(
         data.fiber_loss, data.scales, data.reach, np.array(data.out_of_fold), standardized
     )
     found["latent.png"] = draw.latent(data.latents, manifest.latent.plans["predict"].stop)
     return {name: picture for name, picture in found.items() if picture is not None}
+
+
+def _unfamiliar(data: ReportData) -> bytes | None:
+    scores, rate = data.ood_scores, data.manifest.ood.false_alarm_rate
+    threshold = None
+    if rate >= lowest_rate(len(scores)):
+        threshold = conformal_quantile(torch.from_numpy(scores), 1 - rate)
+    return histograms.unfamiliar(scores, threshold, rate, data.stand_ins)
 
 
 def _calibration(data: ReportData) -> bytes | None:

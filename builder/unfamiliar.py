@@ -1,7 +1,7 @@
 """Stand-ins for unfamiliar rows, as a build has none: training rows spoilt in ways that anyone would call unfamiliar.
 
-How well the detectors tell them from familiar rows says what to expect of them at best: real unfamiliar rows may lie
-nearer. Lengths: n training rows, m stand-ins, S samples, C classes.
+How well the detector tells them from familiar rows says what to expect of it at best: real unfamiliar rows may lie
+nearer. Lengths: n training rows, m stand-ins.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from builder.detection import doubt, epistemic_score
-from builder.predictive import sample_outputs
+from builder.detection import epistemic_score
 from builder.trained import Trained
-from model_store.detectors import Detectors
+from model_store.detection import Detectors
 from model_store.manifest import CategoricalColumn, InputSpec, TableInput
 
 _MOST: Final = 1000
@@ -61,17 +60,17 @@ def _columns(inputs: InputSpec, x: NDArray[np.float32]) -> list[tuple[list[int],
 
 def stand_in_scores(trained: Trained) -> dict[str, NDArray[Any]]:
     """The score (m,) that a server gives to each stand-in, by kind."""
-    plan = trained.plans["predict"]
+    inputs, detection, plan = trained.dataset.inputs, trained.detection, trained.plans["predict"]
+    detectors = Detectors(inputs, detection.described, detection.arrays)
     weights, anchor = trained.posterior.draw(plan, plan.samples)
-    groups = [anchor == a for a in torch.unique(anchor) if (anchor == a).sum() > 1] or [anchor >= 0]
-    detectors = Detectors(trained.detection.described, trained.dataset.inputs, trained.detection.arrays)
-    spread, regression = trained.calibrated.spread, trained.y.is_floating_point()
+    groups = [weights[anchor == a] for a in torch.unique(anchor) if (anchor == a).sum() > 1]
     found = {}
-    for kind, rows in stand_ins(trained.dataset.inputs, trained.x.cpu().numpy(), trained.config.seed).items():
+    for kind, rows in stand_ins(inputs, trained.x.cpu().numpy(), trained.config.seed).items():
         epistemic = None
         if detectors.ask_the_network:
-            outputs = sample_outputs(trained.network, weights, torch.from_numpy(rows).to(trained.x.device))
-            within = torch.stack([doubt(outputs[group], spread, regression) for group in groups]).mean(0)
-            epistemic = epistemic_score(within, spread, regression)
+            x = torch.from_numpy(rows).to(trained.x.device)
+            every = torch.ones(len(groups), len(x), dtype=torch.bool, device=x.device)
+            regression = trained.y.is_floating_point()
+            epistemic = epistemic_score(trained.network, groups, trained.calibrated.spread, x, every, regression)
         found[kind] = detectors.judge(rows, epistemic).score
     return found

@@ -205,7 +205,7 @@ def _are_references(arrays: dict[str, NDArray[Any]], manifest: Manifest) -> bool
         wanted = {"ood_center": ((width,), np.float64), "ood_scale": ((width,), np.float64)}
     rows = arrays.get("ood_rows")
     if "nearest_rows" in manifest.ood.detectors:
-        if rows is None or len(rows) < 2:
+        if rows is None or rows.ndim != 2 or len(rows) < 2:
             return False
         wanted["ood_rows"] = (len(rows), width), np.float32
     if "mahalanobis" in manifest.ood.detectors:

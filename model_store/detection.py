@@ -1,16 +1,20 @@
 """Out-of-distribution detection on both sides: the detectors of the inputs, and how all detectors combine.
 
 The builder scores unseen training rows with it, the server every row that it is asked about, so that both are scored
-alike. Lengths: B rows, d encoded columns, m reference rows, D detectors, n unseen training rows.
+alike. The network's own score, the epistemic one, is computed by each side from the outputs it has at hand.
+Lengths: B rows, d encoded columns, m reference rows, D detectors, n unseen training rows.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from model_store.encoding import TableEncoder
+from model_store.manifest import DetectorName, InputSpec, OodDetection, TableInput
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -29,6 +33,10 @@ _RIDGE: Final = 0.01
 """Variance that is added to every column, so that columns that follow from others, or never vary, do no harm."""
 _LEAST_TAIL: Final = 0.1
 _TAIL_SHARE: Final = 0.1
+_BEYOND: Final = 1e-9
+_SHOWN_COLUMNS: Final = 3
+_BLOCK_VALUES: Final = 2**21
+"""Distances worked on at once."""
 
 
 class Scaler:
@@ -45,7 +53,8 @@ class Scaler:
 
     def __call__(self, x: Float32) -> Float64:
         """(B, d), cut off where a square would overflow."""
-        scaled: Float64 = np.clip((x - self.center) / self.scale, -_FARTHEST, _FARTHEST)
+        # Not np.clip: for one row its overhead is most of the work.
+        scaled: Float64 = np.minimum(np.maximum((x - self.center) / self.scale, -_FARTHEST), _FARTHEST)
         return scaled
 
 
@@ -60,6 +69,7 @@ class NearestRows:
         self._twice = np.ascontiguousarray(2 * rows.T)
         self._norms = np.square(rows).sum(axis=1)
         self._count = min(_NEIGHBOURS, len(rows) - 1)
+        self._block = max(1, _BLOCK_VALUES // len(rows))
 
     def scores(self, u: Float64, own: NDArray[np.int64] | None = None) -> Float64:
         """log of the mean squared distance (B,) of scaled rows u (B, d) from the nearest few rows.
@@ -67,12 +77,16 @@ class NearestRows:
         Args:
             own: (B,) which of the reference rows each row itself is, which then does not count; -1 is none.
         """
+        if len(u) > self._block:
+            parts = [slice(i, i + self._block) for i in range(0, len(u), self._block)]
+            return np.concatenate([self.scores(u[p], None if own is None else own[p]) for p in parts])
         v = u.astype(np.float32)
         squares = self._norms - v @ self._twice
         if own is not None:
             at = np.flatnonzero(own >= 0)
             squares[at, own[at]] = np.inf
-        nearest = np.partition(squares, self._count - 1, axis=1)[:, : self._count].mean(axis=1, dtype=np.float64)
+        squares.partition(self._count - 1, axis=1)
+        nearest = squares[:, : self._count].sum(axis=1, dtype=np.float64) / self._count
         found: Float64 = np.log(np.maximum(nearest + np.square(v).sum(axis=1), _LEAST_SQUARE))
         return found
 
@@ -91,7 +105,7 @@ class Mahalanobis:
         for g in groups:
             own[g, g] = np.linalg.inv(precision[g, g])
         # Columns that are encoded as one number, as most are, need no product.
-        self._own = np.diag(own).copy() if len(groups) == len(precision) else own
+        self._own = np.sqrt(np.diag(own)) if len(groups) == len(precision) else own
 
     @staticmethod
     def precision_of(u: Float64) -> Float64:
@@ -110,10 +124,10 @@ class Mahalanobis:
             would lose, were it as they suggest. A number that is lower than that has a negative sign.
         """
         gradient = u @ self.precision
-        squared = np.einsum("bd,bd->b", u, gradient)
+        squared = (u * gradient).sum(axis=1)
         scores = np.log(np.maximum(squared, _LEAST_SQUARE))
         if self._own.ndim == 1:
-            return scores, gradient * np.sqrt(self._own)
+            return scores, gradient * self._own
         lost = np.add.reduceat(gradient * (gradient @ self._own), self._starts, axis=1)
         sign = np.where(np.diff(np.append(self._starts, u.shape[1])) == 1, np.sign(gradient[:, self._starts]), 1.0)
         return scores, sign * np.sqrt(np.maximum(lost, 0.0))
@@ -131,24 +145,25 @@ class Surprise:
         familiar: (n,) sorted scores of rows that the detector had not seen.
         """
         n = len(familiar)
-        self._scores, first = np.unique(familiar, return_index=True)
-        self._surprise = np.log((n + 1) / (n + 1 - first))
+        at, first = np.unique(familiar, return_index=True)
+        self._last = float(at[-1])
         top = familiar[-max(1, round(_TAIL_SHARE * n)) :]
         self._tail = max(float(top.mean() - top[0]), _LEAST_TAIL)
-        self._beyond = float(np.log(n + 1))
+        # Just beyond the last of them no familiar row scores as high.
+        self._at = np.append(at, self._last + _BEYOND * max(1.0, abs(self._last)))
+        self._surprise = np.log((n + 1) / (n + 1 - np.append(first, n)))
 
     def __call__(self, scores: Float64) -> Float64:
         """(B,) in nats, for scores (B,)."""
-        within = np.interp(scores, self._scores, self._surprise)
-        beyond = self._beyond + (scores - self._scores[-1]) / self._tail
-        found: Float64 = np.where(scores > self._scores[-1], beyond, within)
+        found: Float64 = np.interp(scores, self._at, self._surprise)
+        found += np.maximum(scores - self._last, 0.0) / self._tail
         return found
 
 
 def combined(surprises: list[Float64]) -> Float64:
     """The score (B,) of several detectors together: their mean surprise, which orders rows as Fisher's method does
     (Fisher 1932, "Statistical methods for research workers", section 21.1)."""
-    found: Float64 = sum(surprises[1:], start=surprises[0]) / len(surprises)
+    found: Float64 = sum(surprises[1:], surprises[0]) / len(surprises)
     return found
 
 
@@ -168,16 +183,87 @@ def p_values(scores: Float64, familiar: Float64) -> Float64:
         scores: (B,).
         familiar: (n,) sorted scores of familiar rows that the detectors had not seen.
     """
-    above = len(familiar) - np.searchsorted(familiar, scores, side="left")
-    found: Float64 = (1 + above) / (len(familiar) + 1)
+    n = len(familiar)
+    found: Float64 = (n + 1 - familiar.searchsorted(scores)) / (n + 1)
     return found
 
 
-def alarm_threshold(familiar: Float64, rate: float) -> float | None:
-    """The score above which p-values are at most a false alarm rate; None where so few rows vouch for no such score.
+def lowest_rate(points: int) -> float:
+    """The lowest false alarm rate that so many familiar rows can vouch for: the least p-value there is."""
+    return 1 / (points + 1)
 
-    Args:
-        familiar: (n,) sorted.
+
+@dataclass(frozen=True)
+class Unfamiliarity:
+    """How unfamiliar B rows are.
+
+    Attributes:
+        score, p_value: (B,) of all detectors together.
+        detectors: by name, scores and p-values (B,).
+        columns: (B, K) indices of the table's columns that are furthest from what the others suggest, the furthest
+            first; deviations: (B, K) by how many standard deviations. None where inputs have no columns or too many.
     """
-    at = len(familiar) - math.floor(rate * (len(familiar) + 1) + 1e-9)
-    return None if at == len(familiar) else float(familiar[max(at, 0)])
+
+    score: Float64
+    p_value: Float64
+    detectors: dict[DetectorName, tuple[Float64, Float64]]
+    columns: NDArray[np.intp] | None
+    deviations: Float64 | None
+
+
+class Detectors:
+    """The detectors of one bundle, ready to score."""
+
+    def __init__(self, inputs: InputSpec, described: OodDetection, arrays: dict[str, NDArray[Any]]) -> None:
+        """Args:
+        inputs, described: as the manifest has them.
+        arrays: the arrays `ood_*` of the bundle, as `Bundle.arrays` checks them.
+        """
+        self._familiar: Float64 = arrays["ood_combined"]
+        self._names = described.detectors
+        self._scores: Float64 = arrays["ood_scores"]
+        self._surprises = [Surprise(scores) for scores in self._scores]
+        self._scaler: Scaler | None = None
+        self._nearest: NearestRows | None = None
+        self._mahalanobis: Mahalanobis | None = None
+        if "ood_scale" in arrays and isinstance(inputs, TableInput):
+            self._scaler = Scaler(arrays["ood_center"], arrays["ood_scale"])
+            if "nearest_rows" in self._names:
+                self._nearest = NearestRows(arrays["ood_rows"])
+            if "mahalanobis" in self._names:
+                self._mahalanobis = Mahalanobis(arrays["ood_precision"], TableEncoder(inputs).groups)
+
+    @property
+    def ask_the_network(self) -> bool:
+        """Whether some detector needs the network's outputs."""
+        return bool({"epistemic_to_noise", "mutual_information"} & set(self._names))
+
+    @property
+    def points(self) -> int:
+        """Familiar rows that stand behind p-values."""
+        return len(self._familiar)
+
+    def judge(self, x: Float32, epistemic: Float64 | None) -> Unfamiliarity:
+        """How unfamiliar encoded rows x (B, ...) are.
+
+        Args:
+            epistemic: (B,) the network's score of them, where it is asked.
+        """
+        found: dict[DetectorName, Float64] = {}
+        if epistemic is not None:
+            found["epistemic_to_noise"] = found["mutual_information"] = epistemic
+        columns = deviations = None
+        if self._scaler is not None:
+            u = self._scaler(x)
+            if self._nearest is not None:
+                found["nearest_rows"] = self._nearest.scores(u)
+            if self._mahalanobis is not None:
+                found["mahalanobis"], every = self._mahalanobis(u)
+                columns = (-np.abs(every)).argsort(axis=1, kind="stable")[:, :_SHOWN_COLUMNS]
+                deviations = every[np.arange(len(every))[:, None], columns]
+        score = combined([s(found[name]) for name, s in zip(self._names, self._surprises, strict=True)])
+        each = {
+            name: (found[name], p_values(found[name], familiar))
+            for name, familiar in zip(self._names, self._scores, strict=True)
+        }
+        return Unfamiliarity(score, p_values(score, self._familiar), each, columns, deviations)

@@ -41,7 +41,7 @@ class WeightSet:
 
     @cached_property
     def members(self) -> AnchorSamples:
-        """Which samples are whose, for the OOD score; the same for every request."""
+        """Which samples are of which anchor."""
         return AnchorSamples.of(self.anchors)
 
     @property

@@ -40,7 +40,7 @@ PREDICT: Final[dict[str, Any]] = {
 }
 
 PREDICTED: Final[dict[str, Any]] = {
-    "regression: inside the data, and far outside": {
+    "regression: inside the data, and far outside; asked with ood: true": {
         "value": {
             "model": "snelson",
             **_ABOUT,
@@ -52,6 +52,7 @@ PREDICTED: Final[dict[str, Any]] = {
             "aleatoric_variance": [0.08, 0.08],
             "entropy": [0.21, 1.44],
             "interval": [[-1.11, -0.13], [-1.37, 2.07]],
+            "ood": _UNFAMILIAR,
         }
     },
     "classification": {

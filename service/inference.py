@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.detectors import Unfamiliarity
+from model_store.detection import Unfamiliarity, lowest_rate
 from model_store.errors import InputError
 from model_store.manifest import ClassificationTarget, TableInput
 from service.feedback import Feedback, prediction_of
@@ -160,9 +160,8 @@ def _promise(model: ServedModel, request: InferenceRequest) -> dict[str, Any]:
 def _alarms(model: ServedModel, rate: float) -> dict[str, Any]:
     """What stands behind the false alarm rate, and a warning where that is too little."""
     points = model.detectors.points
-    lowest = 1 / (points + 1)
+    lowest = lowest_rate(points)
     warning = None
-    # The least p-value there is: as it is compared for flags.
     if rate < lowest:
         warning = (
             f"{points} familiar rows cannot vouch for the false alarm rate {rate:.6g}, only for {lowest:.6g} and more: "

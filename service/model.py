@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
-from model_store.detectors import Detectors
+from model_store.detection import Detectors
 from model_store.errors import InputError
 from model_store.manifest import LatentPlan, RegressionCalibration, RegressionTarget
 from service import predictive
@@ -40,7 +40,7 @@ class ServedModel:
         self.encoder = InputEncoder(bundle.manifest.inputs)
         self.engine = Engine(bundle, threads=threads)
         self._scores: NDArray[np.float64] = arrays["conformity_scores"]
-        self.detectors = Detectors(bundle.manifest.ood, bundle.manifest.inputs, arrays)
+        self.detectors = Detectors(bundle.manifest.inputs, bundle.manifest.ood, arrays)
         self._run_size = run_size
 
     @property
@@ -114,13 +114,14 @@ class ServedModel:
             InputError: as `predict`.
         """
         target, calibration = self.manifest.target, self.manifest.calibration
+        members = weights.members
         parts = self._outputs(weights, x)
         if isinstance(target, RegressionTarget):
             assert isinstance(calibration, RegressionCalibration)
-            scores = [predictive.epistemic_to_noise(p, weights.members, target, calibration) for p in parts]
+            scores = [predictive.epistemic_to_noise(p, members, target, calibration) for p in parts]
         else:
             assert not isinstance(calibration, RegressionCalibration)
-            scores = [predictive.mutual_information(p, weights.members, calibration) for p in parts]
+            scores = [predictive.mutual_information(p, members, calibration) for p in parts]
         return np.concatenate(scores)
 
     def _outputs(self, weights: WeightSet, x: Float32) -> Iterable[Float32]:

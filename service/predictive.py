@@ -48,13 +48,15 @@ def regression(
     """
     y = target.mean + target.scale * outputs[..., 0].astype(np.float64)
     mean = y.mean(axis=0)
-    epistemic = y.var(axis=0)
+    apart = y - mean
+    squared = np.square(apart)
+    epistemic = squared.mean(axis=0)
     aleatoric = np.full_like(epistemic, calibration.noise_std**2)
     variance = epistemic + aleatoric
     half = interval_factor(level, scores) * np.sqrt(variance)
     more = {}
     if members is not None:
-        more["epistemic_score"] = epistemic_to_noise(outputs, members, target, calibration)
+        more["epistemic_score"] = _ratio(apart, squared, members, calibration)
     return more | {
         "mean": mean,
         "variance": variance,
@@ -179,10 +181,14 @@ class AnchorSamples:
     Attributes:
         mean: (A, S), takes the mean over each anchor's samples.
         freedom: (A,) n / (n - 1) for anchors of n samples: what a variance over them has to be multiplied by.
+        whole: (S,) and parts: (A, S), by which the mean unbiased variance of y (S,) is `whole @ y**2` less the sum of
+            `(parts @ y)**2`.
     """
 
     mean: Float64
     freedom: Float64
+    whole: Float64
+    parts: Float64
 
     @classmethod
     def of(cls, anchors: NDArray[np.int64]) -> AnchorSamples:
@@ -192,7 +198,9 @@ class AnchorSamples:
         if not len(own) and len(anchors) > 1:
             own = np.ones((1, len(anchors)), dtype=np.bool_)
         count = own.sum(axis=1)
-        return cls(own / count[:, None], count / (count - 1.0))
+        mean, freedom = own / count[:, None], count / (count - 1.0)
+        share = freedom / max(len(own), 1)
+        return cls(mean, freedom, share @ mean, np.sqrt(share)[:, None] * mean)
 
 
 def epistemic_to_noise(
@@ -202,14 +210,15 @@ def epistemic_to_noise(
 
     The unbiased variance over each anchor's samples is averaged over the anchors that have at least two.
     """
-    if not len(members.mean):
-        return np.full(outputs.shape[1], math.log(LEAST_RATIO))
-    y = outputs[..., 0].astype(np.float64)
-    y -= y.mean(axis=0)  # what is left is small, so that its square loses nothing
-    share = members.freedom / len(members.freedom)
-    variance = (share @ members.mean) @ np.square(y) - share @ np.square(members.mean @ y)
-    ratio = variance * (target.scale / calibration.noise_std) ** 2
-    score: Float64 = np.log(np.maximum(ratio, LEAST_RATIO))
+    y = target.mean + target.scale * outputs[..., 0].astype(np.float64)
+    y -= y.mean(axis=0)
+    return _ratio(y, np.square(y), members, calibration)
+
+
+def _ratio(y: Float64, squared: Float64, members: AnchorSamples, calibration: RegressionCalibration) -> Float64:
+    """The same from y (S, B) in the target's units less its mean over samples, so small that squares lose nothing."""
+    variance = members.whole @ squared - np.square(members.parts @ y).sum(axis=0)
+    score: Float64 = np.log(np.maximum(variance / calibration.noise_std**2, LEAST_RATIO))
     return score
 
 

@@ -36,7 +36,6 @@ from model_store.manifest import (
     CategoricalColumn,
     ClassificationCalibration,
     ClassificationTarget,
-    DetectorName,
     InputSpec,
     LatentPlan,
     LatentSpace,
@@ -59,6 +58,7 @@ Tensors = dict[str, tuple[int, list[int | str]]]
 
 PICTURE_FILE = "posterior.png"
 OPSET, IR_VERSION = 18, 10
+POINTS = 199
 ANCHORS, TRAJECTORIES, STEPS, DIMENSION, RANK = 2, 3, 4, 3, 2
 
 
@@ -168,17 +168,20 @@ def _parts(
     if isinstance(target, RegressionTarget):
         calibration = RegressionCalibration(noise_std=noise * target.scale, points=199)
         arrays["conformity_scores"] = np.sort(np.abs(rng.normal(size=199)))
-        asked: DetectorName = "epistemic_to_noise"
+        detectors = ["epistemic_to_noise"]
+        ood_scores = [rng.normal(size=POINTS)]
     else:
         calibration = ClassificationCalibration(temperature=1.3, points=199)
         arrays["conformity_scores"] = np.sort(rng.uniform(size=199) ** 2)
-        asked = "mutual_information"
-    scores: dict[DetectorName, Array] = {asked: rng.normal(-3, 1, 199)}
+        detectors = ["mutual_information"]
+        ood_scores = [np.log(np.linspace(0.001, 0.2, POINTS))]
     if isinstance(inputs, TableInput):
-        found, references = _compared(TableEncoder(inputs), np.random.default_rng(seed))
-        scores, arrays = scores | found, arrays | references
-    arrays["ood_scores"] = np.sort(np.stack(list(scores.values())), axis=1)
-    arrays["ood_combined"] = np.sort(combined([familiar_surprise(s) for s in scores.values()]))
+        detectors += ["nearest_rows", "mahalanobis"]
+        found, references = _of_inputs(inputs, rng)
+        ood_scores += found
+        arrays |= references
+    arrays["ood_scores"] = np.sort(ood_scores, axis=1)
+    arrays["ood_combined"] = np.sort(combined([familiar_surprise(s) for s in ood_scores]))
     files = {
         DECODER_FILE: decoder_model(rng, weights, weight_scale),
         BASE_FILE: base_model(parameters, _inputs(inputs, features, trunk)),
@@ -209,10 +212,12 @@ def _parts(
             steps=STEPS,
             dimension=DIMENSION,
             rank=RANK,
-            plans={"predict": LatentPlan(name="predict", samples=32, start=0.0, stop=0.5, drift_scale=0.1)},
+            plans={
+                "predict": LatentPlan(name="predict", samples=32, start=0.0, stop=0.5, drift_scale=0.1),
+            },
         ),
         calibration=calibration,
-        ood=OodDetection(detectors=list(scores), false_alarm_rate=0.05, points=199),
+        ood=OodDetection.model_validate({"detectors": detectors, "false_alarm_rate": 0.05, "points": POINTS}),
         metrics=[Metrics(predictor="posterior", split="test", rows=40, values={"nll": 1.25})],
         build=BuildInfo(
             created=datetime(2026, 1, 1, tzinfo=UTC),
@@ -227,26 +232,21 @@ def _parts(
     return Parts(manifest, files)
 
 
-def _compared(encoder: TableEncoder, rng: np.random.Generator) -> tuple[dict[DetectorName, Array], dict[str, Array]]:
-    """Scores (199,) of made-up familiar rows by the detectors of a table's inputs, and what these compare rows with."""
-    x = rng.normal(size=(199, encoder.width)).astype(np.float32)
-    for group in encoder.groups:
-        if not encoder.numeric[group.start]:
-            x[:, group] = np.eye(group.stop - group.start)[rng.integers(group.stop - group.start, size=199)]
+def _of_inputs(inputs: TableInput, rng: np.random.Generator) -> tuple[list[Array], dict[str, Array]]:
+    """Scores of made-up familiar rows by the detectors of a table's inputs, and what these compare rows with."""
+    encoder = TableEncoder(inputs)
+    columns = [
+        rng.normal(c.mean, c.scale, POINTS) if isinstance(c, NumericColumn) else rng.choice(c.categories, POINTS)
+        for c in inputs.columns
+    ]
+    x = encoder.encode_columns([np.array(c, dtype=object) for c in columns])
     scaler = Scaler.fit(x, encoder.numeric)
     u = scaler(x)
-    rows, precision = u[:60].astype(np.float32), Mahalanobis.precision_of(u)
-    own = np.where(np.arange(199) < 60, np.arange(199), -1)
-    scores: dict[DetectorName, Array] = {
-        "nearest_rows": NearestRows(rows).scores(u, own),
-        "mahalanobis": Mahalanobis(precision, encoder.groups)(u)[0],
-    }
-    return scores, {
-        "ood_center": scaler.center,
-        "ood_scale": scaler.scale,
-        "ood_rows": rows,
-        "ood_precision": precision,
-    }
+    precision = Mahalanobis.precision_of(u)
+    rows = u.astype(np.float32)
+    scores = [NearestRows(rows).scores(u, np.arange(POINTS)), Mahalanobis(precision, encoder.groups)(u)[0]]
+    references = {"ood_center": scaler.center, "ood_scale": scaler.scale, "ood_rows": rows, "ood_precision": precision}
+    return scores, references
 
 
 def _layout(features: int, hidden: int, outputs: int) -> tuple[list[ParameterSpec], int]:

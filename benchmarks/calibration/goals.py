@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from benchmarks.calibration.cost import BATCHES
 from benchmarks.calibration.monitored import MONITOR, SOUND_ROWS
-from benchmarks.calibration.run import COST_ROWS, METHODS, OOD_SETS
+from benchmarks.calibration.run import METHODS, OOD_SETS
 from benchmarks.calibration.summary import Summary, figure
 from benchmarks.quality.goals import CLASSIFICATION_SETS, REGRESSION_SETS, Goal, make_goal
 from benchmarks.served import ALARM_RATES, LEVELS
@@ -18,8 +19,9 @@ from benchmarks.table import Estimate
 
 COVERAGE_TOLERANCE: Final = 0.015
 ALARM_TOLERANCE: Final = 0.005
-MOST_OOD_COST: Final = 1.15
 MOST_ROWS_UNTIL_ALARM: Final = 500
+MOST_COST: Final = 1.15
+"""Times what a prediction without flags takes."""
 OURS: Final = "fiberwalk"
 CONFORMAL: Final = [m for m in METHODS if m.startswith(("conformal_", "lac_", "aps_"))]
 DETECTORS: Final = ("isolation_forest", "nearest_neighbours")
@@ -40,7 +42,7 @@ def judge(summary: Sequence[Summary]) -> list[Goal]:
         _ece(of_task["classification"]),
         _false_alarms(tables),
         *(_auroc(kind, [s for s in tables if s["set"] in OOD_SETS]) for kind in KINDS),
-        _ood_cost(tables),
+        _cost(tables),
         *_monitor([s for s in summary if s["task"] == MONITOR]),
     ]
 
@@ -158,15 +160,19 @@ def _auroc(kind: str, sets: Sequence[Summary]) -> Goal:
     return make_goal(text, compared, len(OOD_SETS), met)
 
 
-def _ood_cost(sets: Sequence[Summary]) -> Goal:
-    def met() -> tuple[bool, str]:
-        ratios = {f"{s['set']}, {rows} rows": _ours(s, f"ood_cost_{rows}").mean for s in sets for rows in COST_ROWS}
-        worst = max(ratios, key=lambda name: ratios[name])
-        good = sum(v <= MOST_OOD_COST for v in ratios.values())
-        return good == len(ratios), f"{good} of {len(ratios)}; at most {ratios[worst]:.2f} times ({worst})"
+def _cost(sets: Sequence[Summary]) -> Goal:
+    names = [f"ood_cost_{rows}" for rows in BATCHES]
+    compared = [s for s in sets if all(figure(s, OURS, name) is not None for name in names)]
 
-    text = f"/predict with ood: true within {MOST_OOD_COST:g} times /predict, on every set, 1 and 64 rows"
-    return make_goal(text, sets, REGRESSION_SETS + CLASSIFICATION_SETS, met)
+    def met() -> tuple[bool, str]:
+        costs = {(s["set"], rows): _ours(s, n).mean for s in compared for rows, n in zip(BATCHES, names, strict=True)}
+        good = sum(cost <= MOST_COST + _EXACT for cost in costs.values())
+        (name, rows), most = max(costs.items(), key=lambda item: item[1])
+        return good == len(costs), f"{good} of {len(costs)}; most on {name}, {rows} rows a request: {most:.2f} times"
+
+    batches = " and ".join(map(str, BATCHES))
+    text = f'/predict with "ood": true takes at most {MOST_COST:g} times as long, {batches} rows a request, every set'
+    return make_goal(text, compared, sum(_SETS.values()), met)
 
 
 def _monitor(sets: Sequence[Summary]) -> list[Goal]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.calibration.conformal import GRID, SHARE
+from benchmarks.calibration.cost import BATCHES, PAIRS
 from benchmarks.calibration.goals import judge
 from benchmarks.calibration.monitored import BROKEN_ROWS, RUNS, SOUND_ROWS
 from benchmarks.calibration.tables import tables
@@ -51,7 +52,8 @@ neighbour):
 - shifted columns: the test rows themselves, in each {SHIFTED_SHARE:.0%} of the columns (rounded, at least one), drawn
   anew for each row, moved up or down by {SHIFT:g} standard deviations of the training rows.
 
-**Cost**: medians of requests with and without `"ood": true` in turn, over HTTP, as their client sees them.
+**The cost of flags**: one client asks a server for predictions of {" and ".join(map(str, BATCHES))} rows a request, by
+turns with and without `"ood": true`; the ratio of the medians of {PAIRS} requests each, from sending to the answer.
 
 **The monitor**: a model of the synthetic set with 200 training rows is served. In each of {RUNS} runs a fresh server is
 told the targets of {SOUND_ROWS:,} unseen rows, then of {BROKEN_ROWS:,} others, all moved by the amount that halves the

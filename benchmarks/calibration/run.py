@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.calibration import conformal, regions, unfamiliar
+from benchmarks.calibration.cost import cost_of_flags
 from benchmarks.calibration.monitored import MONITOR, MONITORED, watch
 from benchmarks.command import Server, serving
 from benchmarks.data import DataSet, read_set
@@ -50,9 +49,6 @@ METHODS: Final = {
 OOD_SETS: Final = ("uci_boston", "uci_concrete", "uci_energy", "uci_wine_red", "uci_yacht")
 """Where unfamiliar rows are looked for; each takes a second build, without a cluster of the rows."""
 
-COST_ROWS: Final = (1, 64)
-"""Rows of the requests whose cost is measured."""
-_COST_REQUESTS: Final = 200
 _OURS: Final = "fiberwalk"
 
 
@@ -70,7 +66,10 @@ def run_split(name: str, split: int, preset: str) -> dict[str, Any]:
             return {**described(data, problem), "task": MONITOR, **watch(data, split, store, problem.config.name)}
     tuned = tune(problem, learned)
     found = {_OURS: _ours(data, split, problem, learned)}
-    families: dict[str, Callable[[], dict[str, Found]]] = {"conformal": partial(_conformal, problem, tuned)}
+    families: dict[str, Callable[[], dict[str, Found]]] = {
+        "conformal": partial(_conformal, problem, tuned),
+        "cost": partial(_cost, data, split, problem, learned),
+    }
     if not problem.regression:
         families["map"] = partial(_map, problem, tuned)
     if name in OOD_SETS:
@@ -100,24 +99,11 @@ def _ours(data: DataSet, split: int, problem: Problem, learned: Learned) -> Foun
     with _serving(learned) as server:
         answers = {level: server.ask("/predict", name, x, level=level) for level in LEVELS}
         flags = {rate: server.ask("/ood", name, x, false_alarm_rate=rate)["flag"] for rate in ALARM_RATES}
-        cost = {f"ood_cost_{rows}": _ood_cost(server, name, x[np.arange(rows) % len(x)]) for rows in COST_ROWS}
     found = regions.figures(regions.answered(problem, answers), problem.y_test.numpy())
-    found |= cost | {f"flagged_{rate:g}": float(np.mean(flag)) for rate, flag in flags.items()}
+    found |= {f"flagged_{rate:g}": float(np.mean(flag)) for rate, flag in flags.items()}
     if not problem.regression:
         found["ece"] = calibration_error(np.array(answers[LEVELS[0]]["mean"]), problem.y_test.numpy())
     return Found(found, learned.cost.seconds)
-
-
-def _ood_cost(server: Server, name: str, x: NDArray[Any]) -> float:
-    """By how much longer a client waits for a prediction that says too how unfamiliar the rows x (B, d) are: the ratio
-    of median times, of both in turn."""
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(_COST_REQUESTS):
-        for ood, each in seconds.items():
-            started = time.perf_counter()
-            server.ask("/predict", name, x, ood=ood)
-            each.append(time.perf_counter() - started)
-    return median(seconds[True]) / median(seconds[False])
 
 
 def _conformal(problem: Problem, tuned: Tuned) -> dict[str, Found]:
@@ -126,6 +112,12 @@ def _conformal(problem: Problem, tuned: Tuned) -> dict[str, Found]:
         method: Found(regions.figures(answer.regions, problem.y_test.numpy()), answer.cost.seconds)
         for method, answer in peers(problem, tuned).items()
     }
+
+
+def _cost(data: DataSet, split: int, problem: Problem, learned: Learned) -> dict[str, Found]:
+    """What flags cost beside a prediction."""
+    with _serving(learned) as server:
+        return {_OURS: Found(cost_of_flags(server, problem.config.name, data.x[data.test[split]]))}
 
 
 def _map(problem: Problem, tuned: Tuned) -> dict[str, Found]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from benchmarks.calibration.cost import BATCHES
 from benchmarks.calibration.goals import KINDS, OURS, standard_error
 from benchmarks.calibration.monitored import MONITOR
-from benchmarks.calibration.run import COST_ROWS, METHODS
+from benchmarks.calibration.run import METHODS
 from benchmarks.calibration.summary import Summary, figure
 from benchmarks.served import ALARM_RATES, LEVELS
 from benchmarks.table import Table
@@ -23,9 +24,11 @@ def tables(summary: Sequence[Summary]) -> Iterator[Table]:
         yield from _by_method(f"{task}: ECE", sets, "ece")
     if measured:
         yield _false_alarms(measured)
-        yield _ood_cost(measured)
     for kind, text in KINDS.items():
         yield from _by_method(f"AUROC: {text} against test rows", measured, f"auroc_{kind}")
+    for rows in BATCHES:
+        title = f'/predict with "ood": true, times what it takes without; rows a request: {rows}'
+        yield from _by_method(title, measured, f"ood_cost_{rows}")
     for task in ("regression", "classification"):
         yield from _cost(task, [s for s in measured if s["task"] == task])
     yield from _monitor([s for s in summary if s["task"] == MONITOR])
@@ -56,16 +59,6 @@ def _false_alarms(summary: Sequence[Summary]) -> Table:
         ]
         rows.append([f"{s['set']} ({s['splits']})", f"{s['test_rows']:,}", *cells])
     return Table("False alarms of /ood", ["set", "test rows", *(f"{rate:.0%} asked" for rate in ALARM_RATES)], rows)
-
-
-def _ood_cost(summary: Sequence[Summary]) -> Table:
-    """Ratios of median times of /predict, with and without what /ood says."""
-    rows = []
-    for s in summary:
-        found = [figure(s, OURS, f"ood_cost_{n}") for n in COST_ROWS]
-        rows.append([f"{s['set']} ({s['splits']})", *("–" if e is None else e.text(2) for e in found)])
-    header = ["set", *(f"{n} row{'s' * (n > 1)}" for n in COST_ROWS)]
-    return Table("Time of /predict with ood: true, in times without", header, rows)
 
 
 def _cost(task: str, summary: Sequence[Summary]) -> Iterator[Table]:

@@ -114,10 +114,7 @@ def _ask(address: str, route: str, **body: Any) -> dict[str, Any]:
 def _show_snelson(console: Console, address: str) -> None:
     rows = {"data": [0.5, 1.2, 4.5], "gap": [2.25], "outside": [-6.0, 14.0]}
     inputs = [[x] for xs in rows.values() for x in xs]
-    p, o = (
-        _ask(address, "/predict", model="snelson", inputs=inputs),
-        _ask(address, "/ood", model="snelson", inputs=inputs),
-    )
+    p = _ask(address, "/predict", model="snelson", inputs=inputs, ood=True)
     table = Table(
         "x",
         "where",
@@ -138,7 +135,7 @@ def _show_snelson(console: Console, address: str) -> None:
             f"{low:.2f} to {high:.2f}",
             f"{p['aleatoric_variance'][i] ** 0.5:.2f}",
             f"{p['epistemic_variance'][i] ** 0.5:.2f}",
-            "[bold red]flagged[/bold red]" if o["flag"][i] else "no",
+            "[bold red]flagged[/bold red]" if p["ood"]["flag"][i] else "no",
         )
     console.print(table)
 
@@ -153,10 +150,7 @@ def _show_digits(console: Console, address: str) -> None:
     rows += [("a 3 over an 8", (x[3].astype(int) + x[8]) // 2), ("random pixels", rng.integers(0, 17, 64))]
     rows.append(("inverted", 16 - x[4].astype(int)))
     inputs = [np.asarray(v).tolist() for _, v in rows]
-    p, o = (
-        _ask(address, "/predict", model="digits", inputs=inputs),
-        _ask(address, "/ood", model="digits", inputs=inputs),
-    )
+    p = _ask(address, "/predict", model="digits", inputs=inputs, ood=True)
     table = Table("input", "label", "probability", "aleatoric (nats)", "epistemic (nats)", "OOD", title="digits")
     for i, (what, _) in enumerate(rows):
         best = max(range(len(p["mean"][i])), key=p["mean"][i].__getitem__)
@@ -167,6 +161,6 @@ def _show_digits(console: Console, address: str) -> None:
             f"{p['mean'][i][best]:.2f} ± {deviation:.2f}",
             f"{p['expected_entropy'][i]:.3f}",
             f"{p['mutual_information'][i]:.3f}",
-            "[bold red]flagged[/bold red]" if o["flag"][i] else "no",
+            "[bold red]flagged[/bold red]" if p["ood"]["flag"][i] else "no",
         )
     console.print(table)

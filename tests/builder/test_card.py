@@ -219,9 +219,8 @@ def changed(manifest: Manifest, part: str, **values: Any) -> Manifest:
     [
         ("calibration", {"noise_std": 17.25}, "17.25 k€"),
         ("calibration", {"points": 12345}, "12,345 rows"),
-        ("ood", {"detectors": ["mahalanobis"]}, "familiar:\n  - `mahalanobis`"),
         ("ood", {"points": 4321}, "4,321 training rows"),
-        ("ood", {"points": 4, "false_alarm_rate": 0.1}, "rates of 20% and more"),
+        ("ood", {"points": 18}, "none is flagged at it; ask for 5.26% or more"),
         ("ood", {"false_alarm_rate": 0.025}, "2.5%"),
         ("network", {"description": "ResNet | small"}, "ResNet \\| small"),
         ("network", {"fixed_weights": 98765}, "98,765 weights are fixed"),
@@ -248,10 +247,9 @@ def test_every_figure_comes_from_the_manifest(part: str, values: dict[str, Any],
 def test_plans_are_told() -> None:
     plans = {
         "predict": LatentPlan(name="predict", samples=48, stop=0.625, drift_scale=0.155),
-        "outer": LatentPlan(name="outer", samples=64, start=0.625, drift_scale=0.635),
     }
     rows = table_below(make_card(changed(KINDS["mixed"], "latent", plans=plans), []), "latent plan")
-    assert rows[1:] == [["`predict`", "48", "0 to 0.625", "0.155"], ["`outer`", "64", "0.625 to 1", "0.635"]]
+    assert rows[1:] == [["`predict`", "48", "0 to 0.625", "0.155"]]
 
 
 def test_the_version_is_not_named() -> None:

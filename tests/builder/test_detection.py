@@ -1,24 +1,27 @@
-"""OOD detectors as a build fits them: on rows that whatever judges them had not seen, and scored as a server does."""
+"""The OOD detectors of a build: scored as a server scores, on rows that they had not seen."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from builder.autoencoder import train_autoencoder
 from builder.calibration import DecodedPosterior
 from builder.config import AutoencoderConfig, CalibrationConfig, FiberConfig
 from builder.detection import Detection, fit_detectors
+from builder.network import FunctionalNetwork
 from builder.predictive import sample_outputs
-from model_store.detectors import Detectors, Unfamiliarity
+from model_store.detection import Detectors, Mahalanobis, NearestRows, Scaler, combined, familiar_surprise
 from model_store.errors import ConfigError
 from model_store.manifest import (
+    CategoricalColumn,
     ClassificationCalibration,
+    InputSpec,
     LatentPlan,
     NumericColumn,
     RegressionCalibration,
@@ -27,125 +30,183 @@ from model_store.manifest import (
     TensorInput,
 )
 from service.predictive import AnchorSamples, epistemic_to_noise, mutual_information
+from tests.builder.decoders import Identity
 from tests.builder.linear import linear_classifier
-from tests.builder.walked import NOISE, Walked, wave
+from tests.builder.walked import NOISE, Walked, decoded, two_rounds, wave
 
+Array = NDArray[Any]
 RATE = 0.1
-PLAN = LatentPlan(name="predict", samples=32, stop=0.6, drift_scale=1.0)
-TABLE = TableInput(columns=[NumericColumn(name="x")])
+PLAN = LatentPlan(name="predict", samples=32, drift_scale=1.0)
+COLUMN = TableInput(columns=[NumericColumn(name="x")])
 CONFIG = CalibrationConfig(false_alarm_rate=RATE)
 
 
 @pytest.fixture(scope="module")
 def posterior(walked: Walked) -> DecodedPosterior:
-    latent = train_autoencoder(walked.fibers.nodes, walked.fibers.scales, AutoencoderConfig(steps=300, hidden=32))
-    return DecodedPosterior(walked.network, latent.decoder, latent.nodes.numpy())
+    return decoded(walked)
 
 
 @pytest.fixture(scope="module")
 def detection(walked: Walked, posterior: DecodedPosterior) -> Detection:
-    return fit_detectors(posterior, PLAN, NOISE, walked.x, walked.y, walked.member, TABLE, CONFIG)
+    return fit_detectors(posterior, PLAN, NOISE, walked.x, walked.y, walked.member, COLUMN, CONFIG)
 
 
-def judged(detection: Detection, posterior: DecodedPosterior, x: Tensor) -> Unfamiliarity:
-    """What a server says of rows."""
+def p_values(posterior: DecodedPosterior, detection: Detection, x: Tensor) -> Array:
+    """(B,) as a server answers by default."""
     weights, anchor = posterior.draw(PLAN, PLAN.samples)
     outputs = sample_outputs(posterior.network, weights, x).numpy()
     # In the target's own units, as a server computes it.
     target = RegressionTarget(name="y", mean=3.0, scale=7.0)
     noise = RegressionCalibration(noise_std=7.0 * NOISE, points=240)
-    score = epistemic_to_noise(outputs, AnchorSamples.of(anchor.numpy()), target, noise)
-    return Detectors(detection.described, TABLE, detection.arrays).judge(x.numpy(), score)
+    epistemic = epistemic_to_noise(outputs, AnchorSamples.of(anchor.numpy()), target, noise)
+    return Detectors(COLUMN, detection.described, detection.arrays).judge(x.numpy(), epistemic).p_value
 
 
-def test_what_is_kept_is_of_rows_that_were_not_seen(detection: Detection) -> None:
+def test_false_alarms_come_at_the_rate_asked_for(posterior: DecodedPosterior, detection: Detection) -> None:
+    alarms = (p_values(posterior, detection, wave(3000, seed=9)[0]) <= RATE).mean()
+    # 240 rows: a standard error of 2 %. Fewer, as a server also asks the anchor that has seen rows like these.
+    assert 0.01 < alarms < 0.15
     described = detection.described
+    assert (described.false_alarm_rate, described.points) == (RATE, 240)
     assert described.detectors == ["epistemic_to_noise", "nearest_rows", "mahalanobis"]
-    assert (described.points, described.false_alarm_rate) == (240, RATE)
-    assert detection.arrays["ood_scores"].shape == (3, 240) and detection.arrays["ood_combined"].shape == (240,)
 
 
-def test_false_alarms_come_at_the_rate_asked_for(detection: Detection, posterior: DecodedPosterior) -> None:
-    found = judged(detection, posterior, wave(3000, seed=9)[0])
-    # The 24th of 240 scores is known to a fifth.
-    for name in ("nearest_rows", "mahalanobis"):
-        assert 0.05 < float((found.detectors[name][1] <= RATE).mean()) < 0.2
-    # A familiar row is judged by one anchor here, whose score scatters more than the mean of two: too few flags.
-    assert float((found.detectors["epistemic_to_noise"][1] <= RATE).mean()) < RATE
-    assert 0.02 < float((found.p_value <= RATE).mean()) < 0.2
-
-
-def test_rows_far_outside_are_flagged(detection: Detection, posterior: DecodedPosterior) -> None:
+def test_rows_far_outside_are_flagged(posterior: DecodedPosterior, detection: Detection) -> None:
     far = torch.cat([torch.linspace(4, 8, 20), torch.linspace(-8, -4, 20)])[:, None]
-    found = judged(detection, posterior, far)
-    assert (found.p_value == 1 / 241).all()
-    assert found.columns is not None and found.deviations is not None
-    assert np.array_equal(np.sign(found.deviations[:, 0]), np.sign(far[:, 0].numpy()))
-    # Farther is less familiar, beyond all that was known.
-    assert (np.diff(found.score[:20]) > 0).all()
+    assert (p_values(posterior, detection, far) <= RATE).mean() > 0.9
 
 
-def test_the_gap_is_unfamiliar_to_what_knows_the_rows(detection: Detection, posterior: DecodedPosterior) -> None:
-    found = judged(detection, posterior, torch.zeros(1, 1))
-    (nearest,), (middle,) = found.detectors["nearest_rows"][1], found.detectors["mahalanobis"][1]
-    assert nearest == 1 / 241 and middle == 1.0
+def test_rows_in_a_gap_are_flagged(posterior: DecodedPosterior, detection: Detection) -> None:
+    """In the middle of the data, where the distance from their mean says nothing."""
+    gap = torch.linspace(-0.2, 0.2, 20)[:, None]
+    familiar = p_values(posterior, detection, wave(300, seed=9)[0])
+    assert np.median(p_values(posterior, detection, gap)) < np.median(familiar)
 
 
-def test_images_have_the_networks_detector_alone(walked: Walked, posterior: DecodedPosterior) -> None:
-    inputs = TensorInput(shape=[1], mean=0.0, scale=1.0)
-    found = fit_detectors(posterior, PLAN, NOISE, walked.x, walked.y, walked.member, inputs, CONFIG)
-    assert found.described.detectors == ["epistemic_to_noise"]
-    assert set(found.arrays) == {"ood_scores", "ood_combined"}
+def draws_of_anchor(posterior: DecodedPosterior, a: int, samples: int, x: Tensor) -> tuple[Array, AnchorSamples]:
+    """What a build sees of the rows that anchor a did not see: its own samples alone."""
+    weights, anchor = posterior.draw(PLAN, samples * len(posterior.nodes), seed=1)
+    own = weights[anchor == a]
+    return sample_outputs(posterior.network, own, x).numpy(), AnchorSamples.of(np.zeros(len(own), dtype=np.int64))
 
 
-def test_no_row_is_kept_where_none_may_be(walked: Walked, posterior: DecodedPosterior) -> None:
-    config = CalibrationConfig(reference_rows=0)
-    found = fit_detectors(posterior, PLAN, NOISE, walked.x, walked.y, walked.member, TABLE, config)
-    assert found.described.detectors == ["epistemic_to_noise", "mahalanobis"] and "ood_rows" not in found.arrays
+def test_each_detector_scores_rows_that_it_had_not_seen(
+    walked: Walked, posterior: DecodedPosterior, detection: Detection
+) -> None:
+    target = RegressionTarget(name="y", mean=0.0, scale=1.0)
+    noise = RegressionCalibration(noise_std=NOISE, points=240)
+    x = walked.x.numpy()
+    u = (x - x.mean()) / x.std()
+    epistemic, mahalanobis = np.zeros(240), np.zeros(240)
+    for a, seen in enumerate(walked.member.numpy()):
+        outputs, members = draws_of_anchor(posterior, a, 31, walked.x[~seen])  # 32 samples less one an anchor, and 1
+        epistemic[~seen] = epistemic_to_noise(outputs, members, target, noise)
+        own = u[seen]
+        mahalanobis[~seen] = np.log(np.square(u[~seen] - own.mean())[:, 0] / (own.var() + 0.01))
+    apart = np.square(u - u.T)
+    np.fill_diagonal(apart, np.inf)
+    nearest = np.log(np.maximum(np.sort(apart, axis=1)[:, :5].mean(axis=1), 1e-6))
+    found = detection.arrays["ood_scores"]
+    assert found[0] == pytest.approx(np.sort(epistemic), abs=1e-3)
+    # float32 squares that nearly cancel
+    assert np.quantile(np.abs(found[1] - np.sort(nearest)), 0.9) < 0.05
+    assert found[2] == pytest.approx(np.sort(np.maximum(mahalanobis, np.log(1e-6))), abs=1e-3)
 
 
-def test_one_sample_an_anchor_says_nothing_of_how_it_differs(walked: Walked, posterior: DecodedPosterior) -> None:
-    few = PLAN.model_copy(update={"samples": 2})
-    found = fit_detectors(posterior, few, NOISE, walked.x, walked.y, walked.member, TABLE, CONFIG)
-    assert found.described.detectors == ["nearest_rows", "mahalanobis"]
-    inputs = TensorInput(shape=[1], mean=0.0, scale=1.0)
-    with pytest.raises(ConfigError, match=r"raise calibration\.samples"):
-        fit_detectors(posterior, few, NOISE, walked.x, walked.y, walked.member, inputs, CONFIG)
+def test_the_same_every_time(walked: Walked, posterior: DecodedPosterior, detection: Detection) -> None:
+    again = fit_detectors(posterior, PLAN, NOISE, walked.x, walked.y, walked.member, COLUMN, CONFIG)
+    assert again.described == detection.described and set(again.arrays) == set(detection.arrays)
+    assert all(np.array_equal(again.arrays[name], values) for name, values in detection.arrays.items())
 
 
-def test_a_row_is_scored_by_the_anchor_that_did_not_see_it(walked: Walked, posterior: DecodedPosterior) -> None:
-    """An anchor whose samples hardly differ has an opinion of the rows alone that it did not see."""
-    nodes = posterior.nodes.copy()
-    nodes[1] = nodes[1, :, :1]
-    still = fit_detectors(
-        replace(posterior, nodes=nodes), PLAN, NOISE, walked.x, walked.y, walked.member, TABLE, CONFIG
-    )
-    (scores, *_), (before, *_) = still.arrays["ood_scores"], scores_of(walked, posterior)
-    assert (scores[:120] < before.min() - 1).all() and (scores[120:] >= before.min()).all()
-
-
-def scores_of(walked: Walked, posterior: DecodedPosterior) -> NDArray[np.float64]:
-    found = fit_detectors(posterior, PLAN, NOISE, walked.x, walked.y, walked.member, TABLE, CONFIG)
-    scores: NDArray[np.float64] = found.arrays["ood_scores"]
-    return scores
-
-
-def test_a_classifier_is_scored_as_a_server_does() -> None:
+def test_a_classifier_goes_by_mutual_information() -> None:
     model = linear_classifier(rows=200)
-    network = model.network
     member = torch.arange(200)[None] % 2 != torch.arange(2)[:, None]
-    anchors = torch.stack([0.9 * torch.ones(network.weights), torch.zeros(network.weights)])
+    anchors = torch.stack([0.9 * torch.ones(model.network.weights), torch.zeros(model.network.weights)])
     fibers = model.walk(anchors, member, FiberConfig(trajectories=8, steps=4, refinement=30))
     latent = train_autoencoder(fibers.nodes, fibers.scales, AutoencoderConfig(steps=100, hidden=16))
-    posterior = DecodedPosterior(network, latent.decoder, latent.nodes.numpy())
-    inputs = TensorInput(shape=list(model.x.shape[1:]), mean=0.0, scale=1.0)
-    found = fit_detectors(posterior, PLAN, 1.3, model.x, model.y, member, inputs, CONFIG)
-    assert found.described.detectors == ["mutual_information"] and found.described.points == 200
-    # An anchor has 31 samples of its own for its unseen rows: 30 degrees of freedom, as 16 of each of two have.
-    weights, anchor = posterior.draw(PLAN, 62, seed=1)
+    posterior = DecodedPosterior(model.network, latent.decoder, latent.nodes.numpy())
+    inputs = TensorInput(shape=list(model.x.shape[1:]))
+    found = fit_detectors(posterior, PLAN, 1.5, model.x, model.y, member, inputs, CONFIG)
+    assert found.described.detectors == ["mutual_information"]  # images and sequences have no columns
     expected = []
     for a, seen in enumerate(member):
-        outputs = sample_outputs(network, weights[anchor == a], model.x[~seen]).numpy()
-        one = AnchorSamples.of(np.full(len(outputs), a))
-        expected.append(mutual_information(outputs, one, ClassificationCalibration(temperature=1.3, points=1)))
-    assert found.arrays["ood_scores"][0] == pytest.approx(np.sort(np.concatenate(expected)), abs=1e-3)
+        outputs, members = draws_of_anchor(posterior, a, 31, model.x[~seen])
+        expected.append(mutual_information(outputs, members, ClassificationCalibration(temperature=1.5, points=1)))
+    scores = np.concatenate(expected)
+    assert found.arrays["ood_scores"][0] == pytest.approx(np.sort(scores), abs=1e-3)
+    assert found.arrays["ood_combined"] == pytest.approx(np.sort(combined([familiar_surprise(scores)])), abs=1e-2)
+
+
+# ---- which detectors there are
+
+
+def fitted(x: Array, inputs: InputSpec, samples: int = 32, anchors: int = 10, **options: Any) -> Detection:
+    """For linear networks at their anchors, on rows x (n, d)."""
+    network = nn.Linear(x.shape[1], 1)
+    weights = sum(p.numel() for p in network.parameters())
+    rng = np.random.default_rng(0)
+    nodes = rng.normal(size=(anchors, 4, 1, weights)).astype(np.float32).repeat(2, axis=2)
+
+    posterior = DecodedPosterior(FunctionalNetwork(network), Identity(), nodes)
+    plan = LatentPlan(name="predict", samples=samples, drift_scale=1.0)
+    member = two_rounds(len(x), anchors)
+    rows = torch.from_numpy(x)
+    return fit_detectors(posterior, plan, 1.0, rows, rows[:, 0], member, inputs, CalibrationConfig(**options))
+
+
+def columns(count: int) -> TableInput:
+    return TableInput(columns=[NumericColumn(name=f"c{j}") for j in range(count)])
+
+
+def table(rows: int, width: int) -> Array:
+    return np.random.default_rng(1).normal(size=(rows, width)).astype(np.float32)
+
+
+def test_no_rows_are_kept_where_none_shall_be() -> None:
+    found = fitted(table(80, 3), columns(3), reference_rows=0)
+    assert found.described.detectors == ["epistemic_to_noise", "mahalanobis"]
+    assert "ood_rows" not in found.arrays and found.arrays["ood_precision"].shape == (3, 3)
+
+
+def test_no_more_rows_are_kept_than_asked() -> None:
+    x = table(200, 3)
+    found = fitted(x, columns(3), reference_rows=50)
+    kept = found.arrays["ood_rows"]
+    assert kept.shape == (50, 3) and kept.dtype == np.float32
+    # All are scored, those that are kept without themselves.
+    scaled = Scaler.fit(x, np.ones(3, dtype=bool))(x)
+    least = np.sort(NearestRows(kept).scores(scaled))
+    assert found.arrays["ood_scores"].shape == (3, 200)
+    assert (found.arrays["ood_scores"][1] >= least - 1e-6).all() and found.arrays["ood_scores"][1].sum() > least.sum()
+
+
+def test_very_many_columns_have_no_covariance() -> None:
+    found = fitted(table(40, 513), columns(513))
+    assert found.described.detectors == ["epistemic_to_noise", "nearest_rows"]
+    assert "ood_precision" not in found.arrays
+
+
+def test_categories_are_not_scaled() -> None:
+    inputs = TableInput(columns=[CategoricalColumn(name="c", categories=["u", "v"]), NumericColumn(name="a")])
+    x = np.column_stack([np.tile([[1, 0], [0, 1]], (40, 1)), 5 * table(80, 1)]).astype(np.float32)
+    found = fitted(x, inputs)
+    assert found.arrays["ood_scale"] == pytest.approx([1, 1, x[:, 2].std()], rel=1e-5)
+    groups = [slice(0, 2), slice(2, 3)]
+    assert np.isfinite(Mahalanobis(found.arrays["ood_precision"], groups)(np.zeros((1, 3)))[0]).all()
+
+
+def test_with_too_few_samples_the_network_is_not_asked() -> None:
+    found = fitted(table(80, 3), columns(3), samples=10)
+    assert found.described.detectors == ["nearest_rows", "mahalanobis"]
+    assert not Detectors(columns(3), found.described, found.arrays).ask_the_network
+
+
+def test_no_detector_at_all_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"raise calibration\.samples") as raised:
+        fitted(table(80, 3), TensorInput(shape=[3]), samples=10)
+    assert (raised.value.field, raised.value.expected, raised.value.got) == (
+        "calibration.samples",
+        "more than 10",
+        "10",
+    )

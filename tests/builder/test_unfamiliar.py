@@ -98,8 +98,8 @@ def test_stand_ins_are_scored_as_a_server_does(tmp_path: Path, kind: str) -> Non
     found = stand_in_scores(trained)
     assert set(found) == {"columns shuffled", "rows shifted"}
     for name, rows in stand_ins(dataset.inputs, dataset.x[~dataset.test], 0).items():
-        judged = model.detectors.judge(rows, model.epistemic_score(weights, rows))
-        np.testing.assert_allclose(found[name], judged.score, rtol=1e-3, atol=1e-3)
+        score = model.detectors.judge(rows, model.epistemic_score(weights, rows)).score
+        np.testing.assert_allclose(found[name], score, rtol=1e-3, atol=1e-3)
 
 
 # ---- pictures
@@ -128,7 +128,8 @@ def test_scores_are_shown_with_the_threshold(monkeypatch: pytest.MonkeyPatch) ->
     assert "rows shifted: AUROC 0.950" in right.get_legend_handles_labels()[1]
     assert histograms.unfamiliar(np.array([np.nan]), 0.0, 0.1, {}) is None
     left, _ = panels(monkeypatch, lambda: histograms.unfamiliar(own, None, 0.01, {}))
-    assert not left.lines
+    assert not left.lines[0].get_xdata().size  # nothing but its line in the legend
+    assert "nothing is flagged: too few rows for 0.01 false alarms" in left.get_legend_handles_labels()[1]
 
 
 def test_sharpness_counts_every_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from builder.config import FiberConfig, MapConfig
+from builder.autoencoder import train_autoencoder
+from builder.calibration import DecodedPosterior
+from builder.config import AutoencoderConfig, FiberConfig, MapConfig
 from builder.fiber import Fibers, walk_fibers
 from builder.likelihood import GaussianLikelihood
 from builder.map import Anchors, train_anchors
@@ -67,3 +69,11 @@ def two_rounds(rows: int, anchors: int) -> Tensor:
     place = torch.randperm(rows, generator=torch.Generator().manual_seed(2)) % folds
     rounds = [torch.arange(rows) % folds, place]
     return torch.stack([rounds[a // folds] != a % folds for a in range(anchors)])
+
+
+def decoded(walked: Walked) -> DecodedPosterior:
+    """What a server draws from: the fibers up to their fifth node, through a decoder."""
+    used = slice(0, 5)
+    options = AutoencoderConfig(steps=300, hidden=32)
+    latent = train_autoencoder(walked.fibers.nodes[used], walked.fibers.scales[used], options)
+    return DecodedPosterior(walked.network, latent.decoder, latent.nodes.numpy())

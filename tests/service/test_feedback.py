@@ -110,6 +110,11 @@ def test_unfamiliar_rows_are_counted(client: httpx.Client) -> None:
     flags = client.post("/ood", json={"inputs": [[v, v] for v in range(40)], "model": "sine"}).json()["flag"]
     found = health(client, "sine")["ood"]
     assert found == {"rows": 40, "flagged": np.mean(flags), "false_alarm_rate": 0.05}
+    # Predictions count where they were asked to tell, at the model's own rate whatever rate was asked.
+    client.post("/predict", json={"inputs": [[3.0, 3.0]] * 10, "model": "sine"})
+    asked = {"inputs": [[3.0, 3.0]] * 10, "model": "sine", "ood": True, "false_alarm_rate": 0.9}
+    flags += [p <= 0.05 for p in client.post("/predict", json=asked).json()["ood"]["p_value"]]
+    assert health(client, "sine")["ood"] == {"rows": 50, "flagged": np.mean(flags), "false_alarm_rate": 0.05}
 
 
 # ---- what else a client may send

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model_store.detection import p_values
 from model_store.manifest import ClassificationCalibration, RegressionCalibration, RegressionTarget
 from service import predictive
 from service.predictive import AnchorSamples
@@ -118,6 +119,16 @@ def test_prediction_sets_cover_what_they_promise() -> None:
     assert 0.79 < np.mean(covered) < 0.83
 
 
+@given(st.integers(1, 60), st.floats(0.001, 0.999), st.integers(0, 1000))
+def test_flags_and_p_values_agree(points: int, rate: float, seed: int) -> None:
+    """Above the threshold of a rate is where the p-value is at most that rate."""
+    rng = np.random.default_rng(seed)
+    familiar, scores = np.sort(rng.integers(0, 20, points) / 4.0), rng.integers(0, 24, 50) / 4.0
+    threshold = predictive.conformal_quantile(1 - rate, familiar)
+    flags = np.zeros(50, bool) if threshold is None else scores > threshold
+    assert flags.tolist() == (p_values(scores, familiar) <= rate + 1e-9).tolist()
+
+
 def test_classification_against_plain_sums() -> None:
     f = outputs(12, 3, 4)
     found = predictive.classification(f, WARM, 0.9, MISSES)
@@ -159,39 +170,35 @@ def test_the_regression_score_is_taken_within_anchors() -> None:
     within = (y[[0, 2, 4]].var(axis=0, ddof=1) + y[[1, 3, 6]].var(axis=0, ddof=1)) / 2
     found = predictive.epistemic_to_noise(f, AnchorSamples.of(anchors), TARGET, NOISE)
     assert found == pytest.approx(np.log(within / 0.25))
+    told = predictive.regression(f, TARGET, NOISE, 0.9, SCORES, AnchorSamples.of(anchors))["epistemic_score"]
+    assert np.array_equal(told, found)
 
 
 def test_disagreement_between_anchors_alone_does_not_score() -> None:
     f = outputs(2, 3, 1)[[0, 1, 0, 1]]
     within = predictive.epistemic_to_noise(f, AnchorSamples.of(np.array([0, 1, 0, 1])), TARGET, NOISE)
     assert np.all(within == within[0]) and np.isfinite(within[0])
-    other = AnchorSamples.of(np.array([0, 0, 1, 1]))
-    assert np.all(predictive.epistemic_to_noise(f, other, TARGET, NOISE) > within + 5)
+    apart = predictive.epistemic_to_noise(f, AnchorSamples.of(np.array([0, 0, 1, 1])), TARGET, NOISE)
+    assert np.all(apart > within + 5)
 
 
 def test_the_classification_score_is_taken_within_anchors() -> None:
     f = outputs(5, 3, 4)
     anchors = np.array([1, 0, 1, 0, 1])
+    members = AnchorSamples.of(anchors)
+    # Two samples of anchor 0 and three of anchor 1, of which the mean takes one degree of freedom each.
     parts = [
-        predictive.classification(f[anchors == a], WARM, 0.9, MISSES)["mutual_information"] * n / (n - 1)
+        n / (n - 1) * predictive.classification(f[anchors == a], WARM, 0.9, MISSES)["mutual_information"]
         for a, n in ((0, 2), (1, 3))
     ]
-    found = predictive.mutual_information(f, AnchorSamples.of(anchors), WARM)
+    found = predictive.mutual_information(f, members, WARM)
     assert found == pytest.approx(np.log(np.mean(parts, axis=0)))
-
-
-def test_a_prediction_has_the_same_score() -> None:
-    members = AnchorSamples.of(np.array([1, 0, 1, 0, 1]))
-    f = outputs(5, 3, 1)
-    found = predictive.regression(f, TARGET, NOISE, 0.9, SCORES, members)
-    assert found["epistemic_score"] == pytest.approx(predictive.epistemic_to_noise(f, members, TARGET, NOISE))
-    f = outputs(5, 3, 4)
-    found = predictive.classification(f, WARM, 0.9, MISSES, members)
-    assert found["epistemic_score"] == pytest.approx(predictive.mutual_information(f, members, WARM))
+    told = predictive.classification(f, WARM, 0.9, MISSES, members)["epistemic_score"]
+    assert np.array_equal(told, found)
 
 
 @pytest.mark.parametrize("anchors", [[0], [0, 1], [0, 1, 2]])
 def test_scores_with_few_samples_are_finite(anchors: list[int]) -> None:
-    members = AnchorSamples.of(np.array(anchors))
-    assert np.all(np.isfinite(predictive.epistemic_to_noise(outputs(len(anchors), 2, 1), members, TARGET, NOISE)))
-    assert np.all(np.isfinite(predictive.mutual_information(outputs(len(anchors), 2, 3), members, WARM)))
+    count, members = len(anchors), AnchorSamples.of(np.array(anchors))
+    assert np.all(np.isfinite(predictive.epistemic_to_noise(outputs(count, 2, 1), members, TARGET, NOISE)))
+    assert np.all(np.isfinite(predictive.mutual_information(outputs(count, 2, 3), members, WARM)))

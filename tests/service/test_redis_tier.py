@@ -82,7 +82,7 @@ def test_every_byte_of_a_value_counts(bit: int) -> None:
 
 OTHERS = [
     WeightKey("cd" * 32, "predict", 3, 7),
-    WeightKey("ab" * 32, "ood", 3, 7),
+    WeightKey("ab" * 32, "other", 3, 7),
     WeightKey("ab" * 32, "predict", 3, 8),
 ]
 
@@ -159,7 +159,7 @@ def test_a_second_server_starts_from_the_cache(
 ) -> None:
     with serving(store, redis_url=redis_server.url) as first, first.client() as client:
         assert [answer(client, seed) for seed in range(3)] == [expected(s) for s in range(3)]
-        assert decodes(first) == 3  # the first of them warming
+        assert decodes(first) == 3
         assert hits(first) == 0
         with serving(store, redis_url=redis_server.url) as second, second.client() as other:
             assert [answer(other, seed) for seed in range(3)] == [expected(s) for s in range(3)]

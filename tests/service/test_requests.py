@@ -112,6 +112,8 @@ CASES: list[tuple[str, bytes, int, str, str | None, list[str]]] = [
     ("level 1", with_(level=1), 422, "bad_level", "level", ["between 0 and 1", "1"]),
     ("level 90", with_(level=90), 422, "bad_level", "level", ["90"]),
     ("level NaN", with_(level=float("nan")), 422, "not_finite", "level", ["finite", "NaN"]),
+    ("ood 1", with_(ood=1), 422, "wrong_type", "ood", ["true or false", "1"]),
+    ("ood word", with_(ood="yes", false_alarm_rate=0.1), 422, "wrong_type", "ood", ["true or false", '"yes"']),
     ("level string", with_(level="0.9"), 422, "wrong_type", "level", ["level must be a number", '"0.9"']),
 ]
 
@@ -124,7 +126,7 @@ def test_bad_requests(
     client: httpx.Client, path: str, body: bytes, status: int, code: str, field: str | None, words: list[str]
 ) -> None:
     own = field.partition("[")[0] if field else None
-    if path == "/ood" and own in {"level", "quantiles", "return"}:
+    if path == "/ood" and own in {"level", "quantiles", "return", "ood"}:
         code, field, words = "unknown_field", own, [f'"{own}"']
         status = 422
     error = refused(client.post(path, content=body), status)
@@ -138,8 +140,16 @@ def test_bad_requests(
     ("rate", "code"), [(0, "bad_false_alarm_rate"), (1.5, "bad_false_alarm_rate"), ("1%", "wrong_type")]
 )
 def test_bad_false_alarm_rates(client: httpx.Client, rate: Any, code: str) -> None:
-    error = refused(client.post("/ood", json=GOOD | {"false_alarm_rate": rate}), 422)
-    assert (error["code"], error["field"]) == (code, "false_alarm_rate")
+    for path, more in (("/ood", {}), ("/predict", {"ood": True})):
+        error = refused(client.post(path, json=GOOD | more | {"false_alarm_rate": rate}), 422)
+        assert (error["code"], error["field"]) == (code, "false_alarm_rate")
+
+
+@pytest.mark.parametrize("more", [{}, {"ood": False}, {"ood": None}])
+def test_a_false_alarm_rate_without_flags(client: httpx.Client, more: dict[str, Any]) -> None:
+    error = refused(client.post("/predict", json=GOOD | more | {"false_alarm_rate": 0.05}), 422)
+    assert (error["code"], error["field"]) == ("bad_false_alarm_rate", "false_alarm_rate")
+    assert "add ood: true" in error["message"] and error["got"] == "0.05"
 
 
 def test_a_class_has_no_quantiles(client: httpx.Client) -> None:

@@ -61,7 +61,8 @@ def test_intervals_flags_and_unfamiliar_rows(monkeypatch: pytest.MonkeyPatch) ->
     assert methods["nearest_neighbours"]["figures"]["auroc_cluster"] > 0.95
     flagged = methods["fiberwalk"]["figures"]
     assert flagged["flagged_0.01"] <= flagged["flagged_0.05"] <= flagged["flagged_0.1"]
-    assert all(0.3 < flagged[f"ood_cost_{rows}"] < 10 for rows in run.COST_ROWS)
+    # Both are the same prediction; what the machine does besides decides by how much they differ.
+    assert all(0.5 < flagged[f"ood_cost_{rows}"] < 5 for rows in (1, 64))
 
 
 def test_prediction_sets_and_their_peers() -> None:
