@@ -24,10 +24,10 @@ def test_the_command_writes_mean_and_noise(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(record, "FILE", tmp_path / "record.json")
     monkeypatch.setattr(record, "measure", lambda name, seed: {"fiberwalk_many": seed + (name == "gap")})
     assert record.main(["--seeds", "3"]) == 0
-    # Seeds 1, 2 and 3: the test's own is not among them.
+    # Seeds 0, 1 and 2: the test's own is one of them, as it may be an unlucky one.
     assert record.read() == {
-        "gap": {"mean": 3.0, "std": 1.0, "seeds": 3},
-        "diabetes": {"mean": 2.0, "std": 1.0, "seeds": 3},
+        "gap": {"mean": 2.0, "std": 1.0, "seeds": 3},
+        "diabetes": {"mean": 1.0, "std": 1.0, "seeds": 3},
     }
     assert len(json.loads((tmp_path / "record.json").read_text())["commit"]) >= 12
 
