@@ -80,8 +80,10 @@ def choose_reach(network: FunctionalNetwork, fibers: Fibers, x: Tensor, y: Tenso
         used, log_weight = up_to(last)
         if y.is_floating_point():
             # Where anchors differ does not depend on the reach: a short one must not look worse for not showing it.
-            shown, weight = up_to(wide(last))
-            wider = moments_within(shown, unseen, weight.exp())[1]
+            wider = None
+            if wide(last) > last:
+                shown, weight = up_to(wide(last))
+                wider = moments_within(shown, unseen, weight.exp())[1]
             found.append(moments_of(used, unseen, y[rows], log_weight.exp(), wider=wider).fit()[1])
         else:
             found.append(gather(used, unseen, y[rows]).fit(log_weight)[1])

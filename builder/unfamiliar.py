@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from builder.detection import epistemic_score
 from builder.trained import Trained
 from model_store.detection import Detectors
-from model_store.manifest import CategoricalColumn, InputSpec, TableInput
+from model_store.encoding import TableEncoder
+from model_store.manifest import InputSpec, TableInput
 
 _MOST: Final = 1000
 SHIFT: Final = 3.0
@@ -50,12 +51,8 @@ def _columns(inputs: InputSpec, x: NDArray[np.float32]) -> list[tuple[list[int],
     """Where in an encoded row each column lies, and whether it is a number."""
     if not isinstance(inputs, TableInput):
         return [([at], True) for at in range(x[:1].size)]
-    found, at = [], 0
-    for column in inputs.columns:
-        width = len(column.categories) if isinstance(column, CategoricalColumn) else 1
-        found.append((list(range(at, at + width)), width == 1 and not isinstance(column, CategoricalColumn)))
-        at += width
-    return found
+    encoder = TableEncoder(inputs)
+    return [(list(range(g.start, g.stop)), bool(encoder.numeric[g.start])) for g in encoder.groups]
 
 
 def stand_in_scores(trained: Trained) -> dict[str, NDArray[Any]]:

@@ -11,10 +11,8 @@ the list of goals; `python -m benchmarks.calibration.page` renders the file as d
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -27,9 +25,8 @@ from benchmarks.calibration.summary import summarize
 from benchmarks.calibration.tables import tables
 from benchmarks.data import PUBLISHED, ROOT
 from benchmarks.exit import exit_status
-from benchmarks.quality.splits import run_splits, splits_of_sets
+from benchmarks.quality.splits import read_options, run_splits, splits_of_sets
 from benchmarks.quality.tables import render_goals
-from benchmarks.served import PRESETS
 from benchmarks.table import render
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "calibration.json"
@@ -40,20 +37,9 @@ _EVERY: Final = 1000
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark. Returns the exit status: 1 where a split or a peer failed, 2 where it cannot start."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.calibration", description=(__doc__ or "").split("\n")[0]
+    options = read_options(
+        arguments, "python -m benchmarks.calibration", __doc__, OUTPUT, sets="these sets only, and N splits of one"
     )
-    parser.add_argument("--full", action="store_true", help="all sets and splits (many hours)")
-    parser.add_argument("--sets", nargs="+", metavar="NAME[:N]", help="these sets only, and N splits of one")
-    parser.add_argument("--splits", type=int, metavar="N", help="the first N of each set (default 2; with --full all)")
-    parser.add_argument("--preset", choices=PRESETS, default="default")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)"
-    )
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
-    options = parser.parse_args(arguments)
-    if (options.splits or 1) < 1 or options.workers < 1:
-        parser.error("--splits and --workers must be at least 1")
     log = Console(stderr=True, highlight=False)
     return exit_status(lambda: _run(options, log), log)
 

@@ -11,10 +11,8 @@ list of goals; `python -m benchmarks.quality.page` renders the file as docs/benc
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -24,7 +22,7 @@ from benchmarks.data import PUBLISHED, ROOT
 from benchmarks.exit import exit_status
 from benchmarks.quality.goals import judge
 from benchmarks.quality.run import run_split
-from benchmarks.quality.splits import run_splits, splits_of_sets
+from benchmarks.quality.splits import read_options, run_splits, splits_of_sets
 from benchmarks.quality.summary import summarize
 from benchmarks.quality.tables import render_goals, render_summary
 
@@ -32,23 +30,13 @@ OUTPUT: Final = ROOT / "benchmarks" / "results" / "quality.json"
 ALL: Final = [name for name in PUBLISHED if name != "snelson1d"]
 SUBSET: Final = ["uci_boston", "uci_energy", "uci_wine_red", "uci_yacht", "cls_australian", "cls_glass", "cls_vehicle"]
 _EVERY: Final = 1000
-PRESETS: Final = ("fast", "default", "thorough")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark. Returns the exit status: 1 where a split failed, 2 where it cannot start."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--full", action="store_true", help="all sets and splits (many hours)")
-    parser.add_argument("--sets", nargs="+", metavar="NAME[:N]", help="these sets only, and N splits of one")
-    parser.add_argument("--splits", type=int, metavar="N", help="the first N of each set (default 2; with --full all)")
-    parser.add_argument("--preset", choices=PRESETS, default="default")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)"
+    options = read_options(
+        arguments, "python -m benchmarks.quality", __doc__, OUTPUT, sets="these sets only, and N splits of one"
     )
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
-    options = parser.parse_args(arguments)
-    if (options.splits or 1) < 1 or options.workers < 1:
-        parser.error("--splits and --workers must be at least 1")
     log = Console(stderr=True, highlight=False)
     return exit_status(lambda: _run(options, log), log)
 

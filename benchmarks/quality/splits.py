@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -14,6 +15,7 @@ from rich.console import Console
 from benchmarks.data import ROOT, check_available, read_set
 from benchmarks.quality.run import one_thread
 from benchmarks.results import Results, environment, refuse_changed
+from benchmarks.served import PRESETS
 from model_store.errors import ConfigError, FiberwalkError
 
 OneSplit = Callable[[str, int, str], dict[str, Any]]
@@ -61,6 +63,34 @@ def run_splits(
         log.print(f"{name} {split}:", found.get("error") or show(found), markup=False, soft_wrap=True)
     refuse_changed(here, environment(ROOT, preset))
     return results, counts
+
+
+def read_options(
+    arguments: Sequence[str] | None, prog: str, doc: str | None, output: Path, *, full: bool = True, sets: str
+) -> argparse.Namespace:
+    """The options of a benchmark whose splits run side by side.
+
+    Args:
+        doc: the command's docstring; its first line says what it does.
+        output: where results go by default.
+        full: whether there is an option for all sets and splits.
+        sets: help of the option `--sets`.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=(doc or "").split("\n")[0])
+    if full:
+        parser.add_argument("--full", action="store_true", help="all sets and splits (many hours)")
+    parser.add_argument("--sets", nargs="+", metavar="NAME[:N]", help=sets)
+    many = "; with --full all" if full else ""
+    parser.add_argument("--splits", type=int, metavar="N", help=f"the first N of each set (default 2{many})")
+    parser.add_argument("--preset", choices=PRESETS, default="default")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)"
+    )
+    parser.add_argument("--output", type=Path, default=output, metavar="FILE")
+    options = parser.parse_args(arguments)
+    if (options.splits or 1) < 1 or options.workers < 1:
+        parser.error("--splits and --workers must be at least 1")
+    return options
 
 
 def splits_of_sets(options: argparse.Namespace, default: Sequence[str], splits: int) -> dict[str, int]:

@@ -10,10 +10,8 @@ picture, as part of docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -23,30 +21,24 @@ from benchmarks.data import PUBLISHED, ROOT
 from benchmarks.exit import exit_status
 from benchmarks.quality.curves.points import run_points
 from benchmarks.quality.curves.summary import judge, summarize, table
-from benchmarks.quality.splits import run_splits, splits_of_sets
+from benchmarks.quality.splits import read_options, run_splits, splits_of_sets
 from benchmarks.quality.tables import render_goals
 from benchmarks.table import render
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "curves.json"
 SETS: Final = [name for name in PUBLISHED if name.startswith("uci_") and name != "uci_protein"]
-PRESETS: Final = ("fast", "default", "thorough")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark. Returns the exit status: 1 where a split failed, 2 where it cannot start."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality.curves", description=(__doc__ or "").split("\n")[0]
+    options = read_options(
+        arguments,
+        "python -m benchmarks.quality.curves",
+        __doc__,
+        OUTPUT,
+        full=False,
+        sets="default: the UCI sets but protein",
     )
-    parser.add_argument("--sets", nargs="+", metavar="NAME[:N]", help="default: the UCI sets but protein")
-    parser.add_argument("--splits", type=int, metavar="N", help="the first N of each set (default 2)")
-    parser.add_argument("--preset", choices=PRESETS, default="default")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)"
-    )
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
-    options = parser.parse_args(arguments)
-    if (options.splits or 1) < 1 or options.workers < 1:
-        parser.error("--splits and --workers must be at least 1")
     log = Console(stderr=True, highlight=False)
     return exit_status(lambda: _run(options, log), log)
 
