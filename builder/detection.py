@@ -100,8 +100,8 @@ def fit_detectors(
 def _of_familiar(
     posterior: Posterior, plan: LatentPlan, spread: float, x: Tensor, unseen: Tensor, regression: bool
 ) -> Float64:
-    """(m,) epistemic scores of rows as new ones, of all anchors together as in service, from rows that each anchor lacks
-    or not, (A, m) `unseen`.
+    """(m,) epistemic scores of rows as if they were new, of all anchors together as in service; each anchor lacks those
+    of (A, m) `unseen`.
 
     The one or two anchors that lack a row scatter more than all together, and would make too few rows look unfamiliar.
     """
