@@ -75,7 +75,7 @@ def serve(
             return
         if settings.redis_url is None:
             typer.echo(
-                "Without a Redis each worker knows its own predictions alone: /feedback by request id finds none of the "
+                "Without a Redis a worker knows its own predictions alone: /feedback by request id finds none of the "
                 "others', and a model's health is that of one worker. Name one with --redis-url.",
                 err=True,
             )
