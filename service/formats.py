@@ -76,7 +76,7 @@ def content_of(body: Body, *, rows_alone: bool) -> dict[str, Any]:
 
 def answer_type(accept: str) -> str:
     """The media type of an answer for an Accept header: MSGPACK where that is named and not wanted less, or JSON."""
-    best, found = (0.0, False), JSON
+    best, found = (0.0, True), JSON
     for each in accept.lower().split(","):
         name, *parameters = (part.strip() for part in each.split(";"))
         weight = _weight(parameters)
@@ -129,7 +129,7 @@ def _from_json(body: bytes) -> dict[str, Any]:
 def _slow_json(body: bytes) -> dict[str, Any]:
     """Any JSON, with what is wrong with it."""
     if not body.strip():
-        raise _empty()
+        raise _empty("JSON")
     try:
         # NaN and Infinity are let through, to be refused with the place they stand at.
         content = pydantic_core.from_json(body, allow_inf_nan=True)
@@ -188,7 +188,7 @@ def _array(rows: list[Any], depth: int) -> np.ndarray[Any, np.dtype[np.float64]]
 
 def _from_msgpack(body: bytes) -> dict[str, Any]:
     if not body:
-        raise _empty()
+        raise _empty("msgpack")
     try:
         content = msgpack.unpackb(body, object_hook=_named, max_array_len=_MAX_LIST)
     except (ValueError, msgpack.UnpackException) as e:
@@ -245,9 +245,9 @@ def _object(content: Any, form: str) -> dict[str, Any]:
     return content
 
 
-def _empty() -> InputError:
+def _empty(form: str) -> InputError:
     return InputError(
-        "The request has no body; send a JSON object.",
+        f"The request has no body; send a {form} object.",
         code="empty_body",
         expected='{"inputs": [[...], ...]}',
         got="an empty body",

@@ -273,13 +273,12 @@ async def _body(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and len(declared) < 20 and int(declared) > limit:
         raise _too_large(limit)
-    parts, size = [], 0
+    body = bytearray()
     async for part in request.stream():
-        parts.append(part)
-        size += len(part)
-        if size > limit:
+        body += part
+        if len(body) > limit:
             raise _too_large(limit)
-    return b"".join(parts)
+    return bytes(body)
 
 
 def _too_large(limit: int) -> InputError:
