@@ -31,6 +31,19 @@ _ALSO_JSON: Final = {"", JSON, "application/x-www-form-urlencoded"}
 _MAX_LIST: Final = 2**20
 _ROWS_BEGIN: Final = re.compile(rb'"inputs"\s*:\s*(\[[\[\s]*)[-\d]')
 _MAX_DEPTH: Final = 9
+_OTHERS: Final = (
+    "targets",
+    "request_id",
+    "model",
+    "samples",
+    "seed",
+    "level",
+    "quantiles",
+    "return",
+    "ood",
+    "false_alarm_rate",
+)
+"""All fields that any request may have beside its inputs."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,10 @@ def answer_type(accept: str) -> str:
 
 def to_json(content: Mapping[str, Any]) -> bytes:
     """An answer's JSON; a number that is not finite becomes null, and an array what its rows are."""
-    return orjson.dumps(content, _contiguous, orjson.OPT_SERIALIZE_NUMPY)
+    try:
+        return orjson.dumps(content, _contiguous, orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:  # a class is an integer of more than 64 bits
+        return pydantic_core.to_json(content, inf_nan_mode="null", fallback=np.ndarray.tolist)
 
 
 def to_msgpack(content: Mapping[str, Any]) -> bytes:
@@ -116,6 +132,8 @@ def _contiguous(value: Any) -> Any:
 def _packed(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return to_object(value) if value.dtype.kind == "f" else value.tolist()
+    if isinstance(value, int):  # a class of more than 64 bits, which msgpack has no integers for
+        return str(value)
     raise TypeError(f"{type(value).__name__} has no msgpack")
 
 
@@ -147,14 +165,13 @@ def _quick_json(body: bytes) -> dict[str, Any] | None:
     if not 2 <= depth <= _MAX_DEPTH:
         return None
     try:
-        content: dict[str, Any] = msgspec.structs.asdict(_decoder(depth).decode(body))
-        values = _array(content["inputs"], depth)
-    except (ValueError, RecursionError, struct.error):
+        request = _decoder(depth).decode(body)
+        values = _array(request.inputs, depth)
+    except (ValueError, IndexError, RecursionError, struct.error):
         return None
+    fields = {n: v for n in _OTHERS if (v := getattr(request, n)) is not msgspec.UNSET}
     # For an error message a row is read once more, as it was written.
-    content["inputs"] = NumericRows(values, lambda i: _slow_json(body)["inputs"][i])
-    content["return"] = content.pop("return_")
-    return {name: value for name, value in content.items() if value is not msgspec.UNSET}
+    return fields | {"inputs": NumericRows(values, lambda i: _slow_json(body)["inputs"][i])}
 
 
 @functools.cache
@@ -163,15 +180,14 @@ def _decoder(depth: int) -> msgspec.json.Decoder[Any]:
     rows: Any = float
     for _ in range(depth):
         rows = list[rows]
-    others = "targets request_id model samples seed level quantiles return_ ood false_alarm_rate"
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [("inputs", rows)]
-    fields += [(name, Any, msgspec.UNSET) for name in others.split()]
-    kind = msgspec.defstruct("Request", fields, rename={"return_": "return"}, forbid_unknown_fields=True)
+    fields += [(name, Any, msgspec.UNSET) for name in _OTHERS]
+    kind = msgspec.defstruct("Request", fields, forbid_unknown_fields=True)
     return msgspec.json.Decoder(kind)
 
 
 def _array(rows: list[Any], depth: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Floats in nested lists as an array; ValueError or struct.error where lengths differ."""
+    """Floats in nested lists as an array; ValueError, IndexError or struct.error where lengths differ or are 0."""
     shape = [len(rows)]
     for _ in range(depth - 2):
         shape.append(len(rows[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model_store.errors import InputError
-from service.formats import Body, answer_type, content_of
+from service.formats import Body, answer_type, content_of, to_json, to_msgpack
 from service.inputs import NumericRows
 from tests.service.test_requests import refused
 
@@ -107,6 +108,12 @@ def test_answers_in_msgpack_hold_the_same_bits(client: httpx.Client, path: str, 
         {f"{ood}.detectors.mahalanobis.score"} if model == "digits" else set()
     )
     assert path == "/ood" or {".mean", ".variance", ".entropy", ".draws"} <= {*arrays}
+
+
+def test_classes_may_be_integers_of_any_size() -> None:
+    answer = {"label": [10**30, 1], "mean": np.array([[0.25, np.nan]])[:, ::-1]}
+    assert json.loads(to_json(answer)) == {"label": [10**30, 1], "mean": [[None, 0.25]]}
+    assert from_msgpack(msgpack.unpackb(to_msgpack(answer | {"mean": 0})), []) == {"label": [str(10**30), 1], "mean": 0}
 
 
 def test_errors_are_json_whatever_is_accepted(client: httpx.Client) -> None:
@@ -222,6 +229,11 @@ def json_bodies(draw: st.DrawFn) -> bytes:
     )
     names = st.sampled_from(["model", "samples", "return", "quantiles", "seed", "ood"])
     others = [f'"{name}": {draw(values)}' for name in draw(st.lists(names, max_size=3))]
+    # Of two fields of a name the last counts.
+    again = st.sampled_from(
+        ["[]", "[[]]", "[[], [1]]", "[[[]]]", "[[1], [2]]", "[[1], [2, 3]]", "[1]", "[[true]]", "7"]
+    )
+    others += draw(st.lists(again.map(lambda value: f'"inputs": {value}'), max_size=1))
     fields = draw(st.permutations([f'"inputs": {rows}', *others]))
     return ("{" + ",\n ".join(fields) + "}").encode()
 
