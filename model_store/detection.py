@@ -35,6 +35,8 @@ _LEAST_TAIL: Final = 0.1
 _TAIL_SHARE: Final = 0.1
 _BEYOND: Final = 1e-9
 _SHOWN_COLUMNS: Final = 3
+_WIDE: Final = 512
+_GROUP: Final = 8
 _BLOCK_VALUES: Final = 2**21
 """Distances worked on at once."""
 
@@ -85,10 +87,23 @@ class NearestRows:
         if own is not None:
             at = np.flatnonzero(own >= 0)
             squares[at, own[at]] = np.inf
-        squares.partition(self._count - 1, axis=1)
-        nearest = squares[:, : self._count].sum(axis=1, dtype=np.float64) / self._count
+        nearest = _least(squares, self._count).sum(axis=1, dtype=np.float64) / self._count
         found: Float64 = np.log(np.maximum(nearest + np.square(v).sum(axis=1), _LEAST_SQUARE))
         return found
+
+
+def _least(values: Float32, count: int) -> Float32:
+    """(B, count) the least of each row of values (B, m), in any order; may reorder them."""
+    rows, width = values.shape
+    if rows > 1 and width >= _WIDE:
+        # They are among the groups whose least are the least: several times less work than to part whole rows.
+        size = width // _GROUP
+        groups = values[:, : size * _GROUP].reshape(rows, _GROUP, size)
+        best = groups.min(axis=1).argpartition(count - 1, axis=1)[:, None, :count]
+        kept = np.take_along_axis(groups, best, axis=2).reshape(rows, -1)
+        values = np.concatenate([kept, values[:, size * _GROUP :]], axis=1)
+    values.partition(count - 1, axis=1)
+    return values[:, :count]
 
 
 class Mahalanobis:

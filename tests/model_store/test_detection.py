@@ -52,7 +52,7 @@ def test_numbers_are_scaled_and_categories_are_not() -> None:
     assert np.isfinite(np.square(scaler(np.full((1, 3), 3e38, dtype=np.float32)))).all()
 
 
-@pytest.mark.parametrize(("rows", "neighbours"), [(60, 5), (4, 3), (2, 1)])
+@pytest.mark.parametrize(("rows", "neighbours"), [(60, 5), (4, 3), (2, 1), (1003, 5)])
 def test_nearest_rows_against_brute_force(rows: int, neighbours: int) -> None:
     kept, new = related(rows, 4).astype(np.float32), related(30, 4, seed=1)
     squares = np.sort(cdist(new, kept, "sqeuclidean"), axis=1)[:, :neighbours]
