@@ -1,9 +1,11 @@
 """Decoder and network as ONNX files, the form in which the server runs them.
 
 `base.onnx` takes all S weight vectors and the whole batch in one run, in one of two forms. `batched`: each operator
-computes all samples (`torch.func.vmap`, exported with S and B dynamic); it serves fastest, and torch exports it for
-networks of linear layers. `scan`: the network exported for one weight vector, which works for every network that torch
-can export, looped over the samples inside the graph. The first form that is right at every tried size is taken.
+computes all samples; it serves fastest. It is written here for linear layers with element-wise functions between them
+(`builder.onnx_layers`, with `row.onnx` for single rows), and else is `torch.func.vmap` of the network, exported with S
+and B dynamic, for which torch has rules where layers are linear. `scan`: the network exported for one weight vector,
+which works for every network that torch can export, looped over the samples inside the graph. The first that is right
+at every tried size is taken.
 
 Lengths: S weight vectors, B rows, P random weights, O outputs.
 """
@@ -32,10 +34,13 @@ from builder import onnx_graph
 from builder.decoder import WeightDecoder
 from builder.network import FunctionalNetwork
 from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Graph
+from builder.onnx_layers import columns_model, row_model
 from model_store.errors import ConfigError
-from model_store.manifest import NetworkSpec
+from model_store.layout import laid_out
+from model_store.manifest import BASE_FILE, ROW_FILE, TRUNK_FILE, NetworkSpec
 
 Array = NDArray[np.float32]
+Form = Literal["layers", "batched", "scan"]
 _log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
@@ -48,11 +53,19 @@ _MAX_BYTES = 2**31 - 1
 
 @dataclass(frozen=True)
 class ExportedNetwork:
-    """The network's files and what the manifest says of them; `trunk` is None where the base does everything."""
+    """The network's files and what the manifest says of them; `trunk` is None where the base does everything, and `row`
+    where the base serves single rows too."""
 
     spec: NetworkSpec
     base: bytes
-    trunk: bytes | None
+    trunk: bytes | None = None
+    row: bytes | None = None
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Those of a bundle, by name."""
+        files = {BASE_FILE: self.base, TRUNK_FILE: self.trunk, ROW_FILE: self.row}
+        return {name: data for name, data in files.items() if data is not None}
 
 
 def export_decoder(decoder: WeightDecoder) -> bytes:
@@ -89,7 +102,7 @@ def export_decoder(decoder: WeightDecoder) -> bytes:
 
 
 def export_network(network: FunctionalNetwork, example: Tensor) -> ExportedNetwork:
-    """`base.onnx` and `trunk.onnx` of a network, see `model_store.manifest`.
+    """`base.onnx`, `trunk.onnx` and `row.onnx` of a network, see `model_store.manifest`.
 
     Args:
         network: the network; its fixed part is exported as it is now.
@@ -103,16 +116,20 @@ def export_network(network: FunctionalNetwork, example: Tensor) -> ExportedNetwo
     network = _on_cpu(network)
     example = example.detach().cpu().float()
     outputs = _output_width(network, example)
-    try:
-        return _export_as("batched", network, example, outputs)
-    except ConfigError as e:
-        _log.debug("no batched form, so the graph loops over the samples: %s", e.message)
+    for form in ("layers", "batched"):
+        try:
+            return _export_as(form, network, example, outputs)
+        except ConfigError as e:
+            _log.debug("not exported as %s: %s", form, e.message)
     return _export_as("scan", network, example, outputs)
 
 
 def run_exported(exported: ExportedNetwork, network: FunctionalNetwork, thetas: Tensor, x: Tensor) -> Array:
-    """Outputs (S, B, O) of the exported files in ONNX Runtime for weights (S, P) and inputs (B, ...)."""
-    return _Runner(exported, network)(thetas, x)
+    """Outputs (S, B, O) of the exported files in ONNX Runtime for weights (S, P) and inputs (B, ...).
+
+    Those of the row's file, where there is one for one row.
+    """
+    return _Runner(exported, network)(thetas, x)[-1]
 
 
 def check_export(network: FunctionalNetwork, exported: ExportedNetwork, example: Tensor) -> float:
@@ -136,7 +153,8 @@ def check_export(network: FunctionalNetwork, exported: ExportedNetwork, example:
         x = _rows(example, rows)
         with torch.no_grad():
             want = network.batched(thetas, x)
-        worst = max(worst, _refuse_difference(runner(thetas, x), want, "network", f"S={samples}, B={rows}"))
+        for found in runner(thetas, x):
+            worst = max(worst, _refuse_difference(found, want, "network", f"S={samples}, B={rows}"))
     return worst
 
 
@@ -168,7 +186,7 @@ def _export_batched(network: FunctionalNetwork, x: Tensor) -> Graph:
     return Graph.read(model, names)
 
 
-def _export_scan(network: FunctionalNetwork, x: Tensor) -> Graph:
+def _export_one(network: FunctionalNetwork, x: Tensor) -> Graph:
     weights = network.unflatten(network.current())
     names = [p.input + ONE for p in network.parameters]
     dynamic = {"x": {0: torch.export.Dim.DYNAMIC}, "weights": tuple({} for _ in names)}
@@ -196,19 +214,19 @@ def _to_onnx(
     return model
 
 
-def _export_as(
-    form: Literal["batched", "scan"], network: FunctionalNetwork, example: Tensor, outputs: int
-) -> ExportedNetwork:
+def _export_as(form: Form, network: FunctionalNetwork, example: Tensor, outputs: int) -> ExportedNetwork:
     """One form of the network, checked."""
-    export = _export_batched if form == "batched" else _export_scan
-    wrap = onnx_graph.batched_model if form == "batched" else onnx_graph.scan_model
+    export = _export_batched if form == "batched" else _export_one
+    wrap = {"layers": columns_model, "batched": onnx_graph.batched_model, "scan": onnx_graph.scan_model}[form]
+    shapes = {p.input: p.shape for p in network.parameters}
     with _exporting("network"):
         graph = export(network, _rows(example, _EXAMPLE_ROWS))
         cut = onnx_graph.find_cut(graph) if network.fixed_weights else ()
-        base = wrap(graph, cut, {p.input: p.shape for p in network.parameters}, outputs)
+        base = wrap(graph, cut, shapes, outputs)
         trunk = onnx_graph.trunk_model(graph, cut) if cut else None
+        row = row_model(graph, cut, shapes, outputs) if form == "layers" else None
     spec = NetworkSpec(
-        form=form,
+        form="scan" if form == "scan" else "batched",
         outputs=outputs,
         weights=network.weights,
         fixed_weights=network.fixed_weights,
@@ -216,7 +234,12 @@ def _export_as(
         trunk_outputs=onnx_graph.cut_names(cut),
         description=_describe(network.module),
     )
-    exported = ExportedNetwork(spec, _serialise(base, "network"), _serialise(trunk, "trunk") if trunk else None)
+    exported = ExportedNetwork(
+        spec,
+        _serialise(base, "network"),
+        _serialise(trunk, "trunk") if trunk else None,
+        _serialise(row, "network") if row else None,
+    )
     check_export(network, exported, example)
     return exported
 
@@ -234,6 +257,7 @@ class _Session:
         options.log_severity_level = 3
         self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         self._outputs = [o.name for o in self._session.get_outputs()]
+        self.inputs: dict[str, list[object]] = {i.name: i.shape for i in self._session.get_inputs()}
 
     def run(self, feeds: dict[str, NDArray[np.generic]]) -> dict[str, Array]:
         return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
@@ -247,17 +271,23 @@ class _Runner:
         try:
             self._base = _Session(exported.base)
             self._trunk = _Session(exported.trunk) if exported.trunk is not None else None
+            self._row = _Session(exported.row) if exported.row is not None else None
         except Exception as e:  # ONNX Runtime's errors have no public base class
             raise _refusal("network", f"ONNX Runtime does not take the file: {_reason(e)}") from e
 
-    def __call__(self, thetas: Tensor, x: Tensor) -> Array:
+    def __call__(self, thetas: Tensor, x: Tensor) -> list[Array]:
+        """Outputs (S, B, O) of the base, and for one row of the row's file too, where there is one."""
         weights = self._network.unflatten(thetas.detach().cpu())
         feeds: dict[str, NDArray[np.generic]] = {INPUTS: x.detach().cpu().numpy()}
         try:
             if self._trunk is not None:
                 feeds = dict(self._trunk.run(feeds))
-            feeds |= {p.input: weights[p.name].contiguous().numpy() for p in self._network.parameters}
-            return self._base.run(feeds)[OUTPUTS]
+            own = {p.input: weights[p.name].contiguous().numpy() for p in self._network.parameters}
+            found = [self._base.run(feeds | own)[OUTPUTS]]
+            if self._row is not None and len(x) == 1:
+                given = {n: feeds[n] if n in feeds else laid_out(n, s, own) for n, s in self._row.inputs.items()}
+                found.append(self._row.run(given)[OUTPUTS])
+            return found
         except Exception as e:  # as above
             where = f"{thetas.shape[0]} weight vectors and {x.shape[0]} rows"
             raise _refusal("network", f"ONNX Runtime fails on {where}: {_reason(e)}") from e

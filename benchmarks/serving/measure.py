@@ -32,8 +32,8 @@ def measure(case: Case, batches: Sequence[int], seconds: float) -> list[dict[str
 
     Returns:
         By rows: `det`, one run of ONNX Runtime with the weights as constants; `predict`, from weights in memory to the
-        columns of an answer; `network`, the part of it up to the outputs of every sample; `statistics`, what comes after
-        them; and `read`, what reading the weights once takes.
+        columns of an answer; `network`, the part of it up to the outputs of every sample; `statistics`, what comes
+        after them; and `read`, what reading the weights once takes.
     """
     with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as store:
         model, det = serve(case, Path(store))

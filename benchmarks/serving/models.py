@@ -25,7 +25,6 @@ from builder.network import MLP, FunctionalNetwork
 from builder.onnx_graph import OPSET
 from model_store.manifest import (
     ARRAYS_FILE,
-    BASE_FILE,
     DECODER_FILE,
     BuildInfo,
     Calibration,
@@ -88,7 +87,7 @@ def serve(case: Case, store: Path) -> tuple[ServedModel, ort.InferenceSession]:
     nodes = np.random.default_rng(0).normal(size=(1, 8, 2, _DIMENSION)).astype(np.float32)
     scores = np.sort(np.random.default_rng(1).uniform(size=_POINTS))
     arrays = {"nodes": nodes, "conformity_scores": scores, "ood_scores": scores[None], "ood_combined": scores}
-    files = {DECODER_FILE: export_decoder(decoder), BASE_FILE: exported.base, ARRAYS_FILE: save_arrays(arrays)}
+    files = {DECODER_FILE: export_decoder(decoder), **exported.files, ARRAYS_FILE: save_arrays(arrays)}
     target: Target = RegressionTarget(name="y", mean=0.0, scale=1.0)
     calibration: Calibration = RegressionCalibration(noise_std=0.3, points=_POINTS)
     if case.classes:
