@@ -170,9 +170,15 @@ class _Row(_Layers):
         h, n = self.shape(weight)
         sampled = weight.endswith(ONE)
         matrix = self._given(weight, ["S", h, n]) if sampled else weight
-        # ONNX Runtime takes the transposition into the product.
-        turned = self.add("Transpose", [matrix], f"{output}.turned", perm=[0, 2, 1] if sampled else [1, 0])
-        product = self.add("MatMul", [data, turned], f"{output}.product" if bias else output)
+        result = f"{output}.product" if bias else output
+        if h == 1:
+            # So many dot products one by one take longer than all together.
+            products = self.add("Mul", [data, matrix], f"{output}.products")
+            product = self.add("ReduceSum", [products, self.numbers(f"{output}.axis", [-1])], result, keepdims=1)
+        else:
+            # ONNX Runtime takes the transposition into the product.
+            turned = self.add("Transpose", [matrix], f"{output}.turned", perm=[0, 2, 1] if sampled else [1, 0])
+            product = self.add("MatMul", [data, turned], result)
         if bias:
             self.add("Add", [product, self._given(bias, ["S", 1, h]) if bias.endswith(ONE) else bias], output)
 
