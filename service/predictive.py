@@ -46,14 +46,18 @@ def regression(
         `aleatoric_variance` (of the noise), `entropy` (of the Gaussian mixture, nats), all (B,), and `interval`
         (B, 2). With `members` also `epistemic_score` (B,), see `epistemic_to_noise`.
     """
-    y = target.mean + target.scale * outputs[..., 0].astype(np.float64)
-    mean = y.mean(axis=0)
-    apart = y - mean
+    y = outputs[..., 0].astype(np.float64)
+    y *= target.scale
+    apart, mean = _centred(y)
     squared = np.square(apart)
-    epistemic = squared.mean(axis=0)
+    mean += target.mean
+    epistemic = np.add.reduce(squared, axis=0) / len(y)
     aleatoric = np.full_like(epistemic, calibration.noise_std**2)
     variance = epistemic + aleatoric
     half = interval_factor(level, scores) * np.sqrt(variance)
+    interval = np.empty((len(mean), 2))
+    np.subtract(mean, half, out=interval[:, 0])
+    np.add(mean, half, out=interval[:, 1])
     more = {}
     if members is not None:
         more["epistemic_score"] = _ratio(apart, squared, members, calibration)
@@ -62,8 +66,8 @@ def regression(
         "variance": variance,
         "epistemic_variance": epistemic,
         "aleatoric_variance": aleatoric,
-        "entropy": mixture_entropy(y, calibration.noise_std),
-        "interval": np.stack([mean - half, mean + half], axis=1),
+        "entropy": mixture_entropy(apart, calibration.noise_std),
+        "interval": interval,
     }
 
 
@@ -210,9 +214,17 @@ def epistemic_to_noise(
 
     The unbiased variance over each anchor's samples is averaged over the anchors that have at least two.
     """
-    y = target.mean + target.scale * outputs[..., 0].astype(np.float64)
-    y -= y.mean(axis=0)
-    return _ratio(y, np.square(y), members, calibration)
+    y = outputs[..., 0].astype(np.float64)
+    y *= target.scale
+    apart, _ = _centred(y)
+    return _ratio(apart, np.square(apart), members, calibration)
+
+
+def _centred(y: Float64) -> tuple[Float64, Float64]:
+    """y (S, B), in place, less its mean over samples, and that mean (B,)."""
+    mean: Float64 = np.add.reduce(y, axis=0) / len(y)
+    y -= mean
+    return y, mean
 
 
 def _ratio(y: Float64, squared: Float64, members: AnchorSamples, calibration: RegressionCalibration) -> Float64:
