@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,14 +39,14 @@ def mixture_entropy(means: Float64, std: float) -> Float64:
         (B,).
     """
     at = (means / std).T
-    furthest = np.maximum.reduce(np.abs(at), axis=1)
-    near = furthest <= _NEAR
-    if near.all():
-        return _in_blocks(_near_entropy, at) + math.log(std)
+    distance = np.abs(at)
+    if (reach := float(np.maximum.reduce(distance, axis=None))) <= _NEAR:
+        return _in_blocks(partial(_near_entropy, reach=reach), at) + math.log(std)
+    near = np.maximum.reduce(distance, axis=1) <= _NEAR
     found = np.empty(len(at))
     found[~near] = _in_blocks(_far_entropy, at[~near])
     if near.any():
-        found[near] = _in_blocks(_near_entropy, at[near])
+        found[near] = _in_blocks(partial(_near_entropy, reach=_NEAR), at[near])
     return found + math.log(std)
 
 
@@ -57,10 +57,11 @@ def _in_blocks(entropy: Callable[[Float64], Float64], at: Float64) -> Float64:
     return np.concatenate([entropy(at[i : i + rows]) for i in range(0, len(at), rows)])
 
 
-def _near_entropy(at: Float64) -> Float64:
-    """From means (B, S) near zero, on one grid: `exp(-(g - m)^2 / 2)` at g = c + f is a product of three factors, of
-    which none depends on m, on c and on f, so that the sum over the components is a product of matrices."""
-    half = (float(np.abs(at).max()) + _REACH) / _STEP
+def _near_entropy(at: Float64, reach: float) -> Float64:
+    """From means (B, S) within a reach of zero, on one grid: `exp(-(g - m)^2 / 2)` at g = c + f is a product of three
+    factors, of which none depends on m, on c and on f, so that the sum over the components is a product of matrices.
+    """
+    half = (reach + _REACH) / _STEP
     coarse, fine, outer = _grid(math.ceil((2 * half + 1) / _FINE))
     left = np.exp(at[:, None, :] * coarse[:, None] - 0.5 * np.square(at)[:, None, :])
     right = np.exp(at[:, :, None] * fine)

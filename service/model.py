@@ -139,9 +139,9 @@ class ServedModel:
     def _outputs(self, weights: WeightSet, x: Float32) -> Iterable[Float32]:
         done = 0
         for part in self.engine.outputs(weights, x, self._run_size):
-            finite = np.isfinite(part).all(axis=(0, 2))
+            finite = np.isfinite(part)
             if not finite.all():
-                row = done + int(np.flatnonzero(~finite)[0])
+                row = done + int(np.flatnonzero(~finite.all(axis=(0, 2)))[0])
                 raise InputError(
                     f"Row {row} lies so far from the training data that the model's output is no finite number; "
                     "send values nearer to it.",
@@ -156,4 +156,6 @@ class ServedModel:
 
 def _joined(parts: Iterable[Columns]) -> Columns:
     columns = list(parts)
+    if len(columns) == 1:
+        return columns[0]
     return {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}

@@ -128,11 +128,22 @@ def prediction_sets(p: Float64, level: float, scores: Float64) -> NDArray[np.boo
 
 def probabilities(outputs: Float32, calibration: ClassificationCalibration) -> Float64:
     """Class probabilities (S, B, C) of every sample from logits (S, B, C)."""
-    logits = outputs.astype(np.float64) / calibration.temperature
-    logits -= logits.max(axis=-1, keepdims=True)
+    return _softmax(outputs, calibration)[0]
+
+
+def _softmax(outputs: Float32, calibration: ClassificationCalibration) -> tuple[Float64, Float64]:
+    """The same, and their entropies (S, B) in nats: `log sum(exp(l)) - sum(p * l)`, which takes no logarithm a class."""
+    logits = outputs.astype(np.float64)
+    logits /= calibration.temperature
+    logits -= np.maximum.reduce(logits, axis=-1, keepdims=True)
     p = np.exp(logits)
-    p /= p.sum(axis=-1, keepdims=True)
-    return p
+    total = np.add.reduce(p, axis=-1)
+    p /= total[..., None]
+    logits *= p
+    each: Float64 = np.log(total)
+    each -= np.add.reduce(logits, axis=-1)
+    # Only rounding can make it negative.
+    return p, np.maximum(each, 0.0, out=each)
 
 
 def entropy(p: Float64) -> Float64:
@@ -160,15 +171,15 @@ def classification(
         `mutual_information` (epistemic part), in nats, (B,); `prediction_set` (B, C) bool. With `members` also
         `epistemic_score` (B,), see `mutual_information`.
     """
-    p = probabilities(outputs, calibration)
-    mean = p.mean(axis=0)
+    p, each = _softmax(outputs, calibration)
+    mean = np.add.reduce(p, axis=0) / len(p)
     total = entropy(mean)
-    each = entropy(p)
-    expected = each.mean(axis=0)
+    expected = np.add.reduce(each, axis=0) / len(p)
     more = {} if members is None else {"epistemic_score": _information(p, each, members)}
+    p -= mean
     return more | {
         "mean": mean,
-        "variance": p.var(axis=0),
+        "variance": np.add.reduce(np.square(p, out=p), axis=0) / len(p),
         "label": mean.argmax(axis=1),
         "entropy": total,
         "expected_entropy": expected,
@@ -239,8 +250,7 @@ def mutual_information(outputs: Float32, members: AnchorSamples, calibration: Cl
 
     As for a variance, which it is to first order, an anchor's mean takes one degree of freedom of its samples.
     """
-    p = probabilities(outputs, calibration)
-    return _information(p, entropy(p), members)
+    return _information(*_softmax(outputs, calibration), members)
 
 
 def _information(p: Float64, each: Float64, members: AnchorSamples) -> Float64:
