@@ -15,32 +15,35 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import functools
 import logging
-import os
-import re
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
 from torch.func import vmap
 
 from builder import onnx_graph
 from builder.decoder import WeightDecoder
+from builder.exported import Array, ExportedNetwork, Runner, Session, reason, refusal
 from builder.network import FunctionalNetwork
-from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Graph
+from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Cut, Graph
+from builder.onnx_images import images_model
 from builder.onnx_layers import columns_model, row_model
 from model_store.errors import ConfigError
-from model_store.layout import laid_out
-from model_store.manifest import BASE_FILE, ROW_FILE, TRUNK_FILE, NetworkSpec
+from model_store.manifest import NetworkSpec
 
-Array = NDArray[np.float32]
-Form = Literal["layers", "batched", "scan"]
+Form = Literal["layers", "images", "batched", "scan"]
+_WRAPS: Final[dict[Form, Callable[[Graph, Cut, Mapping[str, Sequence[int]], int], ModelProto]]] = {
+    "layers": columns_model,
+    "images": images_model,
+    "batched": onnx_graph.batched_model,
+    "scan": onnx_graph.scan_model,
+}
 _log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
@@ -49,23 +52,6 @@ TOLERANCE = 1e-5
 _EXAMPLE_SAMPLES, _EXAMPLE_ROWS = 3, 5
 _CHECKED_SIZES = ((1, 1), (1, 6), (3, 1), (4, 7))
 _MAX_BYTES = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class ExportedNetwork:
-    """The network's files and what the manifest says of them; `trunk` is None where the base does everything, and `row`
-    where the base serves single rows too."""
-
-    spec: NetworkSpec
-    base: bytes
-    trunk: bytes | None = None
-    row: bytes | None = None
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        """Those of a bundle, by name."""
-        files = {BASE_FILE: self.base, TRUNK_FILE: self.trunk, ROW_FILE: self.row}
-        return {name: data for name, data in files.items() if data is not None}
 
 
 def export_decoder(decoder: WeightDecoder) -> bytes:
@@ -88,7 +74,7 @@ def export_decoder(decoder: WeightDecoder) -> bytes:
             ["coefficients", "weights"],
         )
     data = _serialise(model, "decoder")
-    session = _Session(data)
+    session = Session(data)
     generator = torch.Generator().manual_seed(0)
     for n in (1, 5):
         z = torch.randn(n, decoder.dimension, generator=generator)
@@ -116,12 +102,15 @@ def export_network(network: FunctionalNetwork, example: Tensor) -> ExportedNetwo
     network = _on_cpu(network)
     example = example.detach().cpu().float()
     outputs = _output_width(network, example)
-    for form in ("layers", "batched"):
+    # All forms but one start from the same graph.
+    one = functools.cache(lambda: _export_one(network, _rows(example, _EXAMPLE_ROWS)))
+    forms: tuple[Form, ...] = ("layers", "images", "batched")
+    for form in forms:
         try:
-            return _export_as(form, network, example, outputs)
+            return _export_as(form, one, network, example, outputs)
         except ConfigError as e:
             _log.debug("not exported as %s: %s", form, e.message)
-    return _export_as("scan", network, example, outputs)
+    return _export_as("scan", one, network, example, outputs)
 
 
 def run_exported(exported: ExportedNetwork, network: FunctionalNetwork, thetas: Tensor, x: Tensor) -> Array:
@@ -129,7 +118,7 @@ def run_exported(exported: ExportedNetwork, network: FunctionalNetwork, thetas: 
 
     Those of the row's file, where there is one for one row.
     """
-    return _Runner(exported, network)(thetas, x)[-1]
+    return Runner(exported, network)(thetas, x)[-1]
 
 
 def check_export(network: FunctionalNetwork, exported: ExportedNetwork, example: Tensor) -> float:
@@ -142,7 +131,7 @@ def check_export(network: FunctionalNetwork, exported: ExportedNetwork, example:
         ConfigError: it exceeds `TOLERANCE`, or ONNX Runtime cannot run the files.
     """
     network = _on_cpu(network)
-    runner = _Runner(exported, network)
+    runner = Runner(exported, network)
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     theta = network.current().cpu()
@@ -214,19 +203,20 @@ def _to_onnx(
     return model
 
 
-def _export_as(form: Form, network: FunctionalNetwork, example: Tensor, outputs: int) -> ExportedNetwork:
-    """One form of the network, checked."""
-    export = _export_batched if form == "batched" else _export_one
-    wrap = {"layers": columns_model, "batched": onnx_graph.batched_model, "scan": onnx_graph.scan_model}[form]
+def _export_as(
+    form: Form, one: Callable[[], Graph], network: FunctionalNetwork, example: Tensor, outputs: int
+) -> ExportedNetwork:
+    """One form of the network, checked; `one` gives the graph for one weight vector."""
+    wrap = _WRAPS[form]
     shapes = {p.input: p.shape for p in network.parameters}
     with _exporting("network"):
-        graph = export(network, _rows(example, _EXAMPLE_ROWS))
+        graph = _export_batched(network, _rows(example, _EXAMPLE_ROWS)) if form == "batched" else one()
         cut = onnx_graph.find_cut(graph) if network.fixed_weights else ()
         base = wrap(graph, cut, shapes, outputs)
         trunk = onnx_graph.trunk_model(graph, cut) if cut else None
         row = row_model(graph, cut, shapes, outputs) if form == "layers" else None
     spec = NetworkSpec(
-        form="scan" if form == "scan" else "batched",
+        form="batched" if form in ("layers", "batched") else "scan",
         outputs=outputs,
         weights=network.weights,
         fixed_weights=network.fixed_weights,
@@ -244,59 +234,10 @@ def _export_as(form: Form, network: FunctionalNetwork, example: Tensor, outputs:
     return exported
 
 
-class _Session:
-    """An ONNX file in ONNX Runtime, on one core."""
-
-    def __init__(self, data: bytes) -> None:
-        # Read by ONNX Runtime when it is imported: from 1.29 on it sends telemetry unless this is set.
-        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        self._outputs = [o.name for o in self._session.get_outputs()]
-        self.inputs: dict[str, list[object]] = {i.name: i.shape for i in self._session.get_inputs()}
-
-    def run(self, feeds: dict[str, NDArray[np.generic]]) -> dict[str, Array]:
-        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
-
-
-class _Runner:
-    """Exported files, ready to run."""
-
-    def __init__(self, exported: ExportedNetwork, network: FunctionalNetwork) -> None:
-        self._network = network
-        try:
-            self._base = _Session(exported.base)
-            self._trunk = _Session(exported.trunk) if exported.trunk is not None else None
-            self._row = _Session(exported.row) if exported.row is not None else None
-        except Exception as e:  # ONNX Runtime's errors have no public base class
-            raise _refusal("network", f"ONNX Runtime does not take the file: {_reason(e)}") from e
-
-    def __call__(self, thetas: Tensor, x: Tensor) -> list[Array]:
-        """Outputs (S, B, O) of the base, and for one row of the row's file too, where there is one."""
-        weights = self._network.unflatten(thetas.detach().cpu())
-        feeds: dict[str, NDArray[np.generic]] = {INPUTS: x.detach().cpu().numpy()}
-        try:
-            if self._trunk is not None:
-                feeds = dict(self._trunk.run(feeds))
-            own = {p.input: weights[p.name].contiguous().numpy() for p in self._network.parameters}
-            found = [self._base.run(feeds | own)[OUTPUTS]]
-            if self._row is not None and len(x) == 1:
-                given = {n: feeds[n] if n in feeds else laid_out(n, s, own) for n, s in self._row.inputs.items()}
-                found.append(self._row.run(given)[OUTPUTS])
-            return found
-        except Exception as e:  # as above
-            where = f"{thetas.shape[0]} weight vectors and {x.shape[0]} rows"
-            raise _refusal("network", f"ONNX Runtime fails on {where}: {_reason(e)}") from e
-
-
 def _refuse_difference(got: Array, want: Tensor, what: str, where: str) -> float:
     """The relative difference, or ConfigError where it is too large."""
     if got.shape != want.shape:
-        raise _refusal(what, f"the file gives shape {got.shape} at {where}, torch gives {tuple(want.shape)}")
+        raise refusal(what, f"the file gives shape {got.shape} at {where}, torch gives {tuple(want.shape)}")
     expected = want.numpy()
     scale = float(np.abs(expected).max())
     with np.errstate(invalid="ignore"):  # infinite in both: not a number, and so refused below
@@ -322,7 +263,7 @@ def _exporting(what: str) -> Iterator[None]:
         except ConfigError:
             raise
         except Exception as e:  # the exporters raise errors of a dozen unrelated classes
-            raise _refusal(what, _reason(e)) from e
+            raise refusal(what, reason(e)) from e
 
 
 @contextlib.contextmanager
@@ -337,24 +278,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _refusal(what: str, reason: str) -> ConfigError:
-    return ConfigError(
-        f"The {what} cannot be exported to ONNX: {reason}. Replace that part by layers that ONNX knows, without "
-        "branches on values and without fixed batch sizes.",
-        code="export_failed",
-        field="network",
-        got=reason,
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of the error at the root of a chain."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = re.sub(r"\x1b\[\d+m", "", str(error)).strip().splitlines()
-    return (text[0] if text else type(error).__name__).rstrip(". ")[:300]
 
 
 def _refuse_oversize(size: int, what: str) -> None:
@@ -381,10 +304,10 @@ def _output_width(network: FunctionalNetwork, example: Tensor) -> int:
             return network(network.current(), example).shape[1]
     except (RuntimeError, ValueError, TypeError) as e:
         raise ConfigError(
-            f"The network does not take inputs of shape {tuple(example.shape)}: {_reason(e)}.",
+            f"The network does not take inputs of shape {tuple(example.shape)}: {reason(e)}.",
             field="network",
             expected="a network for these inputs",
-            got=_reason(e),
+            got=reason(e),
         ) from e
 
 

@@ -115,6 +115,17 @@ class Graph:
         sizes = _dimensions(self.values[name])[1:]
         return math.inf if any(isinstance(n, str) for n in sizes) else math.prod(int(n) for n in sizes)
 
+    def row_shape(self, name: str) -> list[int]:
+        """Shape of a value without its rows; GraphError where it is not known."""
+        sizes = _dimensions(self.values[name])[1:] if self.has_rows(name) else []
+        if not sizes or any(isinstance(n, str) for n in sizes):
+            raise GraphError(f"the shape of {name} is not known")
+        return [int(n) for n in sizes]
+
+    def is_scalar(self, name: str) -> bool:
+        """Whether a value is a constant of one element."""
+        return name in self.constants and math.prod(self.constants[name].dims) == 1
+
     def sources(self, node: NodeProto) -> set[str]:
         """Free values that a node uses, but for the number of rows, which every tensor with rows tells."""
         return {n for n in reads(node) & self.free if n == INPUTS or not self.counts_rows(self.producers[n])}
@@ -243,7 +254,7 @@ def scan_model(graph: Graph, cut: Cut, weights: Mapping[str, Sequence[int]], out
         "one_weight_vector",
         [helper.make_tensor_value_info(n + ONE, TensorProto.FLOAT, list(s)) for n, s in weights.items()],
         [helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, ["B", outputs])],
-        initializer=[t for t in _constants(graph, body) if t.name not in shared],
+        initializer=[t for t in constants_of(graph, body) if t.name not in shared],
     )
     scan = helper.make_node("Scan", list(weights), [OUTPUTS], name="samples", body=loop, num_scan_inputs=len(weights))
     return base_model(graph, cut, [*outer, scan], weights, outputs)
@@ -293,7 +304,7 @@ def _model(
     constants: Sequence[TensorProto] = (),
 ) -> ModelProto:
     model = helper.make_model(
-        helper.make_graph(nodes, name, inputs, outputs, initializer=[*_constants(graph, nodes), *constants]),
+        helper.make_graph(nodes, name, inputs, outputs, initializer=[*constants_of(graph, nodes), *constants]),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="fiberwalk",
@@ -302,7 +313,8 @@ def _model(
     return model
 
 
-def _constants(graph: Graph, nodes: Iterable[NodeProto]) -> list[TensorProto]:
+def constants_of(graph: Graph, nodes: Iterable[NodeProto]) -> list[TensorProto]:
+    """Those of the graph's constants that these nodes use."""
     used = {n for node in nodes for n in reads(node)}
     return [t for name, t in graph.constants.items() if name in used]
 

@@ -37,13 +37,15 @@ def columns_model(graph: Graph, cut: Cut, weights: Mapping[str, Shape], outputs:
     Raises:
         GraphError: there are other nodes than linear layers and element-wise ones, or a weight is used elsewhere.
     """
-    layers = _Columns(graph, cut, weights)
+    layers = Columns(graph, weights)
+    layers.take(graph.needed([graph.output], cut))
     return base_model(graph, cut, layers.nodes, weights, outputs, layers.constants)
 
 
 def row_model(graph: Graph, cut: Cut, weights: Mapping[str, Shape], outputs: int) -> ModelProto:
     """`row.onnx`, see `model_store.manifest.ROW_FILE`; arguments and errors as of `columns_model`."""
-    layers = _Row(graph, cut, weights)
+    layers = _Row(graph, weights)
+    layers.take(graph.needed([graph.output], cut))
     inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in layers.inputs.items()]
     return base_of(graph, cut, layers.nodes, inputs, (1, outputs), layers.constants)
 
@@ -51,22 +53,37 @@ def row_model(graph: Graph, cut: Cut, weights: Mapping[str, Shape], outputs: int
 class _Layers:
     """The nodes of a base, with the constants that they need beside the graph's own."""
 
-    def __init__(self, graph: Graph, cut: Cut, weights: Mapping[str, Shape]) -> None:
+    def __init__(self, graph: Graph, weights: Mapping[str, Shape]) -> None:
         self.graph, self.weights = graph, weights
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
         self._sampled: set[str] = set()
-        for node in graph.needed([graph.output], cut):
-            if not set(node.output) & graph.sampled:
-                self.nodes.append(node)
+
+    def take(self, nodes: Sequence[NodeProto], given: Mapping[str, str] | None = None) -> None:
+        """Adds the nodes that compute these for many samples, up to `OUTPUTS` (S, B, O).
+
+        Args:
+            nodes: in topological order, the last of which gives the graph's output.
+            given: by name in these nodes, names of activations that are there already.
+
+        Raises:
+            GraphError: a node is neither a linear layer nor element-wise.
+        """
+        given = given or {}
+        self._sampled.update(given.values())
+        for node in nodes:
+            own = helper.make_node(node.op_type, [given.get(n, n) for n in node.input], node.output)
+            own.attribute.extend(node.attribute)
+            if not set(node.output) & self.graph.sampled:
+                self.nodes.append(own)
                 continue
-            if node.op_type == "Gemm":
-                self._layer(node)
-            elif node.op_type in ELEMENTWISE and all(map(self._is_elementwise, node.input)):
-                self.nodes.append(node)
+            if own.op_type == "Gemm":
+                self._layer(own)
+            elif own.op_type in ELEMENTWISE and all(map(self._is_elementwise, own.input)):
+                self.nodes.append(own)
             else:
-                raise GraphError(f"{node.op_type} is neither a linear layer nor element-wise")
-            self._sampled.update(node.output)
+                raise GraphError(f"{own.op_type} is neither a linear layer nor element-wise")
+            self._sampled.update(own.output)
         self.finish()
 
     def _layer(self, node: NodeProto) -> None:
@@ -87,8 +104,7 @@ class _Layers:
         return name.endswith(ONE) or name in self.graph.constants
 
     def _is_elementwise(self, name: str) -> bool:
-        constant = self.graph.constants.get(name)
-        return name in self._sampled or (constant is not None and np.prod(constant.dims) == 1)
+        return name in self._sampled or self.graph.is_scalar(name)
 
     def shape(self, name: str) -> Shape:
         """That of a weight without S, or of a constant."""
@@ -118,15 +134,15 @@ class _Layers:
         raise NotImplementedError
 
 
-class _Columns(_Layers):
+class Columns(_Layers):
     """Activations (S, n, B)."""
 
     def first_layer(self, data: str, weight: str, bias: str, output: str) -> None:
         h, n = self.shape(weight)
         name = f"{output}.columns"
-        flat = [self._reshaped(weight, [-1, n], f"{name}.weight"), data]
+        flat = [self.reshaped(weight, [-1, n], f"{name}.weight"), data]
         if bias:
-            flat.append(self._reshaped(bias, [-1, 1], f"{name}.bias"))
+            flat.append(self.reshaped(bias, [-1, 1], f"{name}.bias"))
         self.add("Gemm", flat, f"{name}.flat", transB=1)
         self.add("Shape", [data], f"{name}.rows", start=0, end=1)
         self.add("Concat", [self.numbers(f"{name}.own", [-1, h]), f"{name}.rows"], f"{name}.shape", axis=0)
@@ -142,16 +158,17 @@ class _Columns(_Layers):
     def finish(self) -> None:
         self.add("Transpose", [self.graph.output], OUTPUTS, perm=[0, 2, 1])
 
-    def _reshaped(self, weight: str, shape: list[int], output: str) -> str:
+    def reshaped(self, weight: str, shape: list[int], output: str) -> str:
+        """Adds a weight in another shape, that of all samples together; returns its name."""
         return self.add("Reshape", [weight.removesuffix(ONE), self.numbers(f"{output}.shape", shape)], output)
 
 
 class _Row(_Layers):
     """Activations (S, 1, n). The weights enter in the layouts of `model_store.layout`, which cost no node."""
 
-    def __init__(self, graph: Graph, cut: Cut, weights: Mapping[str, Shape]) -> None:
+    def __init__(self, graph: Graph, weights: Mapping[str, Shape]) -> None:
+        super().__init__(graph, weights)
         self.inputs: dict[str, list[int | str]] = {}
-        super().__init__(graph, cut, weights)
 
     def first_layer(self, data: str, weight: str, bias: str, output: str) -> None:
         h, n = self.shape(weight)

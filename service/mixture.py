@@ -74,8 +74,8 @@ def _near_entropy(at: Float64, reach: float) -> Float64:
 @cache
 def _grid(count: int) -> tuple[Float64, Float64, Float64]:
     """Points c (count,) and f (8,), and the normal density at all c + f (count * 8,), which lie around zero."""
-    coarse = (np.arange(count) - (count - 1 / _FINE) / 2) * _FINE * _STEP
-    fine = np.arange(_FINE) * _STEP
+    coarse = (np.arange(count, dtype=np.float64) - (count - 1 / _FINE) / 2) * (_FINE * _STEP)
+    fine = np.arange(_FINE, dtype=np.float64) * _STEP
     points = (coarse[:, None] + fine).ravel()
     return coarse, fine, np.exp(-0.5 * points**2) / math.sqrt(2 * math.pi)
 

@@ -132,7 +132,7 @@ def probabilities(outputs: Float32, calibration: ClassificationCalibration) -> F
 
 
 def _softmax(outputs: Float32, calibration: ClassificationCalibration) -> tuple[Float64, Float64]:
-    """The same, and their entropies (S, B) in nats: `log sum(exp(l)) - sum(p * l)`, which takes no logarithm a class."""
+    """The same, and their entropies (S, B) in nats, `log(sum(exp(l))) - sum(p * l)`: no class takes a logarithm."""
     logits = outputs.astype(np.float64)
     logits /= calibration.temperature
     logits -= np.maximum.reduce(logits, axis=-1, keepdims=True)
