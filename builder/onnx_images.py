@@ -55,7 +55,10 @@ def images_model(graph: Graph, cut: Cut, weights: Mapping[str, Sequence[int]], o
     inputs = [*own, *stacked]
     rows = f"{start}.stacked"
     made.nodes.append(helper.make_node("Scan", inputs, [rows], name="samples", body=loop, num_scan_inputs=len(inputs)))
-    made.add("Transpose", [rows], f"{start}.columns", perm=[0, 2, 1])
+    made.add("Transpose", [rows], f"{start}.turned", perm=[0, 2, 1])
+    # Keeps ONNX Runtime from taking the transposition into the product, which would be slow for one row.
+    (width,) = graph.row_shape(start)
+    made.add("Reshape", [f"{start}.turned", made.numbers(f"{start}.shape", [0, width, -1])], f"{start}.columns")
     made.take(layers, {start: f"{start}.columns"})
     return base_model(graph, cut, made.nodes, weights, outputs, made.constants)
 
