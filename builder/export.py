@@ -113,6 +113,18 @@ def export_network(network: FunctionalNetwork, example: Tensor) -> ExportedNetwo
     return _export_as("scan", one, network, example, outputs)
 
 
+def export_fixed(module: nn.Module, example: Tensor) -> bytes:
+    """One network with its present weights as constants: `inputs` (B, ...) -> `outputs` (B, O).
+
+    Raises:
+        ConfigError: as `export_network`.
+    """
+    with _exporting("network"):
+        x = _rows(example, _EXAMPLE_ROWS)
+        model = _to_onnx(_Fixed(module), (x,), {"x": {0: torch.export.Dim("B")}}, [INPUTS], [OUTPUTS])
+    return _serialise(model, "network")
+
+
 def run_exported(exported: ExportedNetwork, network: FunctionalNetwork, thetas: Tensor, x: Tensor) -> Array:
     """Outputs (S, B, O) of the exported files in ONNX Runtime for weights (S, P) and inputs (B, ...).
 
@@ -145,6 +157,18 @@ def check_export(network: FunctionalNetwork, exported: ExportedNetwork, example:
         for found in runner(thetas, x):
             worst = max(worst, _refuse_difference(found, want, "network", f"S={samples}, B={rows}"))
     return worst
+
+
+class _Fixed(nn.Module):
+    """A module as it is."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.module(x)
+        return out
 
 
 class _Batched(nn.Module):

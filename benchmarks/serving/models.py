@@ -20,9 +20,8 @@ from torch import nn
 
 from benchmarks.networks import lenet5
 from builder.decoder import WeightDecoder
-from builder.export import export_decoder, export_network
+from builder.export import export_decoder, export_fixed, export_network
 from builder.network import MLP, FunctionalNetwork
-from builder.onnx_graph import OPSET
 from model_store.manifest import (
     ARRAYS_FILE,
     DECODER_FILE,
@@ -80,6 +79,7 @@ def serve(case: Case, store: Path) -> tuple[ServedModel, ort.InferenceSession]:
     module = case.make().eval()
     network = FunctionalNetwork(module)
     decoder = WeightDecoder(anchors=1, dimension=_DIMENSION, hidden=16, rank=_RANK, weights=network.weights)
+    torch.nn.init.normal_(decoder.table, std=_DIMENSION**-0.5)
     theta = network.current()
     # Samples within a tenth of the anchor's own size, as fibers are.
     decoder.set_head(theta[None], 0.1 * theta.square().mean().sqrt() * torch.randn(1, _RANK, network.weights))
@@ -128,22 +128,9 @@ def serve(case: Case, store: Path) -> tuple[ServedModel, ort.InferenceSession]:
 
 def _deterministic(module: nn.Module, case: Case) -> ort.InferenceSession:
     """The same network as torch exports it, its weights constants that ONNX Runtime may lay out as it likes."""
-    program = torch.onnx.export(
-        module,
-        (torch.from_numpy(rows_of(case, 3)),),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["inputs"],
-        output_names=["outputs"],
-        dynamic_shapes=({0: torch.export.Dim("B")},),
-        external_data=False,
-        verify=False,
-        verbose=False,
-    )
-    assert program is not None
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    data = program.model_proto.SerializeToString()
+    data = export_fixed(module, torch.from_numpy(rows_of(case, 1)))
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
