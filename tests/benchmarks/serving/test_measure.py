@@ -51,7 +51,7 @@ def served(
 
 def test_what_is_served_is_what_float64_gives(served: tuple[Case, ServedModel, ort.InferenceSession]) -> None:
     case, model, det = served
-    samples = 16
+    samples = 6
     latents, anchors = draw_latents(model.plan("predict"), model.nodes, samples, 1)
     thetas = model.engine.decode(latents, anchors)
     weights = model.engine.split(thetas, anchors)
