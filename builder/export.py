@@ -1,11 +1,11 @@
 """Decoder and network as ONNX files, the form in which the server runs them.
 
 `base.onnx` takes all S weight vectors and the whole batch in one run, in the first of these forms that is right at
-every size that is tried. Written here, from the network exported for one weight vector: linear layers with element-wise
-functions between them (`builder.onnx_layers`, with `row.onnx` for single rows), and convolutions with such layers behind
-them (`builder.onnx_images`). `torch.func.vmap` of the network, exported with S and B dynamic, for which torch has rules
-where layers are linear. For every other network that torch can export, the one for one weight vector, looped over the
-samples inside the graph. In the manifest a form without a loop is `batched`, one with a loop `scan`.
+every size that is tried. Written here, from the network exported for one weight vector: linear layers with element-
+wise functions between them (`builder.onnx_layers`, with `row.onnx` for single rows), and convolutions with such
+layers behind them (`builder.onnx_images`). `torch.func.vmap` of the network, exported with S and B dynamic, for which
+torch has rules where layers are linear. For every other network that torch can export, the one for one weight vector,
+looped over the samples inside the graph. In the manifest a form without a loop is `batched`, one with a loop `scan`.
 
 Lengths: S weight vectors, B rows, P random weights, O outputs.
 """
