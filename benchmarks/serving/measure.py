@@ -62,24 +62,25 @@ def _all_outputs(model: ServedModel, weights: WeightSet, x: Float32) -> list[Flo
 
 
 def by_turns(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """The median seconds of each call.
+    """The median seconds of the processor that each call takes.
 
-    They take turns, so that whatever else the machine does slows all alike. A turn repeats its call for a few
-    milliseconds after one that does not count: each is timed with its own data in the processor's caches.
+    Not of the clock: nothing waits here but for other processes. The calls take turns, so that whatever else these do
+    to caches and memory slows all alike. A turn repeats its call for a few milliseconds after one that does not count:
+    each is timed with its own data in the processor's caches.
     """
     repeats = {}
     for name, call in calls.items():
         call()
-        start = time.perf_counter()
+        start = time.thread_time()
         call()
-        repeats[name] = max(1, round(_TURN_SECONDS / (time.perf_counter() - start)))
+        repeats[name] = max(1, round(_TURN_SECONDS / max(time.thread_time() - start, 1e-6)))
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or not times[name]:
         for name, call in calls.items():
             call()
-            start = time.perf_counter()
+            start = time.thread_time()
             for _ in range(repeats[name]):
                 call()
-            times[name].append((time.perf_counter() - start) / repeats[name])
+            times[name].append((time.thread_time() - start) / repeats[name])
     return {name: float(np.median(taken)) for name, taken in times.items()}

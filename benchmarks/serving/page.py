@@ -24,8 +24,9 @@ Written by `python -m benchmarks.serving.page` from the results of `make bench-s
 One thread on one core. *det* is one run of ONNX Runtime on the same network with its weights as constants, which it
 lays out in advance; *samples* is the time from 32 weight vectors in memory to the outputs of all, through the code that
 the server runs; *statistics* what turns them into the columns of an answer; *together* is the whole, checks included.
-Medians of turns in which each call has its own data in the processor's caches: 32 weight vectors often fit into none,
-and then reading them is what takes the time, as the last column says. Encoding, HTTP and JSON are not in these times.
+Medians, in time of the processor, of turns in which each call has its own data in the processor's caches: 32 weight
+vectors often fit into none, and then reading them is what takes the time, as the last column says. Encoding, HTTP and
+JSON are not in these times.
 
 Where the time goes:
 
