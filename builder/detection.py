@@ -100,14 +100,36 @@ def fit_detectors(
 def _of_familiar(
     posterior: Posterior, plan: LatentPlan, spread: float, x: Tensor, unseen: Tensor, regression: bool
 ) -> Float64:
-    """(m,) epistemic scores of rows by the anchors that had not seen them, (A, m) `unseen`.
+    """(m,) epistemic scores of rows as if they were new, of all anchors together as in service; each anchor lacks those
+    of (A, m) `unseen`.
 
-    A row's one or two unseen anchors get as many degrees of freedom as all anchors' samples have in service, so that
-    the scores scatter alike.
+    The one or two anchors that lack a row scatter more than all together, and would make too few rows look unfamiliar.
     """
     count = len(unseen)
-    own = max(2, round((plan.samples - count) / int(unseen.sum(0).min())) + 1)
-    return epistemic_score(posterior.network, weights_of_anchors(posterior, plan, own), spread, x, unseen, regression)
+    weights = weights_of_anchors(posterior, plan, max(2, round(plan.samples / count)))
+    found = _epistemic(posterior.network, weights, spread, x, torch.ones_like(unseen), regression)
+    return _score(as_unseen(found, unseen), torch.ones_like(unseen), regression)
+
+
+def as_unseen(values: Tensor, unseen: Tensor) -> Tensor:
+    """(A, m) what anchors say of rows, as if none had seen them: a value of a row that an anchor was trained on becomes
+    the value that has the same rank among the unseen ones.
+
+    So the rows keep by how much they differ for all anchors alike, and the anchors their common level on new rows.
+    """
+    if not bool((~unseen).any()):
+        return values
+    own, new = (values[rows].sort().values.cpu().numpy() for rows in (~unseen, unseen))
+    found = values.clone()
+    # Between ranks it is interpolated: there are far fewer unseen values than others.
+    place = np.interp(values[~unseen].cpu().numpy(), own, _ranks(own))
+    found[~unseen] = torch.from_numpy(np.interp(place, _ranks(new), new)).to(found)
+    return found
+
+
+def _ranks(values: Float64) -> Float64:
+    """(n,) ranks of sorted values among themselves, as shares."""
+    return (np.arange(len(values)) + 0.5) / len(values)
 
 
 def epistemic_score(
@@ -120,15 +142,25 @@ def epistemic_score(
         weights: the samples (S_a, P) of each anchor, at least two.
         spread: noise standard deviation in standardised target units, or temperature.
     """
+    return _score(_epistemic(network, weights, spread, x, asked, regression), asked, regression)
+
+
+def _epistemic(
+    network: FunctionalNetwork, weights: list[Tensor], spread: float, x: Tensor, asked: Tensor, regression: bool
+) -> Tensor:
+    """(A, m) epistemic over aleatoric variance, or mutual information, within each anchor's samples."""
 
     def figure(outputs: Tensor) -> Tensor:
         if regression:
-            return outputs[..., 0].double().var(0, unbiased=True)
+            return outputs[..., 0].double().var(0, unbiased=True) / spread**2
         return mutual_information(outputs.double(), spread)
 
-    found = mean_of(of_anchors(network, weights, x, asked, figure), asked)
-    found = (found / spread**2).clamp(min=LEAST_RATIO) if regression else found.clamp(min=LEAST_INFORMATION)
-    score: Float64 = found.log().cpu().numpy()
+    return of_anchors(network, weights, x, asked, figure)
+
+
+def _score(values: Tensor, asked: Tensor, regression: bool) -> Float64:
+    least = LEAST_RATIO if regression else LEAST_INFORMATION
+    score: Float64 = mean_of(values, asked).clamp(min=least).log().cpu().numpy()
     return score
 
 

@@ -72,12 +72,26 @@ class OutOfFold:
         y = self.y
         if not y.is_floating_point():
             grid = np.geomspace(0.4, 4.0, 21)
-            return _best_of(
-                grid, lambda t: _mean(categorical_nll(mixture_probabilities(f, t, log_weight), y) for f in members)
-            )
+
+            def probabilities(t: float) -> list[Tensor]:
+                return [mixture_probabilities(f, t, log_weight) for f in members]
+
+            temperature, _ = _best_of(grid, lambda t: _mean(_with_one_more(p, y) for p in probabilities(t)))
+            return temperature, _mean(categorical_nll(p, y) for p in probabilities(temperature))
         base = float(_mean((f[..., 0].mean(0) - y).square() for f in members).mean().clamp(min=1e-10))
         grid = base * np.logspace(-2.0, 0.3, 24)
         return _best_of(grid, lambda v: _mean(gaussian_mixture_nll(f[..., 0], y, v, log_weight) for f in members))
+
+
+def _with_one_more(p: Tensor, y: Tensor) -> Tensor:
+    """-log p_y (n,) for probabilities (n, C), were there one row more, as likely any of the n, and of any class.
+
+    Where the likeliest class is always right, or nearly so, the sharpest probabilities look best, and the first row
+    that is different costs more than all others gain. That n rows showed none does not make it rarer than 1 / (n + 1)
+    (Laplace's rule of succession).
+    """
+    every = p.clamp(min=1e-12).log().mean(1)
+    return (len(y) * categorical_nll(p, y) - every) / (len(y) + 1)
 
 
 def carry(one: float, two: float, anchors: int, least: float = _LEAST_SHARE) -> float:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
 from model_store.errors import ConfigError, FiberwalkError
 
-_DRAIN_SECONDS = 30
+_OPTIONS: Final[dict[str, Any]] = {
+    "log_level": "warning",
+    "access_log": False,
+    "server_header": False,
+    "timeout_graceful_shutdown": 30,
+}
+"""Of uvicorn, whatever the number of workers."""
 
 
 def register(app: typer.Typer) -> None:
@@ -23,12 +31,14 @@ def serve(
     store: Path | None = None,
     host: str | None = None,
     port: int | None = None,
+    workers: int | None = None,
     redis_url: str | None = None,
     log_level: str | None = None,
 ) -> None:
     """Serves a model store until the process is told to stop; requests in flight are then still answered.
 
-    What is None comes from the environment (`FIBERWALK_STORE` and so on) or the defaults.
+    Several workers are processes of their own that share the address; one that ends is started again. What is None
+    comes from the environment (`FIBERWALK_STORE` and so on) or the defaults.
 
     Raises:
         ConfigError: a setting is not usable, there is no store, or the address is not free.
@@ -37,9 +47,18 @@ def serve(
     import uvicorn
 
     from service.app import create_app
+    from service.metrics import WORKERS_FOLDER
     from service.settings import load_settings
 
-    settings = load_settings(store=store, host=host, port=port, redis_url=redis_url, log_level=log_level)
+    given = {
+        "store": store,
+        "host": host,
+        "port": port,
+        "workers": workers,
+        "redis_url": redis_url,
+        "log_level": log_level,
+    }
+    settings = load_settings(**given)
     if not settings.store.is_dir():
         raise ConfigError(
             f"There is no model store at {settings.store}; build a model first, or say where with --store.",
@@ -51,14 +70,22 @@ def serve(
         typer.echo(
             f"fiberwalk serves {settings.store} at http://{f'[{host}]' if ':' in host else host}:{port}", err=True
         )
-        config = uvicorn.Config(
-            create_app(settings),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=_DRAIN_SECONDS,
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+        if settings.workers == 1:
+            uvicorn.Server(uvicorn.Config(create_app(settings), **_OPTIONS)).run(sockets=[listener])
+            return
+        if settings.redis_url is None:
+            typer.echo(
+                "Without a Redis a worker knows its own predictions alone: /feedback by request id finds none of the "
+                "others', and a model's health is that of one worker. Name one with --redis-url.",
+                err=True,
+            )
+        with tempfile.TemporaryDirectory(prefix="fiberwalk-workers-") as folder:
+            # Workers start from nothing but the environment.
+            named = {f"FIBERWALK_{name.upper()}": str(value) for name, value in given.items() if value is not None}
+            os.environ.update(named)
+            os.environ[WORKERS_FOLDER] = folder
+            app = "service.app:create_app"
+            uvicorn.run(app, factory=True, workers=settings.workers, fd=listener.fileno(), **_OPTIONS)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -85,6 +112,9 @@ def _command(
     store: Annotated[Path | None, typer.Option(help="Folder of the model store. [env FIBERWALK_STORE]")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [env FIBERWALK_HOST]")] = None,
     port: Annotated[int | None, typer.Option(help="TCP port; 0 takes a free one. [env FIBERWALK_PORT]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that answer side by side. [env FIBERWALK_WORKERS]")
+    ] = None,
     redis_url: Annotated[
         str | None, typer.Option(help="Redis that servers share weights and monitors in. [env FIBERWALK_REDIS_URL]")
     ] = None,
@@ -94,7 +124,7 @@ def _command(
 ) -> None:
     """Serve the models of a store over HTTP."""
     try:
-        serve(store=store, host=host, port=port, redis_url=redis_url, log_level=log_level)
+        serve(store=store, host=host, port=port, workers=workers, redis_url=redis_url, log_level=log_level)
     except FiberwalkError as e:
         typer.echo(f"fiberwalk serve: {e.message}", err=True)
         raise typer.Exit(1) from e

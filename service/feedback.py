@@ -17,7 +17,7 @@ from service.metrics import ServiceMetrics
 from service.model import Columns, ServedModel
 from service.models import Models
 from service.monitor import LEVELS, Labelled, Monitor
-from service.protocol import FeedbackRequest, to_json
+from service.protocol import FeedbackRequest
 from service.remembered import Prediction, Remembered
 from service.settings import Settings
 
@@ -77,7 +77,7 @@ class Feedback:
             raise _unknown(request_id)
         return self._models.get(found.reference), found
 
-    def take(self, request: FeedbackRequest, model: ServedModel, prediction: Prediction) -> bytes:
+    def take(self, request: FeedbackRequest, model: ServedModel, prediction: Prediction) -> dict[str, Any]:
         """Counts the targets, and answers with the state of the model.
 
         Raises:
@@ -96,7 +96,7 @@ class Feedback:
         self._metrics.feedback.labels(model.bundle.name).inc(prediction.rows)
         return self._answer(model, taken=prediction.rows)
 
-    def health(self, name: str) -> bytes:
+    def health(self, name: str) -> dict[str, Any]:
         """The answer to `GET /models/{name}/health`.
 
         Raises:
@@ -109,8 +109,8 @@ class Feedback:
         if self._shared is not None:
             self._shared.close()
 
-    def _answer(self, model: ServedModel, **more: Any) -> bytes:
-        return to_json({"model": model.bundle.name, "version": model.bundle.version, **more, **self._health(model)})
+    def _answer(self, model: ServedModel, **more: Any) -> dict[str, Any]:
+        return {"model": model.bundle.name, "version": model.bundle.version, **more, **self._health(model)}
 
     def _health(self, model: ServedModel) -> dict[str, Any]:
         found, warning = None, None

@@ -1,4 +1,4 @@
-"""A request's way through the server: bytes in, bytes out; runs in a worker thread."""
+"""A request's way through the server: its body in, the answer's content out; runs in a worker thread."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from model_store.detection import Unfamiliarity, lowest_rate
 from model_store.errors import InputError
 from model_store.manifest import ClassificationTarget, TableInput
 from service.feedback import Feedback, prediction_of
+from service.formats import Body
 from service.inputs import refuse
 from service.metrics import ServiceMetrics
 from service.model import Columns, ServedModel
 from service.models import PLAN, Models, default_samples, sample_limit
 from service.predictive import highest_level
-from service.protocol import InferenceRequest, parse, parse_feedback, to_json
+from service.protocol import InferenceRequest, parse, parse_feedback
 from service.settings import Settings
 from service.weights import WeightSource
 
@@ -32,8 +33,8 @@ class Inference:
         self._settings, self._models, self._weights, self._metrics = settings, models, weights, metrics
         self._feedback = feedback
 
-    def predict(self, body: bytes, request_id: str) -> bytes:
-        """The answer to `POST /predict`.
+    def predict(self, body: Body, request_id: str) -> dict[str, Any]:
+        """The answer to `POST /predict`, with arrays for numbers.
 
         Raises:
             InputError: the request is wrong.
@@ -70,13 +71,13 @@ class Inference:
             answer["prediction_set"] = [
                 [classes[c] for c in row if inside[c]] for row, inside in zip(order, held, strict=True)
             ]
-        answer |= {name: column.tolist() for name, column in columns.items()}
+        answer |= columns
         if request.ood:
             answer["ood"] = self._flagged(model, request, x, epistemic)
         self._metrics.rows.labels("/predict", model.bundle.name).inc(len(request.inputs))
-        return to_json(answer)
+        return answer
 
-    def feedback(self, body: bytes) -> bytes:
+    def feedback(self, body: Body) -> dict[str, Any]:
         """The answer to `POST /feedback`; raises as `predict`."""
         request = parse_feedback(body, max_rows=self._settings.max_rows)
         if request.rows is None:
@@ -92,7 +93,7 @@ class Inference:
         scores = request.ood and model.detectors.ask_the_network
         return model.predict(weights, x, request.level, request.quantiles, request.draws, scores)
 
-    def ood(self, body: bytes) -> bytes:
+    def ood(self, body: Body) -> dict[str, Any]:
         """The answer to `POST /ood`; raises as `predict`."""
         request = parse(body, max_rows=self._settings.max_rows, predicts=False)
         model = self._models.get(request.model)
@@ -103,7 +104,7 @@ class Inference:
             epistemic = model.epistemic_score(self._weights.get(model, PLAN, samples, request.seed), x)
         answer = _about(model, samples, request) | self._flagged(model, request, x, epistemic)
         self._metrics.rows.labels("/ood", model.bundle.name).inc(len(x))
-        return to_json(answer)
+        return answer
 
     def _flagged(
         self, model: ServedModel, request: InferenceRequest, x: NDArray[np.float32], epistemic: Float64 | None
@@ -115,12 +116,10 @@ class Inference:
         return {
             "false_alarm_rate": rate,
             "calibration": _alarms(model, rate),
-            "score": found.score.tolist(),
-            "p_value": found.p_value.tolist(),
-            "flag": (found.p_value <= rate).tolist(),
-            "detectors": {
-                name: {"score": score.tolist(), "p_value": p.tolist()} for name, (score, p) in found.detectors.items()
-            },
+            "score": found.score,
+            "p_value": found.p_value,
+            "flag": found.p_value <= rate,
+            "detectors": {name: {"score": score, "p_value": p} for name, (score, p) in found.detectors.items()},
             "columns": _named(model, found),
         }
 

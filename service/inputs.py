@@ -1,7 +1,7 @@
 """From the rows of a request to the network's input; a row that the model cannot take is named precisely.
 
-Rows that are right take a short way through numpy. Only when that fails are they walked value by value, to say which
-one is wrong.
+Rows that are right take a short way through numpy; those that came as an array are right, but for their shape and
+numbers that are not finite. Only when that fails are they walked value by value, to say which one is wrong.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -37,8 +38,12 @@ def brief(value: Any) -> str:
             return json.dumps(value if len(value) <= 60 else value[:57] + "...")
         case list():
             return f"an array of {len(value)}"
-        case _:
+        case dict():
             return f"an object of {len(value)} fields"
+        case bytes():
+            return f"{len(value)} bytes"
+        case _:
+            return "a value of another kind"
 
 
 def refuse(code: str, message: str, field: str, expected: str, got: Any) -> NoReturn:
@@ -59,14 +64,46 @@ def number(value: Any, field: str, what: str) -> float:
     return result
 
 
+@dataclass(frozen=True, eq=False)
+class NumericRows:
+    """Rows that came as an array, or are known to be one.
+
+    Attributes:
+        values: (B, ...) of a float or integer dtype; numbers of it need not be finite.
+        row: a row as the request gave it, in lists, for what an error says of it.
+    """
+
+    values: NDArray[Any]
+    row: Callable[[int], Any]
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.values)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.row(i)
+
+    def matrix(self, *shapes: tuple[int, ...]) -> NDArray[np.float64] | None:
+        """The values in row-major order; None where a row has none of the shapes, or a number is not finite."""
+        if self.values.shape[1:] not in shapes or not np.isfinite(self.values).all():
+            return None
+        return np.ascontiguousarray(self.values, dtype=np.float64)
+
+    def wrong(self, *shapes: tuple[int, ...]) -> int:
+        """Where `matrix` is None: the first row that is wrong."""
+        if self.values.shape[1:] not in shapes:
+            return 0
+        return int(np.argmin(np.isfinite(self.values.reshape(len(self), -1)).all(axis=1)))
+
+
 class InputEncoder:
     """Encodes the `inputs` of a request for one model."""
 
     def __init__(self, spec: InputSpec) -> None:
         self._rows: _TableRows | _TensorRows = _TableRows(spec) if isinstance(spec, TableInput) else _TensorRows(spec)
 
-    def encode(self, inputs: list[Any]) -> Float32:
-        """Rows as JSON gave them, at least one, to (B, ...) float32.
+    def encode(self, inputs: list[Any] | NumericRows) -> Float32:
+        """Rows as the request gave them, at least one, to (B, ...) float32.
 
         Raises:
             InputError: the first value that the model cannot take.
@@ -91,7 +128,9 @@ class _TableRows:
         self._order = "the columns in order: " + _listed(self._names)
         self.shape = (self._encoder.width,)
 
-    def encode(self, inputs: list[Any]) -> Float32:
+    def encode(self, inputs: list[Any] | NumericRows) -> Float32:
+        if isinstance(inputs, NumericRows):
+            return self._encoder.encode_matrix(self._matrix(inputs))
         rows = self._quick_rows(inputs)
         if rows is not None and self._encoder.all_numeric:
             matrix = _quick_matrix(rows)
@@ -100,7 +139,7 @@ class _TableRows:
         columns = self._quick_columns(rows) if rows is not None else None
         return self._encoder.encode_columns(columns or self._slow_columns(inputs))
 
-    def refuse_overflow(self, inputs: list[Any], x: Float32) -> NoReturn:
+    def refuse_overflow(self, inputs: list[Any] | NumericRows, x: Float32) -> NoReturn:
         i = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
         # Only numbers overflow, and every number is one column of x.
         widths = [len(c.categories) if isinstance(c, CategoricalColumn) else 1 for c in self._columns]
@@ -114,6 +153,16 @@ class _TableRows:
             f"a number below {_FLOAT32_MAX:.1e} after scaling",
             row[self._names[j]] if isinstance(row, dict) else row[j],
         )
+
+    def _matrix(self, rows: NumericRows) -> NDArray[np.float64]:
+        shape = (len(self._names),)
+        matrix = rows.matrix(shape) if self._encoder.all_numeric else None
+        if matrix is None:
+            # Where there are categories, any row of numbers is wrong.
+            i = rows.wrong(shape) if self._encoder.all_numeric else 0
+            self._row(i, rows[i])
+            raise AssertionError(f"row {i} is wrong and was not refused")
+        return matrix
 
     def _quick_rows(self, inputs: list[Any]) -> list[list[Any]] | None:
         if all(type(r) is list and len(r) == len(self._names) for r in inputs):
@@ -204,13 +253,15 @@ class _TensorRows:
         self._size = math.prod(self.shape)
         self._shapes = f"an array of shape {list(self.shape)}, or its {self._size} numbers in row-major order"
 
-    def encode(self, inputs: list[Any]) -> Float32:
+    def encode(self, inputs: list[Any] | NumericRows) -> Float32:
+        if isinstance(inputs, NumericRows):
+            return self._encoder.encode(self._matrix(inputs))
         values = self._quick(inputs)
         if values is None:
             values = np.array([self._slow(i, row) for i, row in enumerate(inputs)])
         return self._encoder.encode(values)
 
-    def refuse_overflow(self, inputs: list[Any], x: Float32) -> NoReturn:
+    def refuse_overflow(self, inputs: list[Any] | NumericRows, x: Float32) -> NoReturn:
         i = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
         refuse(
             "out_of_range",
@@ -219,6 +270,15 @@ class _TensorRows:
             f"numbers below {_FLOAT32_MAX:.1e} after scaling",
             inputs[i],
         )
+
+    def _matrix(self, rows: NumericRows) -> NDArray[np.float64]:
+        shapes = (self.shape, (self._size,))
+        matrix = rows.matrix(*shapes)
+        if matrix is None:
+            i = rows.wrong(*shapes)
+            self._slow(i, rows[i])
+            raise AssertionError(f"row {i} is wrong and was not refused")
+        return matrix
 
     def _quick(self, inputs: list[Any]) -> NDArray[np.float64] | None:
         nested = len(self.shape) > 1 and isinstance(inputs[0], list) and inputs[0] and isinstance(inputs[0][0], list)

@@ -1,22 +1,32 @@
-"""What the server counts, for Prometheus: one registry an application."""
+"""What the server counts, for Prometheus: one registry an application, or one of all workers of a server."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest, multiprocess
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+WORKERS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable with the folder in which workers keep what they count, set before the library is imported."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class ServiceMetrics:
-    """Counters, gauges and histograms of one application."""
+    """Counters, gauges and histograms of one application; where it is one of several workers, each tells of all."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._told = self.registry
+        folder = os.environ.get(WORKERS_FOLDER)
+        if folder:
+            _forget_ended(Path(folder))
+            self._told = CollectorRegistry()
+            multiprocess.MultiProcessCollector(self._told, folder)  # type: ignore[no-untyped-call]
         self.requests = Counter(
             "fiberwalk_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
         )
@@ -34,7 +44,10 @@ class ServiceMetrics:
             "fiberwalk_cache_misses", "Weight sets not found in a cache.", ["tier"], registry=self.registry
         )
         self.cache_bytes = Gauge(
-            "fiberwalk_cache_bytes", "Bytes of weight sets held in the process.", registry=self.registry
+            "fiberwalk_cache_bytes",
+            "Bytes of weight sets held in the process, of all workers together.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self.redis_errors = Counter(
             "fiberwalk_redis_errors",
@@ -44,10 +57,16 @@ class ServiceMetrics:
         )
         self.redis_up = Gauge(
             "fiberwalk_redis_up",
-            "1 while Redis is used, 0 while it is left alone or none is set.",
+            "1 while Redis is used, 0 while it is left alone or none is set; of workers the least.",
             registry=self.registry,
+            multiprocess_mode="livemin",
         )
-        self.models = Gauge("fiberwalk_models_loaded", "Versions loaded and warmed.", registry=self.registry)
+        self.models = Gauge(
+            "fiberwalk_models_loaded",
+            "Versions loaded and warmed; of workers the least.",
+            registry=self.registry,
+            multiprocess_mode="livemin",
+        )
         self.failures = Counter(
             "fiberwalk_model_failures", "Attempts to load a version that failed.", registry=self.registry
         )
@@ -68,11 +87,20 @@ class ServiceMetrics:
 
     def watch(self, healths: Callable[[], list[tuple[str, dict[str, Any]]]]) -> None:
         """Adds gauges of models' health, by name, as it is when the series are asked for."""
-        self.registry.register(_Health(healths))
+        self._told.register(_Health(healths))
 
     def text(self) -> bytes:
         """All series in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self._told)
+
+
+def _forget_ended(folder: Path) -> None:
+    """Drops the gauges of workers that are no more, of which this one may take the place; what they counted stays."""
+    for pid in {file.stem.rpartition("_")[2] for file in folder.glob("gauge_live*.db")}:
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            multiprocess.mark_process_dead(int(pid), str(folder))  # type: ignore[no-untyped-call]
 
 
 class _Health(Collector):

@@ -1,19 +1,17 @@
-"""Requests as they come over the wire, and the errors that go back.
+"""Requests field by field, and the errors that go back.
 
-The body is parsed here and not by the framework, so that every error has one shape and says what was expected.
+They are parsed here and not by the framework, so that every error has one shape and says what was expected.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import pydantic_core
-
 from model_store.errors import FiberwalkError, InputError, InvalidNameError, UnknownModelError
-from service.inputs import brief, number, refuse
+from service.formats import Body, content_of
+from service.inputs import NumericRows, brief, number, refuse
 
 MAX_SEED: Final = 2**63 - 1
 DEFAULT_LEVEL: Final = 0.9
@@ -22,12 +20,15 @@ MAX_QUANTILES: Final = 100
 
 _STATUS: Final = {
     "invalid_json": 400,
+    "invalid_msgpack": 400,
+    "invalid_npy": 400,
     "not_an_object": 400,
     "empty_body": 400,
     "not_found": 404,
     "unknown_request": 404,
     "method_not_allowed": 405,
     "body_too_large": 413,
+    "unsupported_media_type": 415,
 }
 
 
@@ -36,7 +37,7 @@ class InferenceRequest:
     """A request for predictions or scores, its inputs not yet held against a model.
 
     Attributes:
-        inputs: at least one row, as JSON gave it.
+        inputs: at least one row, as the request gave it.
         model: NAME, NAME@VERSION or NAME@ALIAS; None is the only model there is.
         samples: S; None is the default.
         seed: of the draw of posterior samples.
@@ -47,7 +48,7 @@ class InferenceRequest:
         false_alarm_rate: share of familiar rows that may be flagged; None is the model's own.
     """
 
-    inputs: list[Any]
+    inputs: list[Any] | NumericRows
     model: str | None
     samples: int | None
     seed: int
@@ -58,18 +59,18 @@ class InferenceRequest:
     false_alarm_rate: float | None = None
 
 
-def parse(body: bytes, *, max_rows: int, predicts: bool) -> InferenceRequest:
-    """Reads a request body.
+def parse(body: Body, *, max_rows: int, predicts: bool) -> InferenceRequest:
+    """Reads a request.
 
     Args:
-        body: the bytes that came.
+        body: what came.
         max_rows: most rows accepted.
         predicts: whether this is a request for predictions, which has some fields more.
 
     Raises:
         InputError: the first thing that is wrong.
     """
-    content = _object(body)
+    content = content_of(body, rows_alone=True)
     own = ["level", "quantiles", "return", "ood"] if predicts else []
     _refuse_unknown(content, ["inputs", "model", "samples", "seed", *own, "false_alarm_rate"])
     rate = content.get("false_alarm_rate")
@@ -94,9 +95,9 @@ class FeedbackRequest:
     rows: InferenceRequest | None
 
 
-def parse_feedback(body: bytes, *, max_rows: int) -> FeedbackRequest:
-    """Reads the body of a feedback; arguments and errors as of `parse`."""
-    content = _object(body)
+def parse_feedback(body: Body, *, max_rows: int) -> FeedbackRequest:
+    """Reads a feedback; arguments and errors as of `parse`."""
+    content = content_of(body, rows_alone=False)
     again = ["inputs", "model", "samples", "seed"]
     _refuse_unknown(content, ["targets", "request_id", *again])
     if not isinstance(content.get("targets"), list):
@@ -133,11 +134,6 @@ def error_body(error: FiberwalkError) -> bytes:
     return json.dumps({"error": error.as_dict()}).encode()
 
 
-def to_json(content: Mapping[str, Any]) -> bytes:
-    """An answer's JSON; a number that is not finite becomes null."""
-    return pydantic_core.to_json(content, inf_nan_mode="null")
-
-
 def _refuse_unknown(content: dict[str, Any], known: list[str]) -> None:
     for field in content:
         if field not in known:
@@ -148,26 +144,6 @@ def _refuse_unknown(content: dict[str, Any], known: list[str]) -> None:
                 expected="the fields " + ", ".join(known),
                 got=brief(field),
             )
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    if not body.strip():
-        raise InputError(
-            "The request has no body; send a JSON object.",
-            code="empty_body",
-            expected='{"inputs": [[...], ...]}',
-            got="an empty body",
-        )
-    try:
-        # NaN and Infinity are let through, to be refused with the place they stand at.
-        content = pydantic_core.from_json(body, allow_inf_nan=True)
-    except ValueError as e:
-        raise InputError(
-            f"The body is not valid JSON: {e}.", code="invalid_json", expected="a JSON object", got="invalid JSON"
-        ) from e
-    if not isinstance(content, dict):
-        refuse("not_an_object", "The body must be a JSON object.", "", '{"inputs": [[...], ...]}', content)
-    return content
 
 
 def _inference(content: dict[str, Any], max_rows: int) -> InferenceRequest:
@@ -184,7 +160,7 @@ def _inference(content: dict[str, Any], max_rows: int) -> InferenceRequest:
     )
 
 
-def _inputs(content: dict[str, Any], max_rows: int) -> list[Any]:
+def _inputs(content: dict[str, Any], max_rows: int) -> list[Any] | NumericRows:
     expected = "an array of rows, each an array of values in the model's column order or an object by column name"
     if "inputs" not in content:
         raise InputError(
@@ -195,10 +171,10 @@ def _inputs(content: dict[str, Any], max_rows: int) -> list[Any]:
             got="no inputs",
         )
     inputs = content["inputs"]
-    if not isinstance(inputs, list):
+    if not isinstance(inputs, list | NumericRows):
         refuse("wrong_type", "inputs must be an array of rows.", "inputs", expected, inputs)
-    if not inputs:
-        refuse("empty_batch", "inputs holds no row; send at least one.", "inputs", f"1 to {max_rows} rows", inputs)
+    if not len(inputs):
+        refuse("empty_batch", "inputs holds no row; send at least one.", "inputs", f"1 to {max_rows} rows", [])
     if len(inputs) > max_rows:
         raise InputError(
             f"inputs holds {len(inputs)} rows; split them into several requests.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 from anyio import to_thread
@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from model_store.errors import InputError
 from service import catalog, examples
+from service.formats import JSON, MSGPACK, NPY, OCTETS, WRITERS, Body, answer_type, to_json
 from service.inference import Inference
-from service.protocol import to_json
 from service.runtime import Runtime
 from service.schemas import (
     ClassificationAnswer,
@@ -36,21 +36,59 @@ T = TypeVar("T")
 router = APIRouter()
 
 
-def _documented(request: type[BaseModel], asked: dict[str, Any], answered: dict[str, Any]) -> dict[str, Any]:
+_PACKED = (
+    "The same object as in JSON. `inputs` may also be an object of `dtype` (such as `<f4`), `shape` and `data`, the "
+    "array's bytes in row-major order."
+)
+_PACKED_ANSWER = (
+    "Where `Accept` names it: the same object as in JSON, and the same numbers, in which each array of numbers is an "
+    "object of `dtype` (`<f8`), `shape` and `data`, its bytes in row-major order."
+)
+_ROWS_ALONE = (
+    "A `.npy` file of the rows alone, of shape (rows, columns) or (rows, *shape of a row), of float32, float64 or "
+    "integers. The other fields go into the query."
+)
+
+
+def _documented(
+    request: type[BaseModel], asked: dict[str, Any], answered: dict[str, Any], *, rows_alone: bool = True
+) -> dict[str, Any]:
     """OpenAPI of a request body that is parsed by hand, with worked examples on both sides."""
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{request.__name__}"}, "examples": asked}}
-    return {
-        "requestBody": {"required": True, "content": content},
-        "responses": {"200": {"content": {"application/json": {"examples": answered}}}},
+    content: dict[str, Any] = {
+        JSON: {"schema": {"$ref": f"#/components/schemas/{request.__name__}"}, "examples": asked},
+        MSGPACK: _bytes(_PACKED),
     }
+    found: dict[str, Any] = {
+        "requestBody": {"required": True, "content": content},
+        "responses": {"200": {"content": {JSON: {"examples": answered}, MSGPACK: _bytes(_PACKED_ANSWER)}}},
+    }
+    if rows_alone:
+        content |= {NPY: _bytes(_ROWS_ALONE), OCTETS: _bytes(_ROWS_ALONE)}
+        fields = request.model_json_schema()["properties"]
+        found["parameters"] = [
+            {
+                "name": name,
+                "in": "query",
+                "description": f"With a `.npy` body alone. {schema.pop('description')}",
+                "schema": schema,
+            }
+            for name, schema in fields.items()
+            if name != "inputs"
+        ]
+    return found
+
+
+def _bytes(description: str) -> dict[str, Any]:
+    return {"schema": {"type": "string", "format": "binary", "description": description}}
 
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text, "content": {"application/json": {"examples": examples.ERROR}}}
     for status, text in {
-        400: "The body is not a JSON object.",
+        400: "The body cannot be read, or is not an object.",
         404: "There is no such model, version, alias or prediction.",
         413: "The body is larger than the server accepts.",
+        415: "The body is of a media type that is not taken.",
         422: "A value is not acceptable; the error names it.",
         503: "The model does not verify and is not served.",
     }.items()
@@ -98,7 +136,7 @@ async def ood(request: Request) -> Response:
     tags=["watching"],
     response_model=None,
     responses={200: {"model": FeedbackAnswer}, **_ERRORS},
-    openapi_extra=_documented(FeedbackRequest, examples.FEEDBACK, examples.TAKEN),
+    openapi_extra=_documented(FeedbackRequest, examples.FEEDBACK, examples.TAKEN, rows_alone=False),
 )
 async def feedback(request: Request) -> Response:
     """Takes targets by the X-Request-ID of a prediction, or with its inputs again, and says how well the model does.
@@ -118,7 +156,7 @@ async def feedback(request: Request) -> Response:
 )
 async def model_health(request: Request, name: str) -> Response:
     """Coverage, NLL and ECE over the latest rows whose targets are known, and whether calibration has broken."""
-    return _json(await _reading(lambda: _runtime(request).feedback.health(name)))
+    return _json(await _reading(lambda: to_json(_runtime(request).feedback.health(name))))
 
 
 @router.get(
@@ -126,7 +164,7 @@ async def model_health(request: Request, name: str) -> Response:
 )
 async def models(request: Request) -> Response:
     """Every model of the store, with its versions and aliases."""
-    return _json(await _reading(lambda: to_json({"models": catalog.summaries(_runtime(request).models)})))
+    return _json(await _reading(lambda: _dumped(ModelList(models=catalog.summaries(_runtime(request).models)))))
 
 
 @router.get(
@@ -138,7 +176,7 @@ async def models(request: Request) -> Response:
 )
 async def model(request: Request, name: str) -> Response:
     """What a version takes and predicts, its card, and its figures. NAME, NAME@VERSION or NAME@ALIAS."""
-    return _json(await _reading(lambda: to_json(catalog.detail(_runtime(request).models, name).model_dump())))
+    return _json(await _reading(lambda: _dumped(catalog.detail(_runtime(request).models, name))))
 
 
 @router.get(
@@ -207,19 +245,27 @@ def _runtime(request: Request) -> Runtime:
     return cast(Runtime, request.app.state.runtime)
 
 
-async def _computed(request: Request, answer: Callable[[Inference, bytes], bytes]) -> Response:
+async def _computed(request: Request, answer: Callable[[Inference, Body], Mapping[str, Any]]) -> Response:
     """The answer to a request's body, as soon as one of the worker threads is free."""
     runtime = _runtime(request)
-    body = await _body(request, runtime.settings.max_body_bytes)
-    return _json(await to_thread.run_sync(answer, runtime.inference, body, limiter=runtime.limiter))
+    data = await _body(request, runtime.settings.max_body_bytes)
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    body = Body(data, given, tuple(request.query_params.multi_items()))
+    kind = answer_type(",".join(request.headers.getlist("accept")))
+    content = await to_thread.run_sync(lambda: WRITERS[kind](answer(runtime.inference, body)), limiter=runtime.limiter)
+    return Response(content, media_type=kind)
 
 
 async def _reading(call: Callable[[], T]) -> T:
     return await to_thread.run_sync(call)
 
 
+def _dumped(content: BaseModel) -> bytes:
+    return content.model_dump_json().encode()
+
+
 def _json(body: bytes, status: int = 200) -> Response:
-    return Response(body, status, media_type="application/json")
+    return Response(body, status, media_type=JSON)
 
 
 async def _body(request: Request, limit: int) -> bytes:

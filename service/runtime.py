@@ -51,7 +51,7 @@ class Runtime:
 
     def start(self) -> None:
         """Starts loading and following the models in the background; called on the event loop."""
-        self.limiter = CapacityLimiter(self.settings.workers)
+        self.limiter = CapacityLimiter(self.settings.concurrency)
         self._watcher.start()
 
     def stop(self) -> None:

@@ -49,8 +49,9 @@ class Settings(BaseSettings):
         Field(ge=1, description="Largest decoded weight set (samples x weights x 4 bytes) a request may ask for."),
     ] = 2**30
 
-    workers: Annotated[
-        int, Field(ge=1, description="Requests computed at the same time; the others wait their turn.")
+    workers: Annotated[int, Field(ge=1, description="Server processes that answer at the address, side by side.")] = 1
+    concurrency: Annotated[
+        int, Field(ge=1, description="Requests a process computes at the same time; the others wait their turn.")
     ] = max(2, os.cpu_count() or 1)
     threads: Annotated[
         int, Field(ge=0, description="Threads ONNX Runtime uses within one operator; 0 is one a core.")

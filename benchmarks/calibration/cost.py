@@ -1,7 +1,8 @@
-"""What it costs to ask /predict how unfamiliar rows are, too: medians of the same requests with and without."""
+"""What it costs to know how unfamiliar rows are: medians of times of requests that go by turns."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -11,23 +12,47 @@ from benchmarks.command import Server
 
 BATCHES: Final = (1, 64)
 """Rows of a request."""
-PAIRS: Final = 200
+ROUNDS: Final = 200
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A request's time over that of another.
+
+    Attributes:
+        text: what is compared.
+        most: what it may be.
+    """
+
+    text: str
+    most: float
+
+
+RATIOS: Final = {
+    "ood_cost": Ratio('/predict with "ood": true over /predict without', 1.15),
+    "ood_alone": Ratio("/ood over /predict of one sample", 1.5),
+}
+"""By the name of the figure. A prediction of one sample is the nearest to a deterministic network that is served."""
 
 
 def cost_of_flags(server: Server, model: str, x: NDArray[Any]) -> dict[str, float]:
-    """`ood_cost_B`: the median time of a request with `"ood": true` over that of one without, by rows of a request.
+    """`NAME_B` for every ratio, by rows of a request.
 
-    One client asks, by turns with and without, so that whatever else the machine does slows both alike.
+    One client asks, by turns, so that whatever else the machine does slows all alike.
 
     Args:
         x: (n, columns) raw rows to ask about.
     """
-    found = {}
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("/predict", {}),
+        ("/predict", {"ood": True}),
+        ("/predict", {"samples": 1}),
+        ("/ood", {}),
+    ]
+    found: dict[str, float] = {}
     for rows in BATCHES:
         asked = np.resize(x.astype(float), (rows, x.shape[1]))
-        times = np.array(
-            [[server.seconds("/predict", model, asked, ood=ood) for ood in (False, True)] for _ in range(PAIRS)]
-        )
-        plain, more = np.median(times, axis=0)
-        found[f"ood_cost_{rows}"] = float(more / plain)
+        times = [[server.seconds(route, model, asked, **more) for route, more in requests] for _ in range(ROUNDS)]
+        plain, flagged, single, alone = np.median(times, axis=0)
+        found |= {f"ood_cost_{rows}": float(flagged / plain), f"ood_alone_{rows}": float(alone / single)}
     return found

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from benchmarks.calibration.cost import BATCHES
+from benchmarks.calibration.cost import BATCHES, RATIOS
 from benchmarks.calibration.monitored import MONITOR, SOUND_ROWS
 from benchmarks.calibration.run import METHODS, OOD_SETS
 from benchmarks.calibration.summary import Summary, figure
@@ -20,8 +20,6 @@ from benchmarks.table import Estimate
 COVERAGE_TOLERANCE: Final = 0.015
 ALARM_TOLERANCE: Final = 0.005
 MOST_ROWS_UNTIL_ALARM: Final = 500
-MOST_COST: Final = 1.15
-"""Times what a prediction without flags takes."""
 OURS: Final = "fiberwalk"
 CONFORMAL: Final = [m for m in METHODS if m.startswith(("conformal_", "lac_", "aps_"))]
 DETECTORS: Final = ("isolation_forest", "nearest_neighbours")
@@ -42,7 +40,7 @@ def judge(summary: Sequence[Summary]) -> list[Goal]:
         _ece(of_task["classification"]),
         _false_alarms(tables),
         *(_auroc(kind, [s for s in tables if s["set"] in OOD_SETS]) for kind in KINDS),
-        _cost(tables),
+        *(_cost(name, tables) for name in RATIOS),
         *_monitor([s for s in summary if s["task"] == MONITOR]),
     ]
 
@@ -160,18 +158,18 @@ def _auroc(kind: str, sets: Sequence[Summary]) -> Goal:
     return make_goal(text, compared, len(OOD_SETS), met)
 
 
-def _cost(sets: Sequence[Summary]) -> Goal:
-    names = [f"ood_cost_{rows}" for rows in BATCHES]
-    compared = [s for s in sets if all(figure(s, OURS, name) is not None for name in names)]
+def _cost(name: str, sets: Sequence[Summary]) -> Goal:
+    names, ratio = [f"{name}_{rows}" for rows in BATCHES], RATIOS[name]
+    compared = [s for s in sets if all(figure(s, OURS, each) is not None for each in names)]
 
     def met() -> tuple[bool, str]:
         costs = {(s["set"], rows): _ours(s, n).mean for s in compared for rows, n in zip(BATCHES, names, strict=True)}
-        good = sum(cost <= MOST_COST + _EXACT for cost in costs.values())
-        (name, rows), most = max(costs.items(), key=lambda item: item[1])
-        return good == len(costs), f"{good} of {len(costs)}; most on {name}, {rows} rows a request: {most:.2f} times"
+        good = sum(cost <= ratio.most + _EXACT for cost in costs.values())
+        (worst, rows), most = max(costs.items(), key=lambda item: item[1])
+        return good == len(costs), f"{good} of {len(costs)}; most on {worst}, {rows} rows a request: {most:.2f} times"
 
     batches = " and ".join(map(str, BATCHES))
-    text = f'/predict with "ood": true takes at most {MOST_COST:g} times as long, {batches} rows a request, every set'
+    text = f"{ratio.text}: at most {ratio.most:g} times as long, {batches} rows a request, every set"
     return make_goal(text, compared, sum(_SETS.values()), met)
 
 

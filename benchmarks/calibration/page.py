@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.calibration.conformal import GRID, SHARE
-from benchmarks.calibration.cost import BATCHES, PAIRS
+from benchmarks.calibration.cost import BATCHES, ROUNDS
 from benchmarks.calibration.goals import judge
 from benchmarks.calibration.monitored import BROKEN_ROWS, RUNS, SOUND_ROWS
 from benchmarks.calibration.tables import tables
@@ -52,8 +52,9 @@ neighbour):
 - shifted columns: the test rows themselves, in each {SHIFTED_SHARE:.0%} of the columns (rounded, at least one), drawn
   anew for each row, moved up or down by {SHIFT:g} standard deviations of the training rows.
 
-**The cost of flags**: one client asks a server for predictions of {" and ".join(map(str, BATCHES))} rows a request, by
-turns with and without `"ood": true`; the ratio of the medians of {PAIRS} requests each, from sending to the answer.
+**The cost of flags**: one client asks a server about {" and ".join(map(str, BATCHES))} rows a request, by turns for
+predictions without and with `"ood": true`, for predictions of a single sample (the nearest to a deterministic network
+that is served) and for `/ood` alone; ratios of the medians of {ROUNDS} requests each, from sending to the answer.
 
 **The monitor**: a model of the synthetic set with 200 training rows is served. In each of {RUNS} runs a fresh server is
 told the targets of {SOUND_ROWS:,} unseen rows, then of {BROKEN_ROWS:,} others, all moved by the amount that halves the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks.calibration.cost import BATCHES
+from benchmarks.calibration.cost import BATCHES, RATIOS
 from benchmarks.calibration.goals import KINDS, OURS, standard_error
 from benchmarks.calibration.monitored import MONITOR
 from benchmarks.calibration.run import METHODS
@@ -26,9 +26,9 @@ def tables(summary: Sequence[Summary]) -> Iterator[Table]:
         yield _false_alarms(measured)
     for kind, text in KINDS.items():
         yield from _by_method(f"AUROC: {text} against test rows", measured, f"auroc_{kind}")
-    for rows in BATCHES:
-        title = f'/predict with "ood": true, times what it takes without; rows a request: {rows}'
-        yield from _by_method(title, measured, f"ood_cost_{rows}")
+    for name, ratio in RATIOS.items():
+        for rows in BATCHES:
+            yield from _by_method(f"time of {ratio.text}, {rows} rows a request", measured, f"{name}_{rows}")
     for task in ("regression", "classification"):
         yield from _cost(task, [s for s in measured if s["task"] == task])
     yield from _monitor([s for s in summary if s["task"] == MONITOR])

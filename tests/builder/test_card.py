@@ -25,6 +25,7 @@ from model_store.manifest import (
     TableInput,
     TensorInput,
 )
+from service.formats import Body
 from service.inputs import InputEncoder
 from service.protocol import parse
 from service.schemas import ClassificationAnswer, OodAnswer, RegressionAnswer
@@ -83,7 +84,7 @@ def asked(card: str) -> bytes:
 def test_the_service_accepts_the_example(manifest: Manifest) -> None:
     body = asked(make_card(manifest, PICTURES))
     assert json.loads(body) == example_request(manifest)
-    request = parse(body, max_rows=1, predicts=False)
+    request = parse(Body(body), max_rows=1, predicts=False)
     assert request.model == manifest.name
     assert len(InputEncoder(manifest.inputs).encode(request.inputs)) == 1
 
@@ -126,7 +127,7 @@ def test_any_names_keep_the_table_and_the_command_whole(columns: list[Any]) -> N
     rows = table_below(card, "column")
     assert [row[0] for row in rows[1:]] == [" ".join(c.name.split()) for c in columns]
     assert {len(row) for row in rows} == {4}
-    request = parse(asked(card), max_rows=1, predicts=False)
+    request = parse(Body(asked(card)), max_rows=1, predicts=False)
     encoded = InputEncoder(manifest.inputs).encode(request.inputs)
     assert isinstance(manifest.inputs, TableInput)
     assert encoded.shape == (1, TableEncoder(manifest.inputs).width)

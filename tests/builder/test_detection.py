@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from builder.autoencoder import train_autoencoder
 from builder.calibration import DecodedPosterior
 from builder.config import AutoencoderConfig, CalibrationConfig, FiberConfig
-from builder.detection import Detection, fit_detectors
+from builder.detection import Detection, as_unseen, fit_detectors
 from builder.network import FunctionalNetwork
 from builder.predictive import sample_outputs
 from model_store.detection import Detectors, Mahalanobis, NearestRows, Scaler, combined, familiar_surprise
@@ -84,7 +84,7 @@ def test_rows_in_a_gap_are_flagged(posterior: DecodedPosterior, detection: Detec
 
 
 def draws_of_anchor(posterior: DecodedPosterior, a: int, samples: int, x: Tensor) -> tuple[Array, AnchorSamples]:
-    """What a build sees of the rows that anchor a did not see: its own samples alone."""
+    """Outputs on rows x of so many samples of anchor a alone, as a build draws them."""
     weights, anchor = posterior.draw(PLAN, samples * len(posterior.nodes), seed=1)
     own = weights[anchor == a]
     return sample_outputs(posterior.network, own, x).numpy(), AnchorSamples.of(np.zeros(len(own), dtype=np.int64))
@@ -97,16 +97,18 @@ def test_each_detector_scores_rows_that_it_had_not_seen(
     noise = RegressionCalibration(noise_std=NOISE, points=240)
     x = walked.x.numpy()
     u = (x - x.mean()) / x.std()
-    epistemic, mahalanobis = np.zeros(240), np.zeros(240)
+    ratio, mahalanobis = [], np.zeros(240)
     for a, seen in enumerate(walked.member.numpy()):
-        outputs, members = draws_of_anchor(posterior, a, 31, walked.x[~seen])  # 32 samples less one an anchor, and 1
-        epistemic[~seen] = epistemic_to_noise(outputs, members, target, noise)
+        # As many of its 32 samples as a server draws of each anchor.
+        outputs, members = draws_of_anchor(posterior, a, 32 // len(walked.member), walked.x)
+        ratio.append(torch.from_numpy(np.exp(epistemic_to_noise(outputs, members, target, noise))))
         own = u[seen]
         mahalanobis[~seen] = np.log(np.square(u[~seen] - own.mean())[:, 0] / (own.var() + 0.01))
     apart = np.square(u - u.T)
     np.fill_diagonal(apart, np.inf)
     nearest = np.log(np.maximum(np.sort(apart, axis=1)[:, :5].mean(axis=1), 1e-6))
     found = detection.arrays["ood_scores"]
+    epistemic = as_unseen(torch.stack(ratio), ~walked.member).mean(0).log().numpy()
     assert found[0] == pytest.approx(np.sort(epistemic), abs=1e-3)
     # float32 squares that nearly cancel
     assert np.quantile(np.abs(found[1] - np.sort(nearest)), 0.9) < 0.05
@@ -130,10 +132,11 @@ def test_a_classifier_goes_by_mutual_information() -> None:
     found = fit_detectors(posterior, PLAN, 1.5, model.x, model.y, member, inputs, CONFIG)
     assert found.described.detectors == ["mutual_information"]  # images and sequences have no columns
     expected = []
-    for a, seen in enumerate(member):
-        outputs, members = draws_of_anchor(posterior, a, 31, model.x[~seen])
-        expected.append(mutual_information(outputs, members, ClassificationCalibration(temperature=1.5, points=1)))
-    scores = np.concatenate(expected)
+    for a in range(len(member)):
+        outputs, members = draws_of_anchor(posterior, a, 16, model.x)
+        information = mutual_information(outputs, members, ClassificationCalibration(temperature=1.5, points=1))
+        expected.append(torch.from_numpy(np.exp(information)))
+    scores = as_unseen(torch.stack(expected), ~member).mean(0).log().numpy()
     assert found.arrays["ood_scores"][0] == pytest.approx(np.sort(scores), abs=1e-3)
     assert found.arrays["ood_combined"] == pytest.approx(np.sort(combined([familiar_surprise(scores)])), abs=1e-2)
 
@@ -210,3 +213,18 @@ def test_no_detector_at_all_is_told() -> None:
         "more than 10",
         "10",
     )
+
+
+def test_what_an_anchor_says_of_its_own_rows_becomes_what_it_says_of_new_ones() -> None:
+    """Rows differ by a factor, and an anchor that was trained on them says half as much."""
+    unseen = ~two_rounds(400, 10)
+    each = torch.rand(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    truth = each.expand(10, -1)
+    found = as_unseen(torch.where(unseen, truth, truth / 2), unseen)
+    assert (found[unseen] == truth[unseen]).all()
+    assert torch.allclose(found, truth, atol=0.02)
+
+
+def test_without_rows_that_were_seen_all_stays() -> None:
+    values = torch.rand(1, 5, dtype=torch.float64)
+    assert (as_unseen(values, torch.ones(1, 5, dtype=torch.bool)) == values).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -61,6 +62,16 @@ def test_the_noise_beside_many_anchors_is_what_their_mixture_wants() -> None:
     assert float(nll.mean()) == pytest.approx(float(reached.mean()), abs=0.005)
     # One anchor alone wants more.
     assert found < 0.9 * replace(gather(outputs_of(own, unseen), unseen, y), anchors=1).fit()[0]
+
+
+def test_no_number_of_rows_that_were_right_makes_a_class_certain() -> None:
+    """One row in so many that is different must not cost more than the others gain."""
+    y = torch.arange(60) % 2
+    logits = 3.0 * torch.nn.functional.one_hot(y, 2).float()[None]
+    temperature, nll = OutOfFold(logits, None, y, anchors=1).fit()
+    # Half of the one row more is of the other class.
+    assert 1 / (1 + math.exp(3 / temperature)) == pytest.approx(0.5 / 61, rel=0.15)
+    assert float(nll.mean()) == pytest.approx(math.log1p(math.exp(-3 / temperature)), abs=1e-5)
 
 
 def test_what_is_carried_keeps_a_share() -> None:

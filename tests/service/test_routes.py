@@ -332,7 +332,19 @@ def test_the_documentation_describes_requests_and_answers(client: httpx.Client) 
         assert content["schema"]["$ref"].rpartition("/")[2] in api["components"]["schemas"]
         assert content["examples"]
         assert post["responses"]["200"]["content"]["application/json"]["examples"]
-        for status in ("400", "404", "413", "422", "503"):
+        kinds = post["requestBody"]["content"]
+        assert set(kinds) == {
+            "application/json",
+            "application/msgpack",
+            "application/x-npy",
+            "application/octet-stream",
+        }
+        packed = post["responses"]["200"]["content"]["application/msgpack"]
+        for kind in (*[v for k, v in kinds.items() if k != "application/json"], packed):
+            assert kind["schema"]["description"].endswith(".")
+        fields = api["components"]["schemas"][f"{path[1:].title()}Request"]["properties"]
+        assert {p["name"] for p in post["parameters"]} == fields.keys() - {"inputs"}
+        for status in ("400", "404", "413", "415", "422", "503"):
             schema = post["responses"][status]["content"]["application/json"]["schema"]
             assert schema["$ref"].endswith("/ErrorAnswer")
     for schema in ("PredictRequest", "OodRequest", "RegressionAnswer", "ClassificationAnswer", "OodAnswer"):

@@ -83,7 +83,7 @@ def test_many_clients_get_the_same_answers(server: Server, store: Path) -> None:
         {"inputs": [[5, 80, "Bonn"]] * 20, "model": "prices", "seed": 100},
         {"inputs": [[5, 4]], "model": "flowers", "samples": 3},
     ]
-    with serving(store, workers=1, cache_bytes=0) as other, other.client() as client:
+    with serving(store, concurrency=1, cache_bytes=0) as other, other.client() as client:
         expected = [client.post("/predict", json=body).content for body in bodies]
     start = threading.Barrier(32)
 
@@ -101,7 +101,7 @@ def test_many_clients_get_the_same_answers(server: Server, store: Path) -> None:
 def test_large_requests_leave_the_server_responsive(store: Path) -> None:
     """Inference does not run on the event loop."""
     large = json.dumps({"inputs": [[1.0, 2.0]] * 4096, "model": "sine", "samples": 64}).encode()
-    with serving(store, workers=1) as server, ThreadPoolExecutor(2) as pool, server.client() as client:
+    with serving(store, concurrency=1) as server, ThreadPoolExecutor(2) as pool, server.client() as client:
         running = [pool.submit(httpx.post, f"{server.url}/predict", content=large, timeout=60) for _ in range(2)]
         waits = []
         while not all(r.done() for r in running):

@@ -62,7 +62,7 @@ def test_intervals_flags_and_unfamiliar_rows(monkeypatch: pytest.MonkeyPatch) ->
     flagged = methods["fiberwalk"]["figures"]
     assert flagged["flagged_0.01"] <= flagged["flagged_0.05"] <= flagged["flagged_0.1"]
     # Both are the same prediction; what the machine does besides decides by how much they differ.
-    assert all(0.5 < flagged[f"ood_cost_{rows}"] < 5 for rows in (1, 64))
+    assert all(0.5 < flagged[f"{ratio}_{rows}"] < 5 for ratio in ("ood_cost", "ood_alone") for rows in (1, 64))
 
 
 def test_prediction_sets_and_their_peers() -> None:

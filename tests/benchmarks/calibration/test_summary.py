@@ -90,12 +90,20 @@ def test_the_better_detector_is_the_measure(ours: float, state: str) -> None:
     assert goal("AUROC of rows with shifted", one)[0] == NOT_MEASURED
 
 
-@pytest.mark.parametrize(("ours", "state"), [(1.15, MET), (1.16, NOT_MET)])
-def test_flags_may_cost_little(ours: float, state: str) -> None:
-    one = summary("uci_a", run(fiberwalk={"ood_cost_1": ours, "ood_cost_64": 1.0}))
-    found = goal("/predict with", one)
+@pytest.mark.parametrize(
+    ("name", "text", "ours", "state"),
+    [
+        ("ood_cost", "/predict with", 1.15, MET),
+        ("ood_cost", "/predict with", 1.16, NOT_MET),
+        ("ood_alone", "/ood over", 1.5, MET),
+        ("ood_alone", "/ood over", 1.51, NOT_MET),
+    ],
+)
+def test_flags_may_cost_little(name: str, text: str, ours: float, state: str) -> None:
+    one = summary("uci_a", run(fiberwalk={f"{name}_1": ours, f"{name}_64": 1.0}))
+    found = goal(text, one)
     assert found[0] == state and f"uci_a, 1 rows a request: {ours:.2f} times" in found[1]
-    assert goal("/predict with", summary("uci_a", run()))[0] == NOT_MEASURED
+    assert goal(text, summary("uci_a", run()))[0] == NOT_MEASURED
 
 
 @pytest.mark.parametrize(("ours", "state"), [(0.1, MET), (0.11, NOT_MET)])
