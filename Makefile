@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint test-containers bench-served bench-quality bench-fidelity bench-experiments bench-speed
-.PHONY: bench-calibration lock clean
+.PHONY: bench-calibration bench-serving lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -59,6 +59,10 @@ bench-fidelity: $(INSTALLED) ## Distance of every method's posterior from Hamilt
 
 bench-speed: $(INSTALLED) ## Time of a build beside that of the MAP network, and of sampling beside a plain loop (a quarter of an hour)
 	$(BIN)/python -m benchmarks.speed $(BENCH_ARGS)
+
+bench-serving: $(INSTALLED) ## Time of 32 samples beside one deterministic run, and of their statistics (two minutes)
+	$(BIN)/python -m benchmarks.serving $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.serving.page
 
 bench-experiments: $(INSTALLED) ## The paper's experiments and ablations, with docs/experiments.md (half an hour; BENCH_ARGS=snelson)
 	$(BIN)/python -m benchmarks.experiments $(BENCH_ARGS)

@@ -1,9 +1,11 @@
 """Decoder and network as ONNX files, the form in which the server runs them.
 
-`base.onnx` takes all S weight vectors and the whole batch in one run, in one of two forms. `batched`: each operator
-computes all samples (`torch.func.vmap`, exported with S and B dynamic); it serves fastest, and torch exports it for
-networks of linear layers. `scan`: the network exported for one weight vector, which works for every network that torch
-can export, looped over the samples inside the graph. The first form that is right at every tried size is taken.
+`base.onnx` takes all S weight vectors and the whole batch in one run, in the first of these forms that is right at
+every size that is tried. Written here, from the network exported for one weight vector: linear layers with element-
+wise functions between them (`builder.onnx_layers`, with `row.onnx` for single rows), and convolutions with such
+layers behind them (`builder.onnx_images`). `torch.func.vmap` of the network, exported with S and B dynamic, for which
+torch has rules where layers are linear. For every other network that torch can export, the one for one weight vector,
+looped over the samples inside the graph. In the manifest a form without a loop is `batched`, one with a loop `scan`.
 
 Lengths: S weight vectors, B rows, P random weights, O outputs.
 """
@@ -13,29 +15,35 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import functools
 import logging
-import os
-import re
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
 from torch.func import vmap
 
 from builder import onnx_graph
 from builder.decoder import WeightDecoder
+from builder.exported import Array, ExportedNetwork, Runner, Session, reason, refusal
 from builder.network import FunctionalNetwork
-from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Graph
+from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Cut, Graph
+from builder.onnx_images import images_model
+from builder.onnx_layers import columns_model, row_model
 from model_store.errors import ConfigError
 from model_store.manifest import NetworkSpec
 
-Array = NDArray[np.float32]
+Form = Literal["layers", "images", "batched", "scan"]
+_WRAPS: Final[dict[Form, Callable[[Graph, Cut, Mapping[str, Sequence[int]], int], ModelProto]]] = {
+    "layers": columns_model,
+    "images": images_model,
+    "batched": onnx_graph.batched_model,
+    "scan": onnx_graph.scan_model,
+}
 _log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
@@ -44,15 +52,6 @@ TOLERANCE = 1e-5
 _EXAMPLE_SAMPLES, _EXAMPLE_ROWS = 3, 5
 _CHECKED_SIZES = ((1, 1), (1, 6), (3, 1), (4, 7))
 _MAX_BYTES = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class ExportedNetwork:
-    """The network's files and what the manifest says of them; `trunk` is None where the base does everything."""
-
-    spec: NetworkSpec
-    base: bytes
-    trunk: bytes | None
 
 
 def export_decoder(decoder: WeightDecoder) -> bytes:
@@ -75,7 +74,7 @@ def export_decoder(decoder: WeightDecoder) -> bytes:
             ["coefficients", "weights"],
         )
     data = _serialise(model, "decoder")
-    session = _Session(data)
+    session = Session(data)
     generator = torch.Generator().manual_seed(0)
     for n in (1, 5):
         z = torch.randn(n, decoder.dimension, generator=generator)
@@ -89,7 +88,7 @@ def export_decoder(decoder: WeightDecoder) -> bytes:
 
 
 def export_network(network: FunctionalNetwork, example: Tensor) -> ExportedNetwork:
-    """`base.onnx` and `trunk.onnx` of a network, see `model_store.manifest`.
+    """`base.onnx`, `trunk.onnx` and `row.onnx` of a network, see `model_store.manifest`.
 
     Args:
         network: the network; its fixed part is exported as it is now.
@@ -103,16 +102,35 @@ def export_network(network: FunctionalNetwork, example: Tensor) -> ExportedNetwo
     network = _on_cpu(network)
     example = example.detach().cpu().float()
     outputs = _output_width(network, example)
-    try:
-        return _export_as("batched", network, example, outputs)
-    except ConfigError as e:
-        _log.debug("no batched form, so the graph loops over the samples: %s", e.message)
-    return _export_as("scan", network, example, outputs)
+    # All forms but one start from the same graph.
+    one = functools.cache(lambda: _export_one(network, _rows(example, _EXAMPLE_ROWS)))
+    forms: tuple[Form, ...] = ("layers", "images", "batched")
+    for form in forms:
+        try:
+            return _export_as(form, one, network, example, outputs)
+        except ConfigError as e:
+            _log.debug("not exported as %s: %s", form, e.message)
+    return _export_as("scan", one, network, example, outputs)
+
+
+def export_fixed(module: nn.Module, example: Tensor) -> bytes:
+    """One network with its present weights as constants: `inputs` (B, ...) -> `outputs` (B, O).
+
+    Raises:
+        ConfigError: as `export_network`.
+    """
+    with _exporting("network"):
+        x = _rows(example, _EXAMPLE_ROWS)
+        model = _to_onnx(_Fixed(module), (x,), {"x": {0: torch.export.Dim("B")}}, [INPUTS], [OUTPUTS])
+    return _serialise(model, "network")
 
 
 def run_exported(exported: ExportedNetwork, network: FunctionalNetwork, thetas: Tensor, x: Tensor) -> Array:
-    """Outputs (S, B, O) of the exported files in ONNX Runtime for weights (S, P) and inputs (B, ...)."""
-    return _Runner(exported, network)(thetas, x)
+    """Outputs (S, B, O) of the exported files in ONNX Runtime for weights (S, P) and inputs (B, ...).
+
+    Those of the row's file, where there is one for one row.
+    """
+    return Runner(exported, network)(thetas, x)[-1]
 
 
 def check_export(network: FunctionalNetwork, exported: ExportedNetwork, example: Tensor) -> float:
@@ -125,7 +143,7 @@ def check_export(network: FunctionalNetwork, exported: ExportedNetwork, example:
         ConfigError: it exceeds `TOLERANCE`, or ONNX Runtime cannot run the files.
     """
     network = _on_cpu(network)
-    runner = _Runner(exported, network)
+    runner = Runner(exported, network)
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     theta = network.current().cpu()
@@ -136,8 +154,21 @@ def check_export(network: FunctionalNetwork, exported: ExportedNetwork, example:
         x = _rows(example, rows)
         with torch.no_grad():
             want = network.batched(thetas, x)
-        worst = max(worst, _refuse_difference(runner(thetas, x), want, "network", f"S={samples}, B={rows}"))
+        for found in runner(thetas, x):
+            worst = max(worst, _refuse_difference(found, want, "network", f"S={samples}, B={rows}"))
     return worst
+
+
+class _Fixed(nn.Module):
+    """A module as it is."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.module(x)
+        return out
 
 
 class _Batched(nn.Module):
@@ -168,7 +199,7 @@ def _export_batched(network: FunctionalNetwork, x: Tensor) -> Graph:
     return Graph.read(model, names)
 
 
-def _export_scan(network: FunctionalNetwork, x: Tensor) -> Graph:
+def _export_one(network: FunctionalNetwork, x: Tensor) -> Graph:
     weights = network.unflatten(network.current())
     names = [p.input + ONE for p in network.parameters]
     dynamic = {"x": {0: torch.export.Dim.DYNAMIC}, "weights": tuple({} for _ in names)}
@@ -197,18 +228,19 @@ def _to_onnx(
 
 
 def _export_as(
-    form: Literal["batched", "scan"], network: FunctionalNetwork, example: Tensor, outputs: int
+    form: Form, one: Callable[[], Graph], network: FunctionalNetwork, example: Tensor, outputs: int
 ) -> ExportedNetwork:
-    """One form of the network, checked."""
-    export = _export_batched if form == "batched" else _export_scan
-    wrap = onnx_graph.batched_model if form == "batched" else onnx_graph.scan_model
+    """One form of the network, checked; `one` gives the graph for one weight vector."""
+    wrap = _WRAPS[form]
+    shapes = {p.input: p.shape for p in network.parameters}
     with _exporting("network"):
-        graph = export(network, _rows(example, _EXAMPLE_ROWS))
+        graph = _export_batched(network, _rows(example, _EXAMPLE_ROWS)) if form == "batched" else one()
         cut = onnx_graph.find_cut(graph) if network.fixed_weights else ()
-        base = wrap(graph, cut, {p.input: p.shape for p in network.parameters}, outputs)
+        base = wrap(graph, cut, shapes, outputs)
         trunk = onnx_graph.trunk_model(graph, cut) if cut else None
+        row = row_model(graph, cut, shapes, outputs) if form == "layers" else None
     spec = NetworkSpec(
-        form=form,
+        form="batched" if form in ("layers", "batched") else "scan",
         outputs=outputs,
         weights=network.weights,
         fixed_weights=network.fixed_weights,
@@ -216,57 +248,20 @@ def _export_as(
         trunk_outputs=onnx_graph.cut_names(cut),
         description=_describe(network.module),
     )
-    exported = ExportedNetwork(spec, _serialise(base, "network"), _serialise(trunk, "trunk") if trunk else None)
+    exported = ExportedNetwork(
+        spec,
+        _serialise(base, "network"),
+        _serialise(trunk, "trunk") if trunk else None,
+        _serialise(row, "network") if row else None,
+    )
     check_export(network, exported, example)
     return exported
-
-
-class _Session:
-    """An ONNX file in ONNX Runtime, on one core."""
-
-    def __init__(self, data: bytes) -> None:
-        # Read by ONNX Runtime when it is imported: from 1.29 on it sends telemetry unless this is set.
-        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        self._outputs = [o.name for o in self._session.get_outputs()]
-
-    def run(self, feeds: dict[str, NDArray[np.generic]]) -> dict[str, Array]:
-        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
-
-
-class _Runner:
-    """Exported files, ready to run."""
-
-    def __init__(self, exported: ExportedNetwork, network: FunctionalNetwork) -> None:
-        self._network = network
-        try:
-            self._base = _Session(exported.base)
-            self._trunk = _Session(exported.trunk) if exported.trunk is not None else None
-        except Exception as e:  # ONNX Runtime's errors have no public base class
-            raise _refusal("network", f"ONNX Runtime does not take the file: {_reason(e)}") from e
-
-    def __call__(self, thetas: Tensor, x: Tensor) -> Array:
-        weights = self._network.unflatten(thetas.detach().cpu())
-        feeds: dict[str, NDArray[np.generic]] = {INPUTS: x.detach().cpu().numpy()}
-        try:
-            if self._trunk is not None:
-                feeds = dict(self._trunk.run(feeds))
-            feeds |= {p.input: weights[p.name].contiguous().numpy() for p in self._network.parameters}
-            return self._base.run(feeds)[OUTPUTS]
-        except Exception as e:  # as above
-            where = f"{thetas.shape[0]} weight vectors and {x.shape[0]} rows"
-            raise _refusal("network", f"ONNX Runtime fails on {where}: {_reason(e)}") from e
 
 
 def _refuse_difference(got: Array, want: Tensor, what: str, where: str) -> float:
     """The relative difference, or ConfigError where it is too large."""
     if got.shape != want.shape:
-        raise _refusal(what, f"the file gives shape {got.shape} at {where}, torch gives {tuple(want.shape)}")
+        raise refusal(what, f"the file gives shape {got.shape} at {where}, torch gives {tuple(want.shape)}")
     expected = want.numpy()
     scale = float(np.abs(expected).max())
     with np.errstate(invalid="ignore"):  # infinite in both: not a number, and so refused below
@@ -292,7 +287,7 @@ def _exporting(what: str) -> Iterator[None]:
         except ConfigError:
             raise
         except Exception as e:  # the exporters raise errors of a dozen unrelated classes
-            raise _refusal(what, _reason(e)) from e
+            raise refusal(what, reason(e)) from e
 
 
 @contextlib.contextmanager
@@ -307,24 +302,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _refusal(what: str, reason: str) -> ConfigError:
-    return ConfigError(
-        f"The {what} cannot be exported to ONNX: {reason}. Replace that part by layers that ONNX knows, without "
-        "branches on values and without fixed batch sizes.",
-        code="export_failed",
-        field="network",
-        got=reason,
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of the error at the root of a chain."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = re.sub(r"\x1b\[\d+m", "", str(error)).strip().splitlines()
-    return (text[0] if text else type(error).__name__).rstrip(". ")[:300]
 
 
 def _refuse_oversize(size: int, what: str) -> None:
@@ -351,10 +328,10 @@ def _output_width(network: FunctionalNetwork, example: Tensor) -> int:
             return network(network.current(), example).shape[1]
     except (RuntimeError, ValueError, TypeError) as e:
         raise ConfigError(
-            f"The network does not take inputs of shape {tuple(example.shape)}: {_reason(e)}.",
+            f"The network does not take inputs of shape {tuple(example.shape)}: {reason(e)}.",
             field="network",
             expected="a network for these inputs",
-            got=_reason(e),
+            got=reason(e),
         ) from e
 
 

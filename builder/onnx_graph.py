@@ -44,7 +44,8 @@ _ELEMENTWISE = (
     "Min Mish Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Sub Tanh "
     "ThresholdedRelu Where"
 )
-_CHEAP = frozenset(f"{_LAYOUT} {_ELEMENTWISE}".split())
+ELEMENTWISE = frozenset(_ELEMENTWISE.split())
+_CHEAP = ELEMENTWISE | frozenset(_LAYOUT.split())
 
 
 Cut = tuple[str, ...]
@@ -113,6 +114,17 @@ class Graph:
         """Elements a row of a value; infinite where unknown."""
         sizes = _dimensions(self.values[name])[1:]
         return math.inf if any(isinstance(n, str) for n in sizes) else math.prod(int(n) for n in sizes)
+
+    def row_shape(self, name: str) -> list[int]:
+        """Shape of a value without its rows; GraphError where it is not known."""
+        sizes = _dimensions(self.values[name])[1:] if self.has_rows(name) else []
+        if not sizes or any(isinstance(n, str) for n in sizes):
+            raise GraphError(f"the shape of {name} is not known")
+        return [int(n) for n in sizes]
+
+    def is_scalar(self, name: str) -> bool:
+        """Whether a value is a constant of one element."""
+        return name in self.constants and math.prod(self.constants[name].dims) == 1
 
     def sources(self, node: NodeProto) -> set[str]:
         """Free values that a node uses, but for the number of rows, which every tensor with rows tells."""
@@ -219,7 +231,7 @@ def batched_model(graph: Graph, cut: Cut, weights: Mapping[str, Sequence[int]], 
         weights: shapes without S by input name.
         outputs: O.
     """
-    return _base(graph, cut, graph.needed([graph.output], cut), weights, outputs)
+    return base_model(graph, cut, graph.needed([graph.output], cut), weights, outputs)
 
 
 def scan_model(graph: Graph, cut: Cut, weights: Mapping[str, Sequence[int]], outputs: int) -> ModelProto:
@@ -242,21 +254,45 @@ def scan_model(graph: Graph, cut: Cut, weights: Mapping[str, Sequence[int]], out
         "one_weight_vector",
         [helper.make_tensor_value_info(n + ONE, TensorProto.FLOAT, list(s)) for n, s in weights.items()],
         [helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, ["B", outputs])],
-        initializer=[t for t in _constants(graph, body) if t.name not in shared],
+        initializer=[t for t in constants_of(graph, body) if t.name not in shared],
     )
     scan = helper.make_node("Scan", list(weights), [OUTPUTS], name="samples", body=loop, num_scan_inputs=len(weights))
-    return _base(graph, cut, [*outer, scan], weights, outputs)
+    return base_model(graph, cut, [*outer, scan], weights, outputs)
 
 
-def _base(
-    graph: Graph, cut: Cut, nodes: Sequence[NodeProto], weights: Mapping[str, Sequence[int]], outputs: int
+def base_model(
+    graph: Graph,
+    cut: Cut,
+    nodes: Sequence[NodeProto],
+    weights: Mapping[str, Sequence[int]],
+    outputs: int,
+    constants: Sequence[TensorProto] = (),
 ) -> ModelProto:
+    """The base that these nodes make, which take every weight as (S, *shape) and give the output (S, B, O).
+
+    Args:
+        constants: what the nodes need beside the graph's own.
+    """
+    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["S", *s]) for n, s in weights.items()]
+    return base_of(graph, cut, nodes, inputs, ("B", outputs), constants)
+
+
+def base_of(
+    graph: Graph,
+    cut: Cut,
+    nodes: Sequence[NodeProto],
+    weights: Sequence[ValueInfoProto],
+    rows_and_outputs: tuple[int | str, int],
+    constants: Sequence[TensorProto] = (),
+) -> ModelProto:
+    """The same with the weights as they are described, for any number of rows (`"B"`) or so many."""
+    rows = rows_and_outputs[0]
     names = cut_names(cut)
     nodes = [helper.make_node("Identity", [n], [v]) for v, n in zip(cut, names, strict=True) if v != n] + [*nodes]
-    inputs = [_value(graph, v, n) for v, n in zip(cut, names, strict=True)] or [_value(graph, INPUTS, INPUTS)]
-    inputs += [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["S", *s]) for n, s in weights.items()]
-    output = helper.make_tensor_value_info(OUTPUTS, TensorProto.FLOAT, ["S", "B", outputs])
-    return _model(graph, nodes, inputs, [output], "base")
+    inputs = [_value(graph, v, n, rows) for v, n in zip(cut, names, strict=True)]
+    inputs = inputs or [_value(graph, INPUTS, INPUTS, rows)]
+    output = helper.make_tensor_value_info(OUTPUTS, TensorProto.FLOAT, ["S", *rows_and_outputs])
+    return _model(graph, nodes, [*inputs, *weights], [output], "base", constants)
 
 
 def _model(
@@ -265,9 +301,10 @@ def _model(
     inputs: Sequence[ValueInfoProto],
     outputs: Sequence[ValueInfoProto],
     name: str,
+    constants: Sequence[TensorProto] = (),
 ) -> ModelProto:
     model = helper.make_model(
-        helper.make_graph(nodes, name, inputs, outputs, initializer=_constants(graph, nodes)),
+        helper.make_graph(nodes, name, inputs, outputs, initializer=[*constants_of(graph, nodes), *constants]),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="fiberwalk",
@@ -276,7 +313,8 @@ def _model(
     return model
 
 
-def _constants(graph: Graph, nodes: Iterable[NodeProto]) -> list[TensorProto]:
+def constants_of(graph: Graph, nodes: Iterable[NodeProto]) -> list[TensorProto]:
+    """Those of the graph's constants that these nodes use."""
     used = {n for node in nodes for n in reads(node)}
     return [t for name, t in graph.constants.items() if name in used]
 
@@ -287,9 +325,13 @@ def _dimensions(value: ValueInfoProto) -> list[int | str]:
     return [a.dim_value if a.HasField("dim_value") else a.dim_param or "?" for a in axes]
 
 
-def _value(graph: Graph, name: str, rename: str) -> ValueInfoProto:
-    """Type and shape of a value that has rows, with the batch axis called B."""
+def _value(graph: Graph, name: str, rename: str, rows: int | str = "B") -> ValueInfoProto:
+    """Type and shape of a value that has rows, with so many or the batch axis called B."""
     kind = TypeProto()
     kind.CopyFrom(graph.values[name].type)
-    kind.tensor_type.shape.dim[0].dim_param = "B"
+    axis = kind.tensor_type.shape.dim[0]
+    if isinstance(rows, int):
+        axis.dim_value = rows
+    else:
+        axis.dim_param = rows
     return helper.make_value_info(rename, kind)

@@ -24,11 +24,9 @@ from model_store.bundle import Bundle
 from model_store.encoding import TableEncoder
 from model_store.manifest import (
     ARRAYS_FILE,
-    BASE_FILE,
     CARD_FILE,
     DECODER_FILE,
     REPORT_FILE,
-    TRUNK_FILE,
     BuildInfo,
     ClassificationCalibration,
     LatentSpace,
@@ -55,9 +53,7 @@ def publish(trained: Trained, metrics: list[Metrics], warnings: list[str], secon
         StoreError: the store refuses it.
     """
     exported = export_network(trained.network, trained.x[:4].cpu())
-    files = {DECODER_FILE: export_decoder(trained.latent.decoder), BASE_FILE: exported.base}
-    if exported.trunk is not None:
-        files[TRUNK_FILE] = exported.trunk
+    files = {DECODER_FILE: export_decoder(trained.latent.decoder), **exported.files}
     arrays: dict[str, NDArray[Any]] = {"nodes": np.ascontiguousarray(trained.posterior.nodes)}
     scores = trained.calibrated.conformity_scores.cpu().numpy()
     arrays |= {"conformity_scores": scores, **trained.detection.arrays}

@@ -26,6 +26,10 @@ every random parameter by its `ParameterSpec.input` as (S, *shape); output `outp
 TRUNK_FILE: Final = "trunk.onnx"
 """Input `inputs` (B, ...); outputs the tensors named in `NetworkSpec.trunk_outputs`, free of S."""
 
+ROW_FILE: Final = "row.onnx"
+"""The base for one row (B = 1), optional: where a bundle has it, it is faster. Inputs as those of the base, but each
+random parameter it takes is in a layout of its own, see `model_store.layout`."""
+
 ARRAYS_FILE: Final = "arrays.safetensors"
 """`nodes` (A, N, T+1, k) float32: latents of every trajectory from its anchor (position 0) to its end (1);
 `conformity_scores` (n,) float64 sorted, of out-of-fold predictions: `|y - mean| / std` for regression, one less the

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -16,11 +17,16 @@ from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
 from model_store.errors import IntegrityError
-from model_store.manifest import BASE_FILE, DECODER_FILE, TRUNK_FILE
+from model_store.layout import WIDE, laid_out
+from model_store.manifest import BASE_FILE, DECODER_FILE, ROW_FILE, TRUNK_FILE
+from service.binding import BoundWeights
 from service.predictive import AnchorSamples
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
+
+_MOST_ROWS = 64
+"""Rows of one run: more are no faster, as activations of many samples then outgrow the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,16 @@ class WeightSet:
     Attributes:
         arrays: the base network's input -> contiguous (S, *shape).
         anchors: (S,), the anchor of every sample.
+        base: the arrays, ready to run.
+        row: the same for single rows, where the bundle has a network for them.
+        copied: bytes of what that network takes in another layout.
     """
 
     arrays: Mapping[str, Float32]
     anchors: Int64
+    base: BoundWeights = field(repr=False)
+    row: BoundWeights | None = field(repr=False)
+    copied: int
 
     @property
     def samples(self) -> int:
@@ -46,11 +58,11 @@ class WeightSet:
 
     @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for a in self.arrays.values()) + self.anchors.nbytes
+        return sum(a.nbytes for a in self.arrays.values()) + self.anchors.nbytes + self.copied
 
 
 class Engine:
-    """Decoder, base network and, where there is one, trunk of one bundle."""
+    """Decoder, base network and, where there are any, trunk and network for single rows of one bundle."""
 
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         """Args:
@@ -64,10 +76,15 @@ class Engine:
         self._decoder = _session(bundle, DECODER_FILE, threads)
         self._base = _session(bundle, BASE_FILE, threads)
         self._trunk = _session(bundle, TRUNK_FILE, threads) if self._network.trunk_outputs else None
-        features = self._network.trunk_outputs or ["inputs"]
+        self._row = _session(bundle, ROW_FILE, threads) if ROW_FILE in bundle.manifest.files else None
+        self._features = features = self._network.trunk_outputs or ["inputs"]
+        weights = [p.input for p in self._network.parameters]
         self._base_inputs = [i.name for i in self._base.get_inputs()]
         _expect(bundle, DECODER_FILE, self._decoder, ["latents", "anchors"], ["weights"])
-        _expect(bundle, BASE_FILE, self._base, [*features, *(p.input for p in self._network.parameters)], ["outputs"])
+        _expect(bundle, BASE_FILE, self._base, [*features, *weights], ["outputs"])
+        if self._row is not None:
+            wide = [name + WIDE for name in weights]
+            _expect(bundle, ROW_FILE, self._row, [*features, *weights, *wide], ["outputs"])
         if self._trunk is not None:
             _expect(bundle, TRUNK_FILE, self._trunk, ["inputs"], features)
 
@@ -84,26 +101,33 @@ class Engine:
             part = weights[:, p.offset : p.offset + math.prod(p.shape)]
             if p.input in self._base_inputs:
                 arrays[p.input] = np.ascontiguousarray(part).reshape(-1, *p.shape)
-        return WeightSet(arrays, anchors)
+        base, row, copied = BoundWeights(self._base, arrays, len(anchors)), None, 0
+        if self._row is not None:
+            own = {
+                i.name: laid_out(i.name, i.shape, arrays)
+                for i in self._row.get_inputs()
+                if i.name not in self._features
+            }
+            row = BoundWeights(self._row, own, len(anchors))
+            copied = sum(a.nbytes for name, a in own.items() if name.endswith(WIDE))
+        return WeightSet(arrays, anchors, base, row, copied)
 
     def outputs(self, weights: WeightSet, x: Float32, run_size: int) -> Iterator[Float32]:
         """Network outputs (S, b, O) for consecutive parts of the encoded rows x (B, ...).
 
-        A part has as many rows as keep S * b within `run_size`, and at least one.
+        A part has as many rows as keep S * b within `run_size`, no more than 64, and at least one.
         """
-        rows = max(run_size // weights.samples, 1)
+        rows = max(min(run_size // weights.samples, _MOST_ROWS), 1)
         for start in range(0, len(x), rows):
             yield self._forward(weights, x[start : start + rows])
 
     def _forward(self, weights: WeightSet, x: Float32) -> Float32:
-        if self._trunk is None:
-            features = {"inputs": x}
-        else:
-            names = self._network.trunk_outputs
-            features = dict(zip(names, self._trunk.run(names, {"inputs": x}), strict=True))
-        (outputs,) = self._base.run(["outputs"], {**features, **weights.arrays})
-        found: Float32 = outputs
-        return found
+        features: Mapping[str, NDArray[Any]] = {"inputs": x}
+        if self._trunk is not None:
+            features = dict(zip(self._features, self._trunk.run(self._features, features), strict=True))
+        # By the number of rows alone: another choice would be another answer in its last bits.
+        network = weights.row if weights.row is not None and len(x) == 1 else weights.base
+        return network.run(features)
 
 
 def _session(bundle: Bundle, file: str, threads: int) -> ort.InferenceSession:

@@ -15,6 +15,7 @@ from model_store.manifest import LatentPlan, RegressionCalibration, RegressionTa
 from service import predictive
 from service.engine import Engine, WeightSet
 from service.inputs import InputEncoder
+from service.predictive import AnchorSamples
 
 Float32 = NDArray[np.float32]
 Columns = dict[str, NDArray[Any]]
@@ -77,27 +78,38 @@ class ServedModel:
         Raises:
             InputError: a row lies so far out that the network's outputs are not finite.
         """
-        target, calibration = self.manifest.target, self.manifest.calibration
         members = weights.members if scores else None
+        return _joined(self.statistics(p, level, quantiles, draws, members) for p in self._outputs(weights, x))
 
-        def columns(part: Float32) -> Columns:
-            if isinstance(target, RegressionTarget):
-                assert isinstance(calibration, RegressionCalibration)  # the manifest's schema says so
-                found = predictive.regression(part, target, calibration, level, self._scores, members)
-                if quantiles:
-                    found["quantiles"] = predictive.calibrated_quantiles(
-                        found["mean"], found["variance"], quantiles, self._scores
-                    )
-                if draws:
-                    found["draws"] = target.mean + target.scale * part[..., 0].astype(np.float64).T
-                return found
-            assert not isinstance(calibration, RegressionCalibration)
-            found = predictive.classification(part, calibration, level, self._scores, members)
+    def statistics(
+        self,
+        outputs: Float32,
+        level: float,
+        quantiles: Sequence[float] = (),
+        draws: bool = False,
+        members: AnchorSamples | None = None,
+    ) -> Columns:
+        """The predictive of rows from the network's outputs (S, B, O) on them; arguments and result as in `predict`.
+
+        Args:
+            members: where the network's OOD score is wanted too, which samples are whose.
+        """
+        target, calibration = self.manifest.target, self.manifest.calibration
+        if isinstance(target, RegressionTarget):
+            assert isinstance(calibration, RegressionCalibration)  # the manifest's schema says so
+            found = predictive.regression(outputs, target, calibration, level, self._scores, members)
+            if quantiles:
+                found["quantiles"] = predictive.calibrated_quantiles(
+                    found["mean"], found["variance"], quantiles, self._scores
+                )
             if draws:
-                found["draws"] = predictive.probabilities(part, calibration).swapaxes(0, 1)
+                found["draws"] = target.mean + target.scale * outputs[..., 0].astype(np.float64).T
             return found
-
-        return _joined(columns(part) for part in self._outputs(weights, x))
+        assert not isinstance(calibration, RegressionCalibration)
+        found = predictive.classification(outputs, calibration, level, self._scores, members)
+        if draws:
+            found["draws"] = predictive.probabilities(outputs, calibration).swapaxes(0, 1)
+        return found
 
     def interval_factor(self, level: float) -> float:
         """How many predictive standard deviations an interval reaches to either side."""
@@ -127,9 +139,9 @@ class ServedModel:
     def _outputs(self, weights: WeightSet, x: Float32) -> Iterable[Float32]:
         done = 0
         for part in self.engine.outputs(weights, x, self._run_size):
-            finite = np.isfinite(part).all(axis=(0, 2))
+            finite = np.isfinite(part)
             if not finite.all():
-                row = done + int(np.flatnonzero(~finite)[0])
+                row = done + int(np.flatnonzero(~finite.all(axis=(0, 2)))[0])
                 raise InputError(
                     f"Row {row} lies so far from the training data that the model's output is no finite number; "
                     "send values nearer to it.",
@@ -144,4 +156,6 @@ class ServedModel:
 
 def _joined(parts: Iterable[Columns]) -> Columns:
     columns = list(parts)
+    if len(columns) == 1:
+        return columns[0]
     return {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}

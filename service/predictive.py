@@ -46,14 +46,18 @@ def regression(
         `aleatoric_variance` (of the noise), `entropy` (of the Gaussian mixture, nats), all (B,), and `interval`
         (B, 2). With `members` also `epistemic_score` (B,), see `epistemic_to_noise`.
     """
-    y = target.mean + target.scale * outputs[..., 0].astype(np.float64)
-    mean = y.mean(axis=0)
-    apart = y - mean
+    y = outputs[..., 0].astype(np.float64)
+    y *= target.scale
+    apart, mean = _centred(y)
     squared = np.square(apart)
-    epistemic = squared.mean(axis=0)
+    mean += target.mean
+    epistemic = np.add.reduce(squared, axis=0) / len(y)
     aleatoric = np.full_like(epistemic, calibration.noise_std**2)
     variance = epistemic + aleatoric
     half = interval_factor(level, scores) * np.sqrt(variance)
+    interval = np.empty((len(mean), 2))
+    np.subtract(mean, half, out=interval[:, 0])
+    np.add(mean, half, out=interval[:, 1])
     more = {}
     if members is not None:
         more["epistemic_score"] = _ratio(apart, squared, members, calibration)
@@ -62,8 +66,8 @@ def regression(
         "variance": variance,
         "epistemic_variance": epistemic,
         "aleatoric_variance": aleatoric,
-        "entropy": mixture_entropy(y, calibration.noise_std),
-        "interval": np.stack([mean - half, mean + half], axis=1),
+        "entropy": mixture_entropy(apart, calibration.noise_std),
+        "interval": interval,
     }
 
 
@@ -124,11 +128,22 @@ def prediction_sets(p: Float64, level: float, scores: Float64) -> NDArray[np.boo
 
 def probabilities(outputs: Float32, calibration: ClassificationCalibration) -> Float64:
     """Class probabilities (S, B, C) of every sample from logits (S, B, C)."""
-    logits = outputs.astype(np.float64) / calibration.temperature
-    logits -= logits.max(axis=-1, keepdims=True)
+    return _softmax(outputs, calibration)[0]
+
+
+def _softmax(outputs: Float32, calibration: ClassificationCalibration) -> tuple[Float64, Float64]:
+    """The same, and their entropies (S, B) in nats, `log(sum(exp(l))) - sum(p * l)`: no class takes a logarithm."""
+    logits = outputs.astype(np.float64)
+    logits /= calibration.temperature
+    logits -= np.maximum.reduce(logits, axis=-1, keepdims=True)
     p = np.exp(logits)
-    p /= p.sum(axis=-1, keepdims=True)
-    return p
+    total = np.add.reduce(p, axis=-1)
+    p /= total[..., None]
+    logits *= p
+    each: Float64 = np.log(total)
+    each -= np.add.reduce(logits, axis=-1)
+    # Only rounding can make it negative.
+    return p, np.maximum(each, 0.0, out=each)
 
 
 def entropy(p: Float64) -> Float64:
@@ -156,15 +171,15 @@ def classification(
         `mutual_information` (epistemic part), in nats, (B,); `prediction_set` (B, C) bool. With `members` also
         `epistemic_score` (B,), see `mutual_information`.
     """
-    p = probabilities(outputs, calibration)
-    mean = p.mean(axis=0)
+    p, each = _softmax(outputs, calibration)
+    mean = np.add.reduce(p, axis=0) / len(p)
     total = entropy(mean)
-    each = entropy(p)
-    expected = each.mean(axis=0)
+    expected = np.add.reduce(each, axis=0) / len(p)
     more = {} if members is None else {"epistemic_score": _information(p, each, members)}
+    p -= mean
     return more | {
         "mean": mean,
-        "variance": p.var(axis=0),
+        "variance": np.add.reduce(np.square(p, out=p), axis=0) / len(p),
         "label": mean.argmax(axis=1),
         "entropy": total,
         "expected_entropy": expected,
@@ -210,9 +225,17 @@ def epistemic_to_noise(
 
     The unbiased variance over each anchor's samples is averaged over the anchors that have at least two.
     """
-    y = target.mean + target.scale * outputs[..., 0].astype(np.float64)
-    y -= y.mean(axis=0)
-    return _ratio(y, np.square(y), members, calibration)
+    y = outputs[..., 0].astype(np.float64)
+    y *= target.scale
+    apart, _ = _centred(y)
+    return _ratio(apart, np.square(apart), members, calibration)
+
+
+def _centred(y: Float64) -> tuple[Float64, Float64]:
+    """y (S, B), in place, less its mean over samples, and that mean (B,)."""
+    mean: Float64 = np.add.reduce(y, axis=0) / len(y)
+    y -= mean
+    return y, mean
 
 
 def _ratio(y: Float64, squared: Float64, members: AnchorSamples, calibration: RegressionCalibration) -> Float64:
@@ -227,8 +250,7 @@ def mutual_information(outputs: Float32, members: AnchorSamples, calibration: Cl
 
     As for a variance, which it is to first order, an anchor's mean takes one degree of freedom of its samples.
     """
-    p = probabilities(outputs, calibration)
-    return _information(p, entropy(p), members)
+    return _information(*_softmax(outputs, calibration), members)
 
 
 def _information(p: Float64, each: Float64, members: AnchorSamples) -> Float64:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from model_store.bundle import Bundle
 from model_store.errors import IntegrityError
-from model_store.manifest import BASE_FILE, DECODER_FILE
+from model_store.manifest import BASE_FILE, DECODER_FILE, ROW_FILE
 from model_store.plan import draw_latents
 from service.engine import Engine, WeightSet
 from tests import bundles
@@ -81,6 +82,28 @@ def test_threads_do_not_change_the_numbers(tmp_path: Path) -> None:
     assert all(np.array_equal(found[0], f) for f in found[1:])
 
 
+def test_threads_that_ask_at_once_do_not_share_buffers(tmp_path: Path) -> None:
+    bundle = bundles.mixed_regression(trunk=True).publish(tmp_path)
+    engine = Engine(bundle)
+    _, split = decoded(bundle, engine, 16)
+    rows = [encoded(bundle, 1 + i % 3) + np.float32(i) for i in range(24)]
+    alone = [next(iter(engine.outputs(split, x, 8192))) for x in rows]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda x: next(iter(engine.outputs(split, x, 8192))), rows * 8))
+    assert all(np.array_equal(found, alone[i % 24]) for i, found in enumerate(together))
+
+
+def test_outputs_outlive_the_next_run(tmp_path: Path) -> None:
+    bundle = bundles.classification().publish(tmp_path)
+    engine = Engine(bundle)
+    _, split = decoded(bundle, engine, 4)
+    x = encoded(bundle, 2)
+    first = next(iter(engine.outputs(split, x, 8192)))
+    kept = first.copy()
+    next(iter(engine.outputs(split, x + 1, 8192)))
+    assert np.array_equal(first, kept)
+
+
 def test_a_changed_file_is_not_run(tmp_path: Path) -> None:
     bundle = bundles.numeric_regression().publish(tmp_path)
     file = bundle.path / BASE_FILE
@@ -100,9 +123,10 @@ def test_what_onnxruntime_cannot_load_is_named(tmp_path: Path) -> None:
         Engine(bundle)
 
 
-def test_a_graph_that_is_not_the_manifests_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", [BASE_FILE, ROW_FILE])
+def test_a_graph_that_is_not_the_manifests_is_named(tmp_path: Path, file: str) -> None:
     parts = bundles.numeric_regression()
-    swapped = parts.files | {BASE_FILE: parts.files[DECODER_FILE]}
+    swapped = parts.files | {file: parts.files[DECODER_FILE]}
     bundle = bundles.Parts(parts.manifest, swapped).publish(tmp_path)
-    with pytest.raises(IntegrityError, match=r"base\.onnx is not what the manifest says.*missing outputs"):
+    with pytest.raises(IntegrityError, match=f"{file} is not what the manifest says.*missing outputs"):
         Engine(bundle)

@@ -151,6 +151,7 @@ def test_the_decomposition_adds_up(samples: int, classes: int, size: float, seed
     found = predictive.classification(outputs(samples, 3, classes, seed) * np.float32(size), WARM, 0.9, MISSES)
     assert np.all(np.isfinite([*found["entropy"], *found["expected_entropy"]]))
     assert np.all(found["mutual_information"] >= 0)
+    assert np.all(found["expected_entropy"] >= 0)
     assert found["entropy"] == pytest.approx(found["expected_entropy"] + found["mutual_information"], abs=1e-12)
     assert np.all(found["entropy"] <= math.log(classes) + 1e-12)
     assert found["mean"].sum(axis=1) == pytest.approx(np.ones(3))

@@ -1,0 +1,1 @@
+"""What S posterior samples cost beside one deterministic run, measured inside one process."""

@@ -1,0 +1,73 @@
+"""The serving benchmark: what 32 posterior samples cost beside one deterministic run of the same network.
+
+    python -m benchmarks.serving [--networks NAME ...] [--rows N ...] [--seconds S] [--output FILE.json]
+
+Networks with random weights go through the builder's export, and are run by the code that the server runs, on one
+thread, by turns with ONNX Runtime on the same network with its weights as constants (det). Prints a table and the list
+of goals; `python -m benchmarks.serving.page` renders the file as docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+import builder  # noqa: F401  settles threads and memory before torch is imported
+from benchmarks.data import ROOT
+from benchmarks.exit import exit_status
+from benchmarks.quality.tables import render_goals
+from benchmarks.results import Results, environment, refuse_changed
+from benchmarks.serving.measure import measure
+from benchmarks.serving.models import CASES
+from benchmarks.serving.tables import judge, table
+from benchmarks.table import render
+
+OUTPUT: Final = ROOT / "benchmarks" / "results" / "serving.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark. Returns the exit status: 2 where it cannot start."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES), metavar="NAME")
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 64], metavar="N")
+    parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of measuring each, default 4")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
+    options = parser.parse_args(arguments)
+    if min(options.rows) < 1:
+        parser.error("--rows must be at least 1")
+    log = Console(stderr=True, highlight=False)
+    return exit_status(lambda: _run(options, log), log)
+
+
+def _run(options: argparse.Namespace, log: Console) -> int:
+    here = environment(ROOT, "random weights")
+    results = Results(options.output, "serving", here)
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    try:
+        if allowed:
+            os.sched_setaffinity(0, {max(allowed)})
+        # Always anew: it takes a minute, and times measured side by side are what can be compared.
+        for name in options.networks:
+            for measured in measure(CASES[name], options.rows, options.seconds):
+                results.add(name, measured["rows"], {"split": measured["rows"], **measured})
+    finally:
+        if allowed:
+            os.sched_setaffinity(0, allowed)
+    refuse_changed(here, environment(ROOT, "random weights"))
+    found = [run for name in options.networks for run in results.current(name) if run["rows"] in options.rows]
+    goals = judge(found)
+    results.save([{"goal": g.text, "state": g.state, "found": g.found} for g in goals])
+    render("32 samples on one core", *table(found))
+    render_goals(goals)
+    log.print(f"Written to {options.output}.", markup=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Models with random weights, made by the builder's export and opened by the server's code.
+
+Lengths: B rows, P weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save as save_arrays
+from torch import nn
+
+from benchmarks.networks import lenet5
+from builder.decoder import WeightDecoder
+from builder.export import export_decoder, export_fixed, export_network
+from builder.network import MLP, FunctionalNetwork
+from model_store.manifest import (
+    ARRAYS_FILE,
+    DECODER_FILE,
+    BuildInfo,
+    Calibration,
+    ClassificationCalibration,
+    ClassificationTarget,
+    LatentPlan,
+    LatentSpace,
+    Manifest,
+    OodDetection,
+    RegressionCalibration,
+    RegressionTarget,
+    Target,
+    TensorInput,
+)
+from model_store.store import ModelStore
+from service.model import ServedModel
+
+Float32 = NDArray[np.float32]
+
+_DIMENSION, _RANK, _POINTS = 4, 4, 999
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network to serve.
+
+    Attributes:
+        make: the network with random weights.
+        shape: of one input row.
+        classes: how many it tells apart; 0 for a regression.
+    """
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    classes: int
+
+
+CASES: Final = {
+    "MLP 13-50-1": Case(lambda: MLP(13, [50], 1, "tanh"), (13,), 0),
+    "MLP 784-256-128-10": Case(lambda: MLP(784, [256, 128], 10), (784,), 10),
+    "LeNet-5": Case(lenet5, (1, 28, 28), 10),
+}
+
+
+def rows_of(case: Case, rows: int) -> Float32:
+    """Encoded rows (B, *shape)."""
+    return np.random.default_rng(rows).normal(size=(rows, *case.shape)).astype(np.float32)
+
+
+def serve(case: Case, store: Path) -> tuple[ServedModel, ort.InferenceSession]:
+    """The model as the server holds it, on one thread, and the network with the anchor's weights as one ONNX graph."""
+    torch.manual_seed(0)
+    module = case.make().eval()
+    network = FunctionalNetwork(module)
+    decoder = WeightDecoder(anchors=1, dimension=_DIMENSION, hidden=16, rank=_RANK, weights=network.weights)
+    torch.nn.init.normal_(decoder.table, std=_DIMENSION**-0.5)
+    theta = network.current()
+    # Samples within a tenth of the anchor's own size, as fibers are.
+    decoder.set_head(theta[None], 0.1 * theta.square().mean().sqrt() * torch.randn(1, _RANK, network.weights))
+    exported = export_network(network, torch.from_numpy(rows_of(case, 4)))
+    nodes = np.random.default_rng(0).normal(size=(1, 8, 2, _DIMENSION)).astype(np.float32)
+    scores = np.sort(np.random.default_rng(1).uniform(size=_POINTS))
+    arrays = {"nodes": nodes, "conformity_scores": scores, "ood_scores": scores[None], "ood_combined": scores}
+    files = {DECODER_FILE: export_decoder(decoder), **exported.files, ARRAYS_FILE: save_arrays(arrays)}
+    target: Target = RegressionTarget(name="y", mean=0.0, scale=1.0)
+    calibration: Calibration = RegressionCalibration(noise_std=0.3, points=_POINTS)
+    if case.classes:
+        target = ClassificationTarget(name="y", classes=list(range(case.classes)))
+        calibration = ClassificationCalibration(temperature=1.0, points=_POINTS)
+    manifest = Manifest(
+        name="random",
+        version=1,
+        inputs=TensorInput(shape=list(case.shape)),
+        target=target,
+        network=exported.spec,
+        latent=LatentSpace(
+            anchors=1,
+            trajectories=8,
+            steps=1,
+            dimension=_DIMENSION,
+            rank=_RANK,
+            plans={"predict": LatentPlan(name="predict", samples=32, drift_scale=0.1)},
+        ),
+        calibration=calibration,
+        ood=OodDetection(
+            detectors=["mutual_information" if case.classes else "epistemic_to_noise"],
+            false_alarm_rate=0.05,
+            points=_POINTS,
+        ),
+        build=BuildInfo(
+            created=datetime.now(UTC),
+            config={},
+            libraries={},
+            data_fingerprint="0" * 64,
+            data_rows=_POINTS,
+            seed=0,
+            device="cpu",
+        ),
+    )
+    return ServedModel(ModelStore(store).publish(manifest, files), threads=1), _deterministic(module, case)
+
+
+def _deterministic(module: nn.Module, case: Case) -> ort.InferenceSession:
+    """The same network as torch exports it, its weights constants that ONNX Runtime may lay out as it likes."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    data = export_fixed(module, torch.from_numpy(rows_of(case, 1)))
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

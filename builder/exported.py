@@ -1,0 +1,107 @@
+"""Exported files as ONNX Runtime runs them, and what is said where it cannot.
+
+Lengths: S weight vectors, P random weights, B rows, O outputs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from builder.network import FunctionalNetwork
+from builder.onnx_graph import INPUTS, OUTPUTS
+from model_store.errors import ConfigError
+from model_store.layout import laid_out
+from model_store.manifest import BASE_FILE, ROW_FILE, TRUNK_FILE, NetworkSpec
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ExportedNetwork:
+    """The network's files and what the manifest says of them; `trunk` is None where the base does everything, and `row`
+    where the base serves single rows too."""
+
+    spec: NetworkSpec
+    base: bytes
+    trunk: bytes | None = None
+    row: bytes | None = None
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Those of a bundle, by name."""
+        files = {BASE_FILE: self.base, TRUNK_FILE: self.trunk, ROW_FILE: self.row}
+        return {name: data for name, data in files.items() if data is not None}
+
+
+class Session:
+    """An ONNX file in ONNX Runtime, on one core."""
+
+    def __init__(self, data: bytes) -> None:
+        # Read by ONNX Runtime when it is imported: from 1.29 on it sends telemetry unless this is set.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self._outputs = [o.name for o in self._session.get_outputs()]
+        self.inputs: dict[str, list[object]] = {i.name: i.shape for i in self._session.get_inputs()}
+
+    def run(self, feeds: dict[str, NDArray[np.generic]]) -> dict[str, Array]:
+        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+
+
+class Runner:
+    """Exported files, ready to run."""
+
+    def __init__(self, exported: ExportedNetwork, network: FunctionalNetwork) -> None:
+        self._network = network
+        try:
+            self._base = Session(exported.base)
+            self._trunk = Session(exported.trunk) if exported.trunk is not None else None
+            self._row = Session(exported.row) if exported.row is not None else None
+        except Exception as e:  # ONNX Runtime's errors have no public base class
+            raise refusal("network", f"ONNX Runtime does not take the file: {reason(e)}") from e
+
+    def __call__(self, thetas: Tensor, x: Tensor) -> list[Array]:
+        """Outputs (S, B, O) of the base, and for one row of the row's file too, where there is one."""
+        weights = self._network.unflatten(thetas.detach().cpu())
+        feeds: dict[str, NDArray[np.generic]] = {INPUTS: x.detach().cpu().numpy()}
+        try:
+            if self._trunk is not None:
+                feeds = dict(self._trunk.run(feeds))
+            own = {p.input: weights[p.name].contiguous().numpy() for p in self._network.parameters}
+            found = [self._base.run(feeds | own)[OUTPUTS]]
+            if self._row is not None and len(x) == 1:
+                given = {n: feeds[n] if n in feeds else laid_out(n, s, own) for n, s in self._row.inputs.items()}
+                found.append(self._row.run(given)[OUTPUTS])
+            return found
+        except Exception as e:  # as above
+            where = f"{thetas.shape[0]} weight vectors and {x.shape[0]} rows"
+            raise refusal("network", f"ONNX Runtime fails on {where}: {reason(e)}") from e
+
+
+def refusal(what: str, why: str) -> ConfigError:
+    """A part of the model that cannot be exported."""
+    return ConfigError(
+        f"The {what} cannot be exported to ONNX: {why}. Replace that part by layers that ONNX knows, without "
+        "branches on values and without fixed batch sizes.",
+        code="export_failed",
+        field="network",
+        got=why,
+    )
+
+
+def reason(error: BaseException) -> str:
+    """The first line of the error at the root of a chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[\d+m", "", str(error)).strip().splitlines()
+    return (text[0] if text else type(error).__name__).rstrip(". ")[:300]

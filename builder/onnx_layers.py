@@ -1,0 +1,209 @@
+"""The base of a network of linear layers, written for many weight vectors in the two ways that are fastest.
+
+`columns_model`: activations are (S, n, B), so that weights multiply from the left in the layout that they have; the
+first layer, whose input all samples share, is one product for all of them. `row_model`: the same for one row,
+activations (S, 1, n), where a product is as fast as weights can be read. Both start from the graph for one weight
+vector and take graphs of `Gemm` and element-wise nodes.
+
+Lengths: S weight vectors, B rows, O outputs; a layer has n inputs and h outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from builder.onnx_graph import ELEMENTWISE, ONE, OUTPUTS, Cut, Graph, GraphError, base_model, base_of
+from model_store.layout import WIDE
+
+Shape = Sequence[int]
+
+_WIDE_WEIGHTS = 2**16
+"""From so many weights on, those of the first layer of 32 samples are too large for a processor's cache: then reading
+them along rows that all samples share is faster than one dot product a hidden unit, by a third to a half."""
+
+
+def columns_model(graph: Graph, cut: Cut, weights: Mapping[str, Shape], outputs: int) -> ModelProto:
+    """The base in columns, for any number of rows.
+
+    Args:
+        graph: for weight inputs of the given shapes, named with the suffix `ONE`, and the output (B, O).
+        cut: what the trunk gives.
+        weights: shapes by input name, without the suffix.
+        outputs: O.
+
+    Raises:
+        GraphError: there are other nodes than linear layers and element-wise ones, or a weight is used elsewhere.
+    """
+    layers = Columns(graph, weights)
+    layers.take(graph.needed([graph.output], cut))
+    return base_model(graph, cut, layers.nodes, weights, outputs, layers.constants)
+
+
+def row_model(graph: Graph, cut: Cut, weights: Mapping[str, Shape], outputs: int) -> ModelProto:
+    """`row.onnx`, see `model_store.manifest.ROW_FILE`; arguments and errors as of `columns_model`."""
+    layers = _Row(graph, weights)
+    layers.take(graph.needed([graph.output], cut))
+    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in layers.inputs.items()]
+    return base_of(graph, cut, layers.nodes, inputs, (1, outputs), layers.constants)
+
+
+class _Layers:
+    """The nodes of a base, with the constants that they need beside the graph's own."""
+
+    def __init__(self, graph: Graph, weights: Mapping[str, Shape]) -> None:
+        self.graph, self.weights = graph, weights
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+        self._sampled: set[str] = set()
+
+    def take(self, nodes: Sequence[NodeProto], given: Mapping[str, str] | None = None) -> None:
+        """Adds the nodes that compute these for many samples, up to `OUTPUTS` (S, B, O).
+
+        Args:
+            nodes: in topological order, the last of which gives the graph's output.
+            given: by name in these nodes, names of activations that are there already.
+
+        Raises:
+            GraphError: a node is neither a linear layer nor element-wise.
+        """
+        given = given or {}
+        self._sampled.update(given.values())
+        for node in nodes:
+            own = helper.make_node(node.op_type, [given.get(n, n) for n in node.input], node.output)
+            own.attribute.extend(node.attribute)
+            if not set(node.output) & self.graph.sampled:
+                self.nodes.append(own)
+                continue
+            if own.op_type == "Gemm":
+                self._layer(own)
+            elif own.op_type in ELEMENTWISE and all(map(self._is_elementwise, own.input)):
+                self.nodes.append(own)
+            else:
+                raise GraphError(f"{own.op_type} is neither a linear layer nor element-wise")
+            self._sampled.update(own.output)
+        self.finish()
+
+    def _layer(self, node: NodeProto) -> None:
+        options = {a.name: a.f if a.name in ("alpha", "beta") else a.i for a in node.attribute}
+        plain = options.get("transB") == 1 and not options.get("transA")
+        if not plain or (options.get("alpha", 1.0), options.get("beta", 1.0)) != (1.0, 1.0):
+            raise GraphError("Gemm is no linear layer")
+        data, weight, bias = [*node.input, ""][:3]
+        # A weight may enter as a layer's matrix or bias only, in the layout that it has there.
+        if data in self._sampled and self._is_given(weight) and (not bias or self._is_given(bias)):
+            self.layer(data, weight, bias, node.output[0])
+        elif data in self.graph.free and weight.endswith(ONE) and (not bias or bias.endswith(ONE)):
+            self.first_layer(data, weight, bias, node.output[0])
+        else:
+            raise GraphError("Gemm is no linear layer")
+
+    def _is_given(self, name: str) -> bool:
+        return name.endswith(ONE) or name in self.graph.constants
+
+    def _is_elementwise(self, name: str) -> bool:
+        return name in self._sampled or self.graph.is_scalar(name)
+
+    def shape(self, name: str) -> Shape:
+        """That of a weight without S, or of a constant."""
+        constant = self.graph.constants.get(name)
+        return self.weights[name.removesuffix(ONE)] if constant is None else constant.dims
+
+    def add(self, kind: str, inputs: list[str], output: str, **attributes: int | list[int]) -> str:
+        """Adds a node; returns its output."""
+        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def numbers(self, name: str, values: list[int]) -> str:
+        """Adds a constant; returns its name."""
+        self.constants.append(numpy_helper.from_array(np.array(values, dtype=np.int64), name=name))
+        return name
+
+    def first_layer(self, data: str, weight: str, bias: str, output: str) -> None:
+        """From what all samples share (B, n)."""
+        raise NotImplementedError
+
+    def layer(self, data: str, weight: str, bias: str, output: str) -> None:
+        """From what differs from sample to sample."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Makes `OUTPUTS` (S, B, O) of the last activations."""
+        raise NotImplementedError
+
+
+class Columns(_Layers):
+    """Activations (S, n, B)."""
+
+    def first_layer(self, data: str, weight: str, bias: str, output: str) -> None:
+        h, n = self.shape(weight)
+        name = f"{output}.columns"
+        flat = [self.reshaped(weight, [-1, n], f"{name}.weight"), data]
+        if bias:
+            flat.append(self.reshaped(bias, [-1, 1], f"{name}.bias"))
+        self.add("Gemm", flat, f"{name}.flat", transB=1)
+        self.add("Shape", [data], f"{name}.rows", start=0, end=1)
+        self.add("Concat", [self.numbers(f"{name}.own", [-1, h]), f"{name}.rows"], f"{name}.shape", axis=0)
+        self.add("Reshape", [f"{name}.flat", f"{name}.shape"], output)
+
+    def layer(self, data: str, weight: str, bias: str, output: str) -> None:
+        product = self.add("MatMul", [weight.removesuffix(ONE), data], f"{output}.product" if bias else output)
+        if bias:
+            axis = self.numbers(f"{output}.axis", [-1])
+            column = self.add("Unsqueeze", [bias.removesuffix(ONE), axis], f"{output}.bias")
+            self.add("Add", [product, column], output)
+
+    def finish(self) -> None:
+        self.add("Transpose", [self.graph.output], OUTPUTS, perm=[0, 2, 1])
+
+    def reshaped(self, weight: str, shape: list[int], output: str) -> str:
+        """Adds a weight in another shape, that of all samples together; returns its name."""
+        return self.add("Reshape", [weight.removesuffix(ONE), self.numbers(f"{output}.shape", shape)], output)
+
+
+class _Row(_Layers):
+    """Activations (S, 1, n). The weights enter in the layouts of `model_store.layout`, which cost no node."""
+
+    def __init__(self, graph: Graph, weights: Mapping[str, Shape]) -> None:
+        super().__init__(graph, weights)
+        self.inputs: dict[str, list[int | str]] = {}
+
+    def first_layer(self, data: str, weight: str, bias: str, output: str) -> None:
+        h, n = self.shape(weight)
+        flat = f"{output}.flat"
+        wide = h * n >= _WIDE_WEIGHTS
+        if wide:
+            given = [data, self._given(weight.removesuffix(ONE) + WIDE, [n, f"S*{h}"])]
+        else:
+            given = [data, self._given(weight, [f"S*{h}", n])]
+        if bias:
+            given.append(self._given(bias, [f"S*{h}"]))
+        self.add("Gemm", given, flat, transB=int(not wide))
+        self.add("Reshape", [flat, self.numbers(f"{output}.shape", [-1, 1, h])], output)
+
+    def layer(self, data: str, weight: str, bias: str, output: str) -> None:
+        h, n = self.shape(weight)
+        sampled = weight.endswith(ONE)
+        matrix = self._given(weight, ["S", h, n]) if sampled else weight
+        result = f"{output}.product" if bias else output
+        if h == 1:
+            # So many dot products one by one take longer than all together.
+            products = self.add("Mul", [data, matrix], f"{output}.products")
+            product = self.add("ReduceSum", [products, self.numbers(f"{output}.axis", [-1])], result, keepdims=1)
+        else:
+            # ONNX Runtime takes the transposition into the product.
+            turned = self.add("Transpose", [matrix], f"{output}.turned", perm=[0, 2, 1] if sampled else [1, 0])
+            product = self.add("MatMul", [data, turned], result)
+        if bias:
+            self.add("Add", [product, self._given(bias, ["S", 1, h]) if bias.endswith(ONE) else bias], output)
+
+    def finish(self) -> None:
+        self.add("Identity", [self.graph.output], OUTPUTS)
+
+    def _given(self, weight: str, shape: list[int | str]) -> str:
+        name = weight.removesuffix(ONE)
+        if self.inputs.setdefault(name, shape) != shape:
+            raise GraphError(f"{name} is used in two ways")
+        return name

@@ -1,0 +1,31 @@
+"""The layouts in which `row.onnx` takes weights. Lengths: S weight vectors; a layer has n inputs and h outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+
+WIDE: Final = ".wide"
+"""Suffix of an input that takes a layer's matrices of all samples side by side: (S, h, n) as (n, S * h)."""
+
+
+def laid_out(name: str, shape: Sequence[object], weights: Mapping[str, Float32]) -> Float32:
+    """What an input of `row.onnx` takes.
+
+    Args:
+        name: of the input, that of a weight with or without `WIDE`.
+        shape: of the input, as the graph states it; what is no number is the one free length.
+        weights: (S, *shape), contiguous, by input name.
+
+    Returns:
+        A view of the weights, or a copy where they are laid out anew.
+    """
+    if name.endswith(WIDE):
+        matrices = weights[name.removesuffix(WIDE)]
+        return np.ascontiguousarray(matrices.reshape(-1, matrices.shape[-1]).T)
+    return weights[name].reshape([n if isinstance(n, int) else -1 for n in shape])

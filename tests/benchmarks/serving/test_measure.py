@@ -1,0 +1,131 @@
+"""The serving benchmark: what it serves is right in every form, and how times become goals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.networks import lenet5
+from benchmarks.serving import page
+from benchmarks.serving.__main__ import main
+from benchmarks.serving.measure import by_turns
+from benchmarks.serving.models import Case, rows_of, serve
+from benchmarks.serving.tables import judge, table
+from builder.network import MLP, FunctionalNetwork
+from model_store.manifest import RegressionTarget
+from model_store.plan import draw_latents
+from service.model import ServedModel
+
+MAKERS: dict[str, Case] = {
+    "regression": Case(lambda: MLP(13, [50], 1, "tanh"), (13,), 0),
+    "wide": Case(lambda: MLP(300, [256, 20], 4), (300,), 4),
+    "images": Case(lenet5, (1, 28, 28), 10),
+}
+
+
+def exact(make: Callable[[], nn.Module], thetas: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Outputs (S, B, O) in float64."""
+    network = FunctionalNetwork(make().double())
+    with torch.no_grad():
+        return torch.stack(
+            [network(torch.from_numpy(t).double(), torch.from_numpy(x).double()) for t in thetas]
+        ).numpy()
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Case, ServedModel, ort.InferenceSession]:
+    """A network, the model that holds it, and the deterministic run of it."""
+    case = MAKERS[request.param]
+    return case, *serve(case, tmp_path_factory.mktemp("store"))
+
+
+def test_what_is_served_is_what_float64_gives(served: tuple[Case, ServedModel, ort.InferenceSession]) -> None:
+    case, model, det = served
+    samples = 6
+    latents, anchors = draw_latents(model.plan("predict"), model.nodes, samples, 1)
+    thetas = model.engine.decode(latents, anchors)
+    weights = model.engine.split(thetas, anchors)
+    for rows in (1, 3, 70):
+        x = rows_of(case, rows)
+        found = model.predict(weights, x, 0.9)
+        outputs = exact(case.make, thetas, x)
+        if isinstance(model.manifest.target, RegressionTarget):
+            each, own = outputs[..., 0], found["epistemic_variance"]
+        else:
+            each = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
+            own = found["variance"]
+        assert np.abs(found["mean"] - each.mean(0)).max() < 1e-4 * np.abs(each.mean(0)).max()
+        assert np.abs(own - each.var(0)).max() < 1e-3 * each.var(0).max()
+        # The deterministic network is the anchor, of the same weights in the same order.
+        anchor = model.engine.decode(np.zeros_like(latents[:1]), anchors[:1])
+        assert np.allclose(det.run(None, {"inputs": x})[0], exact(case.make, anchor, x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_answers_are_the_same_to_the_bit(served: tuple[Case, ServedModel, ort.InferenceSession]) -> None:
+    """On every server, whatever it was asked before and, but for convolutions, however many threads it has."""
+    case, model, _ = served
+    many = 2 if len(case.shape) == 1 else 1
+    latents, anchors = draw_latents(model.plan("predict"), model.nodes, 8, 1)
+    found: dict[int, list[np.ndarray]] = {1: [], 2: [], 65: []}
+    for threads, order in ((1, (1, 2, 65)), (many, (65, 1, 2)), (1, (2, 1, 65, 1, 2))):
+        server = ServedModel(model.bundle, threads=threads)
+        weights = server.engine.split(server.engine.decode(latents, anchors), anchors)
+        for rows in order:
+            found[rows].append(server.predict(weights, rows_of(case, rows), 0.9)["variance"])
+    assert all(np.array_equal(f[0], other) for f in found.values() for other in f[1:])
+
+
+def test_every_call_gets_its_turn() -> None:
+    calls = {"a": 0, "b": 0}
+
+    def count(name: str) -> None:
+        calls[name] += 1
+
+    times = by_turns({"a": lambda: count("a"), "b": lambda: count("b")}, 0.0)
+    assert times.keys() == calls.keys()
+    assert min(calls.values()) >= 3
+    assert min(times.values()) > 0
+
+
+def run(name: str, rows: int, **times: float) -> dict[str, Any]:
+    plain = {"det": 10.0, "network": 15.0, "statistics": 20.0, "predict": 40.0, "read": 10.0}
+    return {"set": name, "rows": rows, "samples": 32, **plain, **times}
+
+
+def test_goals_are_of_single_rows() -> None:
+    small, wide, images = "MLP 13-50-1", "MLP 784-256-128-10", "LeNet-5"
+    found = [run(n, b) for n in (small, wide, images) for b in (1, 64)]
+    assert [g.state for g in judge(found)] == ["met"] * 4
+    worse = [run(small, 1, network=21.0), run(images, 1, network=171.0), run(wide, 1, read=8.9), run(wide, 64, read=99)]
+    assert [g.state for g in judge([*worse, run(images, 64)])] == ["not met", "not met", "not met", "met"]
+    assert [g.state for g in judge([run(small, 1, statistics=51.0)])] == ["met", *["not measured"] * 2, "not met"]
+    header, rows = table(found)
+    assert {len(r) for r in rows} == {len(header)}
+
+
+def test_the_command_measures_and_its_page_shows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, target = tmp_path / "serving.json", tmp_path / "performance.md"
+    # A working tree that others write to must not end the run.
+    monkeypatch.setattr("benchmarks.results.revision", lambda _: "a")
+    arguments = ["--networks", "MLP 13-50-1", "--rows", "1", "--seconds", "0.05", "--output", str(results)]
+    assert main(arguments) == 0
+    assert "MLP 13-50-1" in capsys.readouterr().out
+    (measured,) = json.loads(results.read_text())["runs"]
+    assert 0 < measured["det"] < measured["predict"]
+    assert 0 < measured["network"] < measured["predict"]
+    assert page.main([str(results), str(target)]) == 0
+    text = target.read_text()
+    assert "| MLP 13-50-1 | 1 |" in text
+    assert "not measured" in text
