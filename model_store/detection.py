@@ -68,7 +68,7 @@ class NearestRows:
         rows: (m, d) scaled, at least two.
         """
         self.rows = rows
-        self._twice = np.ascontiguousarray(2 * rows.T)
+        self._products = np.ascontiguousarray(-2 * rows.T)
         self._norms = np.square(rows).sum(axis=1)
         self._count = min(_NEIGHBOURS, len(rows) - 1)
         self._block = max(1, _BLOCK_VALUES // len(rows))
@@ -83,7 +83,8 @@ class NearestRows:
             parts = [slice(i, i + self._block) for i in range(0, len(u), self._block)]
             return np.concatenate([self.scores(u[p], None if own is None else own[p]) for p in parts])
         v = u.astype(np.float32)
-        squares = self._norms - v @ self._twice
+        squares = v @ self._products
+        squares += self._norms
         if own is not None:
             at = np.flatnonzero(own >= 0)
             squares[at, own[at]] = np.inf

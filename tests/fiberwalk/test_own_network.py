@@ -222,7 +222,7 @@ def test_fixed_weights_are_served_as_a_trunk(headed: Built) -> None:
     assert calibration.task == "classification"
     own = (logits / calibration.temperature).softmax(1).numpy()
     mean, std = np.array(answer["mean"]), np.sqrt(answer["variance"])
-    assert (np.abs(mean - own) <= 2 * std + 1e-3).all()
+    assert (np.abs(mean - own) <= 3 * std + 1e-3).all()
     assert answer["label"] == logits.argmax(1).tolist() == (np.arange(12) % 3).tolist()
 
 
