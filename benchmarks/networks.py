@@ -42,13 +42,28 @@ def resnet20(classes: int = 10) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
 
 
-class _Block(nn.Module):
-    """Two convolutions beside a shortcut without weights: where widths differ it takes every second pixel and pads
-    channels with zeros (option A of the paper)."""
+def resnet18(classes: int = 10) -> nn.Sequential:
+    """ResNet-18 for (B, 3, 32, 32): the blocks of He et al. (2016, table 1) behind a first convolution for small
+    images, group normalisation in place of batch normalisation: 11,173,962 weights for 10 classes."""
+    widths = (64, 128, 256, 512)
+    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1, bias=False), _norm(widths[0]), nn.ReLU()]
+    before = widths[0]
+    for width in widths:
+        layers += [_Block(before, width, projected=True), _Block(width, width)]
+        before = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
 
-    def __init__(self, before: int, width: int) -> None:
+
+class _Block(nn.Module):
+    """Two convolutions beside a shortcut: where widths differ it takes every second pixel and pads channels with zeros,
+    without weights, or projects them (options A and B of the paper)."""
+
+    def __init__(self, before: int, width: int, projected: bool = False) -> None:
         super().__init__()
         self.grown, self.stride = width - before, 1 if width == before else 2
+        self.projection: nn.Module | None = None
+        if projected and self.grown:
+            self.projection = nn.Sequential(nn.Conv2d(before, width, 1, self.stride, bias=False), _norm(width))
         self.first = nn.Conv2d(before, width, 3, stride=self.stride, padding=1, bias=False)
         self.first_norm = _norm(width)
         self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
@@ -56,7 +71,9 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
-        if self.grown:
+        if self.projection is not None:
+            shortcut = self.projection(x)
+        elif self.grown:
             shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.grown))
         h = F.relu(self.first_norm(self.first(x)))
         return F.relu(self.second_norm(self.second(h)) + shortcut)

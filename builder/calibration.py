@@ -37,6 +37,8 @@ from model_store.plan import draw_latents
 
 _NLL_LOSS = 0.001, 0.012
 _SAMPLES_PER_ANCHOR = 64
+_FEWEST_SAMPLES, _MOST_WEIGHTS = 8, 2**28
+"""Of an anchor, and of all anchors' samples together (1 GB)."""
 _SPREAD_FROM = 3
 """The node from which on samples show where anchors differ."""
 
@@ -241,8 +243,9 @@ def calibrate(
 
 
 def weights_of_anchors(posterior: Posterior, plan: LatentPlan, samples: int) -> list[Tensor]:
-    """So many samples (S_a, P) of every anchor."""
+    """So many samples (S_a, P) of every anchor, fewer of networks so large that they would not fit."""
     count = len(posterior.nodes)
+    samples = min(samples, max(_FEWEST_SAMPLES, _MOST_WEIGHTS // (count * posterior.network.weights)))
     weights, anchor = posterior.draw(plan, samples * count, seed=1)
     return [weights[anchor == a] for a in range(count)]
 

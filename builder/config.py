@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from builder.augmentation import Augmentation
 from model_store.errors import ConfigError
 
 Preset = Literal["fast", "default", "thorough"]
@@ -63,7 +64,14 @@ class MapConfig(_Config):
         ),
     ] = None
     holdout: Annotated[float, Field(gt=0, lt=0.9, description="share held out to calibrate where anchors = 1")] = 0.2
-    steps: Annotated[int, Field(ge=1, description="Adam steps")] = 4000
+    optimiser: Annotated[
+        Literal["adam", "sgd"],
+        Field(description="adam, or sgd with Nesterov momentum, which wants a learning rate of its own"),
+    ] = "adam"
+    augment: Annotated[
+        list[Augmentation], Field(description="changes of training images that keep their class: flip, crop")
+    ] = []
+    steps: Annotated[int, Field(ge=1, description="optimiser steps")] = 4000
     batch_rows: Annotated[int, Field(ge=1, description="rows of a minibatch")] = 512
     learning_rate: Annotated[
         float | None,
@@ -166,9 +174,13 @@ class BuildConfig(_Config):
     work: Annotated[Path | None, Field(description="folder for finished stages; default: .fiberwalk/NAME")] = None
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="where to compute")] = "auto"
     memory: Annotated[
-        float,
-        Field(gt=0, description="gigabytes that one batch of particles, samples and rows may take, on top of results"),
-    ] = 0.5
+        float | None,
+        Field(
+            gt=0,
+            description="gigabytes that one batch of particles, samples and rows may take, on top of results; default: "
+            "0.5, on a GPU a quarter of its memory",
+        ),
+    ] = None
     seed: Annotated[int, Field(ge=0, description="a build is a function of its inputs and this")] = 0
     preset: Annotated[Preset, Field(description="how much work the stages do")] = "default"
     data: DataConfig

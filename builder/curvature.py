@@ -21,8 +21,10 @@ from builder.network import FunctionalNetwork
 
 _JACOBIAN_ENTRIES = 2**26
 """Most entries of a Jacobian held at once (512 MB in float64)."""
-_STEEP, _PRECONDITIONER_ENTRIES = 256, 2**24
-"""Most directions of a preconditioner, and most entries of their basis (64 MB)."""
+_STEEP, _PRECONDITIONER_ENTRIES = 256, {"cpu": 2**24, "cuda": 2**28}
+"""Most directions of a preconditioner, and most entries of their basis (64 MB, on a GPU 1 GB)."""
+_FEW_JACOBIANS, _PRODUCTS = 16, 15
+"""Rows whose Jacobians must fit; where they do not, so many products with the curvature stand in for it."""
 _FEW_ROWS, _MANY_ROWS, _ROW_OPERATIONS = 256, 2048, 2**29
 """Rows that a largest eigenvalue is taken from: as many as so many operations allow, within these bounds."""
 
@@ -86,7 +88,8 @@ def draw_posterior(
     limit = max(1, min(most_rows // likelihood.outputs, rows.numel()))
     per_chunk = max(1, _JACOBIAN_ENTRIES // (weights * likelihood.outputs))
     dense = limit * likelihood.outputs > weights and weights <= 4096
-    if not dense:
+    products = not dense and per_chunk < min(limit, _FEW_JACOBIANS)
+    if not dense and not products:
         limit = min(limit, per_chunk)
     chosen = rows
     if limit < rows.numel():
@@ -100,6 +103,13 @@ def draw_posterior(
     if dense:
         direction = _solve_in_weights(
             network, theta, x[chosen], likelihood, prior_precision, noise, prior, up, per_chunk
+        )
+    elif products:
+        # Each draw costs as much as many gradients: others' are left out.
+        asked = range(draws)[wanted]
+        direction = torch.zeros_like(prior)
+        direction[wanted] = _solve_by_products(
+            network, theta, x[chosen], likelihood, prior_precision, noise[asked], prior[asked], up
         )
     else:
         jacobian = scaled_jacobian(network, theta, x[chosen], likelihood) * up
@@ -141,6 +151,48 @@ def _solve_in_rows(jacobian: Tensor, prior_precision: Tensor, noise: Tensor, pri
     residual = noise.double() - (prior.double() / width) @ scaled.T
     solved = torch.cholesky_solve(residual.T, _cholesky(gram)).T
     return (prior.double() + solved @ scaled * width).to(jacobian.dtype)
+
+
+def _solve_by_products(
+    network: FunctionalNetwork,
+    theta: Tensor,
+    x: Tensor,
+    likelihood: Likelihood,
+    prior_precision: Tensor,
+    noise: Tensor,
+    prior: Tensor,
+    up: float,
+) -> Tensor:
+    """Conjugate gradients in units of the prior, from the prior's own draws on: the steepest directions, which
+    predictions feel most, come right first. No matrix is held, however many weights and rows there are."""
+
+    def outputs(weights: Tensor) -> Tensor:
+        return network(weights, x)
+
+    width = prior_precision.rsqrt()
+    there = vjp(outputs, theta)
+    root, pull = likelihood.root_curvature(there[0].detach()) * up, there[1]
+
+    def forward(v: Tensor) -> Tensor:
+        return torch.einsum("boz,bo->bz", root, jvp(outputs, (theta,), (width * v,))[1])
+
+    def backward(z: Tensor) -> Tensor:
+        back: Tensor = pull(torch.einsum("boz,bz->bo", root, z))[0]
+        return width * back
+
+    found = []
+    with torch.no_grad():
+        for z, start in zip(noise, prior / width, strict=True):
+            draw, residual = start, backward(z - forward(start))
+            way, size = residual, residual @ residual
+            for _ in range(_PRODUCTS):
+                product = way + backward(forward(way))
+                length = size / (way @ product).clamp(min=1e-30)
+                draw, residual = draw + length * way, residual - length * product
+                size, before = residual @ residual, size
+                way = residual + size / before.clamp(min=1e-30) * way
+            found.append(draw * width)
+    return torch.stack(found)
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
@@ -209,7 +261,8 @@ def make_preconditioner(
         x: (m, ...) rows, of which evenly some are taken; they stand for `rows` rows.
         power: 0 leaves the curvature's steep directions as they are, 1 makes them as flat as the prior's.
     """
-    most = max(1, min(_STEEP, _PRECONDITIONER_ENTRIES // theta.shape[0]) // likelihood.outputs)
+    entries = _PRECONDITIONER_ENTRIES["cuda" if theta.device.type == "cuda" else "cpu"]
+    most = max(1, min(_STEEP, entries // theta.shape[0]) // likelihood.outputs)
     some = x[:: -(-len(x) // most)]
     width = prior_precision.rsqrt()
     jacobian = scaled_jacobian(network, theta, some, likelihood).double() * (rows / len(some)) ** 0.5 * width.double()

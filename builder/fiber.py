@@ -28,15 +28,20 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 
 import torch
 from torch import Tensor
 
+from builder.accelerator import Recorded, outputs_for_gradients
+from builder.augmentation import Augmentation, augmented
 from builder.config import FiberConfig
 from builder.curvature import Preconditioner, draw_posterior, enough_rows, largest_eigenvalue, make_preconditioner
 from builder.distributed import from_first, gathered, share
+from builder.fiber_plan import drift_scales, plan_work
 from builder.hamiltonian import adapted, move
 from builder.likelihood import Likelihood
 from builder.network import FunctionalNetwork
@@ -71,53 +76,6 @@ class Fibers:
     gradient_evaluations: int
 
 
-def drift_scales(config: FiberConfig) -> Tensor:
-    """(T+1,) drift scales `c_t = c_T (g^t - 1) / (g^T - 1)`, evenly spaced where the growth g is 1."""
-    t = torch.arange(config.steps + 1, dtype=torch.float64)
-    if config.growth == 1:
-        return config.drift_scale * t / config.steps
-    return config.drift_scale * (config.growth**t - 1) / (config.growth**config.steps - 1)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the work budget is spent: N trajectories an anchor, M refinement steps, gradients on so many rows."""
-
-    trajectories: int
-    refinement: int
-    rows: int
-
-
-def work_of(config: FiberConfig, anchors: int) -> float:
-    """Floating point operations that refinement may take."""
-    return config.work if config.work is not None else min(1e11 * anchors, 6e11)
-
-
-def plan_work(
-    network: FunctionalNetwork, x: Tensor, anchors: int, config: FiberConfig, last: int | None = None
-) -> Plan:
-    """Spends the config's work budget where it helps most, on the walk to node `last` (default T).
-
-    Refinement is cut first, from 30 steps to 15, then trajectories, from 160 in all (8 to 32 an anchor) to half of it;
-    only then are gradients taken on part of the rows, unless that part is most of them: all rows then are worth their
-    work, as only on all can a step be judged by its loss. What the config fixes stays as it is.
-    """
-    most = min(32, max(8, 160 // anchors))
-    least = max(1, min(8, 80 // anchors))
-    each = 3.0 * network.operations(x[:1]) * (last or config.steps) * anchors
-    rows, work = len(x), work_of(config, anchors)
-
-    def share(fixed: int | None, high: int, low: int, cost: float) -> int:
-        return fixed if fixed is not None else int(min(high, max(low, work / cost)))
-
-    refinement = share(config.refinement, 30, 15, each * rows * (config.trajectories or most))
-    gradients = max(1, refinement + config.moves * config.leapfrog)
-    trajectories = share(config.trajectories, most, least, each * rows * gradients)
-    # Moves need the posterior as it is, with all rows.
-    part = rows if config.moves else share(None, rows, min(rows, 256), each * trajectories * gradients)
-    return Plan(trajectories, refinement, rows if 2 * part >= rows else part)
-
-
 def walk_fibers(
     network: FunctionalNetwork,
     anchors: Tensor,
@@ -130,6 +88,7 @@ def walk_fibers(
     seed: int = 0,
     report: StepReport = silent,
     last: int | None = None,
+    augment: Sequence[Augmentation] = (),
 ) -> Fibers:
     """Walks N particles away from each anchor; several processes walk a part of them each.
 
@@ -140,10 +99,11 @@ def walk_fibers(
         member: (A, n) bool, the rows of each anchor.
         prior_precision: (P,).
         last: node where the walk ends, at least 1; default T.
+        augment: changes of the images that gradients are taken of, where these are of a part of the rows.
     """
     last = last or config.steps
     generator = torch.Generator().manual_seed(seed + 7919)
-    walk = _Walk(network, anchors, x, y, member, likelihood, prior_precision, config, generator, last)
+    walk = _Walk(network, anchors, x, y, member, likelihood, prior_precision, config, generator, last, augment)
     scales = drift_scales(config)[: last + 1]
     nodes, losses = [walk.position.clone()], [walk.plain_loss(walk.position)]
     for t in range(1, last + 1):
@@ -186,7 +146,9 @@ class _Walk:
         config: FiberConfig,
         generator: torch.Generator,
         last: int,
+        augment: Sequence[Augmentation] = (),
     ) -> None:
+        self.augment = augment
         self.network, self.x, self.y, self.likelihood = network, x, y, likelihood
         self.prior_precision, self.config, self.generator = prior_precision, config, generator
         plan = plan_work(network, x, len(anchors), config, last)
@@ -255,13 +217,15 @@ class _Walk:
         self.gradient_evaluations = 0
         self.threads = 1
         # A functional call puts its weights into the module for as long as it runs: each thread has a copy.
-        self.networks: SimpleQueue[FunctionalNetwork] = SimpleQueue()
-        for _ in range(torch.get_num_threads()):
-            self.networks.put(copy.deepcopy(network))
+        self.gradients: SimpleQueue[Recorded] = SimpleQueue()
+        on_cpu = device.type == "cpu"
+        for _ in range(torch.get_num_threads() if on_cpu else 1):
+            self.gradients.put(Recorded(partial(self._data_part, copy.deepcopy(network) if on_cpu else network)))
         # Particles and rows are split where the activations of one gradient would not fit.
         per_row = network.activations(x[:1])
         values = values_at_once(device.type)
-        most = 1 if network.in_turn(device) else values // max(1, per_row * 64)
+        together = 64 if on_cpu else min(256, self.batch_rows)
+        most = 1 if on_cpu and network.in_turn(device) else values // max(1, per_row * together)
         self.group = max(1, min(len(self.position), most))
         self.chunk = max(1, values // (self.group * per_row))
         zero = likelihood.nll(torch.zeros(1, len(self.judged), likelihood.outputs, device=device), y[self.judged])
@@ -364,6 +328,24 @@ class _Walk:
         group = min(self.group, -(-len(self.position) // self.threads))
         return [slice(at, at + group) for at in range(0, len(self.position), group)]
 
+    def _data_part(
+        self,
+        network: FunctionalNetwork,
+        theta: Tensor,
+        x: Tensor,
+        y: Tensor,
+        seen: Tensor,
+        scores: Tensor,
+        up: Tensor,
+        scale: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss (g,) of weights theta (g, P) on rows x (b, ...), and its gradient (g, P)."""
+        theta = theta.detach().requires_grad_()
+        outputs = outputs_for_gradients(network, theta, x)
+        nll = (seen * self.likelihood.nll(outputs, y)).sum(1)
+        total = up * (nll - scale * (scores * outputs).sum((1, 2)))
+        return total.detach(), torch.autograd.grad(total.sum(), theta)[0]
+
     def _objective(self, position: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Loss (A*N,) and gradient (A*N, P) of the perturbed objective, on all rows or a random part of them."""
         n = len(self.x)
@@ -371,23 +353,23 @@ class _Walk:
             rows = torch.randperm(n, generator=self.generator)[: self.batch_rows].to(self.x.device)
         else:
             rows = torch.arange(n, device=self.x.device)
-        up = n / len(rows)
+        up = torch.tensor(n / len(rows), device=self.x.device)
+        tilt = torch.tensor(scale, device=self.x.device)
+        # On all rows a step is judged by its loss, which must not change with what is drawn.
+        x = self.x if self.exact else augmented(self.x[rows], self.augment, self.generator)
 
         def of(group: slice) -> tuple[Tensor, Tensor]:
-            network = self.networks.get()
+            data_part = self.gradients.get()
             theta = position[group].detach().requires_grad_()
             apart = theta - scale * self.prior[group]
             total = 0.5 * (self.prior_precision * apart**2).sum(1)
             loss = total.detach()
             (gradient,) = torch.autograd.grad(total.sum(), theta)
-            for part in torch.split(rows, self.chunk):
-                outputs = network.batched(theta, self.x[part])
-                nll = (self.member[group][:, part] * self.likelihood.nll(outputs, self.y[part])).sum(1)
-                tilt = (self.scores[group][:, part] * outputs).sum((1, 2))
-                total = up * (nll - scale * tilt)
-                loss = loss + total.detach()
-                gradient = gradient + torch.autograd.grad(total.sum(), theta)[0]
-            self.networks.put(network)
+            for part, here in zip(torch.split(rows, self.chunk), torch.split(x, self.chunk), strict=True):
+                seen, scores = self.member[group][:, part], self.scores[group][:, part]
+                of_rows, of_weights = data_part(theta, here, self.y[part], seen, scores, up, tilt)
+                loss, gradient = loss + of_rows, gradient + of_weights
+            self.gradients.put(data_part)
             return loss, gradient
 
         losses, gradients = zip(*concurrently(self.threads, of, self._groups()), strict=True)

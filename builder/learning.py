@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from builder.augmentation import Augmentation, refuse_other_than_images
 from builder.autoencoder import LatentModel, train_autoencoder
 from builder.calibration import DecodedPosterior, SampledPosterior, calibrate, choose_reach
 from builder.config import BuildConfig, FiberConfig
@@ -20,13 +21,14 @@ from builder.data import Dataset
 from builder.decoder import WeightDecoder
 from builder.detection import fit_detectors
 from builder.distributed import first, from_first, go_on_alone
-from builder.fiber import Fibers, walk_fibers, work_of
+from builder.fiber import Fibers, walk_fibers
+from builder.fiber_plan import work_of
 from builder.likelihood import Likelihood, likelihood_of
 from builder.map import Anchors, given_anchor, refit_anchors, train_anchors
 from builder.metric import PredictiveMetric
 from builder.network import FunctionalNetwork, NetworkFactory
 from builder.plans import make_plan, with_enough_samples
-from builder.preparation import assign_members, choose_device, make_module
+from builder.preparation import assign_members, choose_device, default_memory, make_module
 from builder.progress import StageBars, StepReport
 from builder.runtime import limit_memory
 from builder.trained import Trained
@@ -56,10 +58,11 @@ def learn(
     Raises:
         ConfigError: an option or the network cannot be used; the message says what to do.
     """
-    limit_memory(config.memory)
     device = choose_device(config)
+    limit_memory(config.memory or default_memory(device))
     module = make_module(config, dataset, factory)
 
+    refuse_other_than_images(config.map.augment, dataset.x.shape[1:])
     train = torch.from_numpy(~dataset.test)
     x = torch.from_numpy(dataset.x)[train].to(device)
     y = torch.from_numpy(dataset.y)[train].to(device)
@@ -94,7 +97,9 @@ def learn(
 
     key = make_key(key, config.fiber.model_dump())
     with bars.stage("Fiber sampling") as report, clock("fiber"):
-        cross_fitted = _walked(work, "fiber", key, device, lambda: own.walk(x, y, fiber, config.seed, report))
+        cross_fitted = _walked(
+            work, "fiber", key, device, lambda: own.walk(x, y, fiber, config.map.augment, config.seed, report)
+        )
     reach = from_first(choose_reach(own.network, cross_fitted, x, y, member) if first() and cross_fitted else None)
     assert reach is not None
 
@@ -113,7 +118,11 @@ def learn(
         served = _Start.of(config, module, full, whole, torch.ones_like(member), y, dataset.outputs)
         with bars.stage("Fibers, all rows") as report, clock("fiber"):
             fibers = _walked(
-                work, "refit_fiber", key, device, lambda: served.walk(x, y, fiber, config.seed, report, reach.used)
+                work,
+                "refit_fiber",
+                key,
+                device,
+                lambda: served.walk(x, y, fiber, config.map.augment, config.seed, report, reach.used),
             )
     go_on_alone()
     assert cross_fitted is not None and fibers is not None
@@ -187,10 +196,28 @@ class _Start:
         return cls(network, start, member, likelihood_of(anchors.noise_std, y, outputs), precision)
 
     def walk(
-        self, x: Tensor, y: Tensor, config: FiberConfig, seed: int, report: StepReport, last: int | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        config: FiberConfig,
+        augment: Sequence[Augmentation],
+        seed: int,
+        report: StepReport,
+        last: int | None = None,
     ) -> Fibers:
         return walk_fibers(
-            self.network, self.anchors, x, y, self.member, self.likelihood, self.precision, config, seed, report, last
+            self.network,
+            self.anchors,
+            x,
+            y,
+            self.member,
+            self.likelihood,
+            self.precision,
+            config,
+            seed,
+            report,
+            last,
+            augment,
         )
 
 

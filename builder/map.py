@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from builder.accelerator import Recorded, outputs_for_gradients
+from builder.augmentation import augmented
 from builder.config import MapConfig
 from builder.distributed import from_first, gathered, share
 from builder.likelihood import CategoricalLikelihood, gaussian_nll
@@ -107,7 +109,8 @@ def train_members(
     regression = y.is_floating_point()
 
     rate = learning_rate(config, network)
-    optimiser = torch.optim.Adam([theta, log_noise], lr=rate)
+    learned = [theta, log_noise] if regression else [theta]
+    optimiser = _optimiser(config, learned, rate)
     # torch divides by zero where the share of the steps that rise is exactly one step; of 0.11 it never is.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, rate, total_steps=config.steps, pct_start=0.11, anneal_strategy="cos"
@@ -115,6 +118,14 @@ def train_members(
     generator = torch.Generator().manual_seed(seed)
     rows = weight.sum(1)
     batch = min(config.batch_rows, len(x))
+
+    def gradients(weights: Tensor, noise: Tensor, xb: Tensor, yb: Tensor, wb: Tensor) -> tuple[Tensor, ...]:
+        weights, noise = weights.detach().requires_grad_(), noise.detach().requires_grad_()
+        each = _nll(outputs_for_gradients(network, weights, xb), yb, noise.exp()[:, None], regression)
+        loss = (wb * each).sum(1) + 0.5 * precision * (weights**2).sum(1) / rows
+        return loss.detach(), *torch.autograd.grad(loss.sum(), [weights, noise] if regression else [weights])
+
+    recorded = Recorded(gradients)
     loss = torch.zeros(len(theta))
     for step in range(config.steps):
         if batch < len(x):
@@ -123,16 +134,21 @@ def train_members(
             wb = wb / wb.sum(1, keepdim=True).clamp(min=1)
         else:
             xb, yb, wb = x, y, weight / rows[:, None]
-        each = _nll(network.batched(theta, xb), yb, log_noise.exp()[:, None], regression)
-        loss = (wb * each).sum(1) + 0.5 * precision * (theta**2).sum(1) / rows
-        optimiser.zero_grad()
-        torch.autograd.backward(loss.sum())
+        loss, *found = recorded(theta, log_noise, augmented(xb, config.augment, generator), yb, wb)
+        for value, gradient in zip(learned, found, strict=True):
+            value.grad = gradient
         optimiser.step()
         schedule.step()
         if step % 20 == 0 or step == config.steps - 1:
-            report(step + 1, config.steps, float(loss.detach().mean()))
+            report(step + 1, config.steps, float(loss.mean()))
     weights, noise, loss = (gathered(part.detach(), count) for part in (theta, log_noise.exp(), loss))
     return Members(weights, noise, loss, config.steps * batch * count)
+
+
+def _optimiser(config: MapConfig, learned: list[Tensor], rate: float) -> torch.optim.Optimizer:
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(learned, lr=rate, momentum=0.9, nesterov=True)
+    return torch.optim.Adam(learned, lr=rate)
 
 
 def train_anchors(

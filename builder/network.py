@@ -10,6 +10,7 @@ Lengths: P random weights, N weight vectors, B rows, O outputs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import math
 import re
@@ -29,6 +30,8 @@ from model_store.manifest import ParameterSpec
 
 NetworkFactory = Callable[[], nn.Module]
 
+_MOST_STREAMS = 16
+"""Of a CUDA device, on which weight vectors run side by side."""
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU}
 
 
@@ -127,6 +130,8 @@ class FunctionalNetwork:
         """
         if not self.in_turn(x.device):
             return vmap(self, in_dims=(0, None))(thetas, x)
+        if x.device.type == "cuda":
+            return self._side_by_side(thetas, x)
         if self._channels_last and x.ndim == 4:
             try:
                 return self._each(thetas, x.contiguous(memory_format=torch.channels_last))
@@ -136,12 +141,25 @@ class FunctionalNetwork:
         return self._each(thetas, x)
 
     def in_turn(self, device: torch.device) -> bool:
-        """Whether weight vectors run one after the other, and not as one batch: on a CPU convolutions, a batch of which
-        is a slow grouped convolution, where all weights are random."""
-        return self._convolves and device.type == "cpu"
+        """Whether weight vectors run one after the other, and not as one batch: convolutions, a batch of which is a
+        slow grouped convolution, where all weights are random."""
+        return self._convolves and device.type in {"cpu", "cuda"}
 
     def _each(self, thetas: Tensor, x: Tensor) -> Tensor:
         return torch.stack([self(theta, x) for theta in thetas])
+
+    def _side_by_side(self, thetas: Tensor, x: Tensor) -> Tensor:
+        """As `_each`, each weight vector on a stream of its own; gradients follow on the same streams."""
+        here, found = torch.cuda.current_stream(x.device), []
+        streams = _streams(x.device)[: len(thetas)]
+        for i, theta in enumerate(thetas):
+            stream = streams[i % len(streams)]
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                found.append(self(theta, x))
+        for stream in streams:
+            here.wait_stream(stream)
+        return torch.stack(found)
 
     def operations(self, x: Tensor) -> int:
         """Floating point operations of one forward pass on x (B, ...) with one weight vector."""
@@ -165,6 +183,11 @@ class FunctionalNetwork:
             for hook in hooks:
                 hook.remove()
         return max(1, count)
+
+
+@functools.cache
+def _streams(device: torch.device) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream(device) for _ in range(_MOST_STREAMS)]  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from builder.network import (
 )
 from model_store.errors import ConfigError
 
+_MEMORY = 0.5
 _SMALL_NETWORK = 10_000
 """Weights up to which there are two rounds of ten folds, so that anchors see more of the rows; beyond it, of five."""
 
@@ -81,6 +82,13 @@ def make_module(config: BuildConfig, dataset: Dataset, factory: NetworkFactory) 
             got=str(outputs),
         )
     return module
+
+
+def default_memory(device: torch.device) -> float:
+    """Gigabytes that one batch may take, where the config names none."""
+    if device.type != "cuda":
+        return _MEMORY
+    return max(_MEMORY, torch.cuda.get_device_properties(device).total_memory / 4e9)
 
 
 def assign_members(config: BuildConfig, module: nn.Module, y: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def tune(problem: Problem, build: Learned | None = None) -> Tuned:
     trained again."""
     cost = Cost(seconds=build.seconds["map"] if build else 0.0)
     with cost.clock():
-        member = assign_members(problem.config, problem.network.module, problem.y)
+        member = assign_members(problem.config, problem.network.module, problem.y).to(problem.y.device)
         anchors = (
             build.trained.judged
             if build

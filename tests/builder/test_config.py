@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from builder.config import PRESETS, BuildConfig, make_config, read_recipe
-from builder.fiber import work_of
+from builder.fiber_plan import work_of
 from model_store.errors import ConfigError
 
 LEAST: dict[str, Any] = {"name": "m", "data": {"task": "regression"}}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from builder import curvature
 from builder.curvature import (
@@ -256,3 +256,31 @@ def test_networks_that_cost_much_a_row_take_their_largest_eigenvalue_from_fewer(
     hidden: list[int], expected: int
 ) -> None:
     assert enough_rows(FunctionalNetwork(MLP(8, hidden, 1)), torch.zeros(5, 8)) == expected
+
+
+def test_products_with_the_curvature_draw_as_a_factorisation_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    network = FunctionalNetwork(nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 3)))
+    x, precision = torch.randn(10, 4), torch.full((network.weights,), 2.0)
+
+    def drawn(wanted: slice = slice(None)) -> PosteriorDraws:
+        generator = torch.Generator().manual_seed(0)
+        return curvature.draw_posterior(
+            network,
+            network.current(),
+            x,
+            torch.arange(10),
+            CategoricalLikelihood(3),
+            precision,
+            5,
+            99,
+            generator,
+            wanted,
+        )
+
+    exact = drawn().direction
+    monkeypatch.setattr(curvature, "_FEW_JACOBIANS", 10**9)
+    monkeypatch.setattr(curvature, "_JACOBIAN_ENTRIES", 1)
+    monkeypatch.setattr(curvature, "_PRODUCTS", 40)
+    torch.testing.assert_close(drawn().direction, exact, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(drawn(slice(2, 4)).direction, exact[2:4], rtol=1e-3, atol=1e-3)

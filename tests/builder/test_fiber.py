@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from builder import fiber
 from builder.config import FiberConfig
-from builder.fiber import Fibers, Plan, walk_fibers
+from builder.fiber import Fibers, walk_fibers
+from builder.fiber_plan import Plan
 from builder.likelihood import CategoricalLikelihood, GaussianLikelihood
 from builder.network import MLP, FunctionalNetwork
 from tests.builder.linear import LinearModel, assert_draws_from, linear_classifier, linear_gaussian

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from builder.config import FiberConfig
-from builder.fiber import Plan, drift_scales, plan_work, work_of
+from builder.fiber_plan import Plan, drift_scales, plan_work, work_of
 from builder.network import MLP, FunctionalNetwork
 
 

@@ -88,7 +88,7 @@ def test_networks_that_run_in_turn_have_the_outputs_and_gradients_of_a_batch(
 ) -> None:
     torch.manual_seed(0)
     network = FunctionalNetwork(factory(), posterior)
-    assert network.in_turn(torch.device("cpu")) == in_turn and not network.in_turn(torch.device("cuda"))
+    assert network.in_turn(torch.device("cpu")) == network.in_turn(torch.device("cuda")) == in_turn
     x, theta = torch.randn(7, *shape), several(network, 3).requires_grad_()
     found, expected = network.batched(theta, x), vmap(network, in_dims=(0, None))(theta, x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from builder.calibration import DecodedPosterior, SampledPosterior
 from builder.config import FiberConfig
-from builder.fiber import drift_scales
+from builder.fiber_plan import drift_scales
 from builder.network import FunctionalNetwork
 from builder.plans import with_enough_samples
 from model_store.manifest import LatentPlan

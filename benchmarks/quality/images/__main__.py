@@ -1,12 +1,13 @@
 """Image sets: every method with the same network, training budget and tuning, and how well it knows foreign images.
 
     python -m benchmarks.quality.images [--sets NAME ...] [--rows N] [--test-rows N] [--epochs E] [--seeds N] [--full]
-                                        [--families NAME ...] [--output FILE.json]
+                                        [--families NAME ...] [--device cpu|cuda] [--output FILE.json]
 
 By default FashionMNIST with 5,000 training rows, which ends within half an hour on 2 cores; `--full` takes all rows of
-all sets, for which a CPU needs days. It can be stopped at any time: finished families are in the file and are not run
-again, unless the code, the options, the libraries or the machine changed. Prints tables and the goals that are judged
-from them; `python -m benchmarks.quality.page` renders them as part of docs/benchmarks.md.
+all sets, for which a CPU needs days: with `--device cuda` our builds and the ensembles are computed on a GPU. It can be
+stopped at any time: finished families are in the file and are not run again, unless the code, the options, the
+libraries or the machine changed. Prints tables and the goals that are judged from them;
+`python -m benchmarks.quality.page` renders them as part of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=float, default=16.0, metavar="E", help="of each network (default 16)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs from other starts (default 1)")
     parser.add_argument("--full", action="store_true", help="all sets, training and test rows")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), metavar="NAME")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     options = parser.parse_args(arguments)
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, log: Console) -> int:
     rows, test_rows = (None, None) if options.full else (options.rows, options.test_rows)
     preset = f"{rows or 'all'} rows, {test_rows or 'all'} test rows, {options.epochs:g} epochs"
+    preset += "" if options.device == "cpu" else f", {options.device}"
     here = environment(ROOT, preset)
     results = Results(options.output, "images", here)
     names = options.sets or (list(SOURCES) if options.full else ["fashion_mnist"])
@@ -64,7 +67,7 @@ def _run(options: argparse.Namespace, log: Console) -> int:
         for seed in range(options.seeds):
             runs = {f: r for f in families for r in results.current(f"{name}/{f}") if r["split"] == seed}
             done = {f: r for f, r in runs.items() if not r.get("failed")}
-            problem = make_problem(name, images, options.epochs, seed)
+            problem = make_problem(name, images, options.epochs, seed, options.device)
             sizes = {"rows": len(images.x), "test_rows": len(images.x_test)}
             for family, found in run_families(problem, images, done, options.families):
                 refuse_changed(here, environment(ROOT, preset))

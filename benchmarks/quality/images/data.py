@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.data import folder
-from benchmarks.networks import lenet5, resnet20
+from benchmarks.networks import lenet5, resnet18, resnet20
 from model_store.errors import DataError
 
 Array = NDArray[Any]
@@ -50,6 +50,7 @@ SOURCES: Final = {
         {"fashion_mnist": "fashion_mnist", "kmnist": "kmnist_test", "notmnist": "notmnist_2k"},
     ),
     "cifar10": Source("cifar10_subset", "CIFAR-10 (10,000 images), ResNet-20", resnet20, {"cifar100": "cifar100_ood"}),
+    "cifar10_whole": Source("cifar10", "CIFAR-10, whole, ResNet-18", resnet18, {"cifar100": "cifar100_ood"}),
 }
 
 

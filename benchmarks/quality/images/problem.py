@@ -7,33 +7,55 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from benchmarks.quality.images.data import SOURCES, Array, ImageSet
+from benchmarks.quality.images.data import Array, ImageSet
 from benchmarks.quality.problem import Problem
 from builder.config import BuildConfig, make_config
 from builder.data import from_arrays, prepare
 from builder.network import FunctionalNetwork, NetworkFactory
+from builder.preparation import choose_device
 from model_store.encoding import TensorEncoder
 from model_store.manifest import ClassificationTarget, TensorInput
 
-RECIPES: Final[dict[str, dict[str, dict[str, Any]]]] = {
-    name: {
-        "map": {"batch_rows": 64, "learning_rate": 3e-3, "prior_precision": [5.0, 20.0]},
-        "fiber": {"refinement": 10},
-    }
-    for name in SOURCES
+Recipe = dict[str, dict[str, Any]]
+
+_LENET: Final[Recipe] = {
+    "map": {"batch_rows": 64, "learning_rate": 3e-3, "prior_precision": [5.0, 20.0]},
+    "fiber": {"refinement": 10},
+}
+_RESNET: Final = {"optimiser": "sgd", "augment": ["flip", "crop"], "batch_rows": 128, "learning_rate": 0.1}
+RECIPES: Final[dict[str, Recipe]] = {
+    "fashion_mnist": _LENET,
+    "mnist": _LENET,
+    "cifar10": {"map": {**_RESNET, "prior_precision": [5.0]}, "fiber": {"refinement": 10}},
+    # So large a decoder is given its rank: it would not be found within the default's bounds.
+    "cifar10_whole": {
+        "map": {**_RESNET, "batch_rows": 256, "learning_rate": 0.2, "prior_precision": [25.0]},
+        "fiber": {"refinement": 10, "curvature_rows": 20480},
+        "autoencoder": {"rank": 8},
+    },
 }
 """Options of a build for each set, as a recipe would hold them, but for the steps of training, which are epochs here.
-Chosen on training rows."""
+Chosen on training rows; of residual networks those of the literature."""
+_MANY_ROWS: Final = 20_000
+_OF_MANY_ROWS: Final[dict[str, dict[str, Any]]] = {
+    "fashion_mnist": {"batch_rows": 128, "augment": ["flip", "crop"]},
+}
+"""What so many training rows allow."""
 
 
-def make_problem(name: str, images: ImageSet, epochs: float, seed: int, **stages: dict[str, Any]) -> Problem:
+def make_problem(
+    name: str, images: ImageSet, epochs: float, seed: int, device: str = "cpu", **stages: dict[str, Any]
+) -> Problem:
     """The set with its network. `x_test` holds the foreign images too, behind the test images that `y_test` is of.
 
     Args:
         epochs: how often each network sees the training rows.
+        device: where it is computed, as a build's option.
         stages: options over those of the set's recipe, by stage.
     """
     recipe = {stage: {**options, **stages.get(stage, {})} for stage, options in RECIPES[name].items()}
+    if len(images.x) >= _MANY_ROWS:
+        recipe["map"] |= _OF_MANY_ROWS.get(name, {})
     recipe["map"].setdefault("steps", max(1, round(epochs * len(images.x) / recipe["map"]["batch_rows"])))
     config = make_config(
         {
@@ -41,7 +63,7 @@ def make_problem(name: str, images: ImageSet, epochs: float, seed: int, **stages
             **recipe,
             "name": name,
             "seed": seed,
-            "device": "cpu",
+            "device": device,
             "data": {"task": "classification", "test_fraction": 0.0},
         }
     )
@@ -56,15 +78,16 @@ def image_problem(
     first rows of `x_test` alone."""
     dataset = prepare(from_arrays(x, y, config.data), config.data, True, config.seed)
     assert isinstance(dataset.inputs, TensorInput) and isinstance(dataset.target, ClassificationTarget)
+    device = choose_device(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = FunctionalNetwork(factory())
+        network = FunctionalNetwork(factory()).to(device)
     return Problem(
         config,
         dataset,
-        torch.from_numpy(dataset.x),
-        torch.from_numpy(dataset.y),
-        torch.from_numpy(TensorEncoder(dataset.inputs).encode(x_test)),
+        torch.from_numpy(dataset.x).to(device),
+        torch.from_numpy(dataset.y).to(device),
+        torch.from_numpy(TensorEncoder(dataset.inputs).encode(x_test)).to(device),
         torch.from_numpy(y_test),
         1.0,
         factory,

@@ -93,12 +93,11 @@ def run_families(
 def scored(problem: Problem, images: ImageSet, outcome: Outcome) -> dict[str, Any]:
     """A method's figures, `auroc_...` of each foreign set among them, and its cost."""
     assert isinstance(outcome.predictive, Classes)
-    own = len(problem.y_test)
+    own, probabilities = len(problem.y_test), outcome.predictive.probabilities.cpu()
     doubt = outcome.predictive.information
-    if doubt is None:
-        doubt = entropy(outcome.predictive.probabilities)
+    doubt = entropy(probabilities) if doubt is None else doubt.cpu()
     parts = [part.numpy() for part in torch.split(doubt, [own, *(len(x) for x in images.foreign.values())])]
-    found = figures(Classes(outcome.predictive.probabilities[:own]), problem.y_test)
+    found = figures(Classes(probabilities[:own]), problem.y_test)
     found |= {f"auroc_{name}": auroc(parts[0], part) for name, part in zip(images.foreign, parts[1:], strict=True)}
     return {
         "figures": found,

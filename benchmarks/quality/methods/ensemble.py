@@ -18,9 +18,10 @@ SIZES = (5, 10)
 
 def train_full(problem: Problem, tuned: Tuned, members: int) -> Members:
     """Networks trained on all rows with the tuned prior precision."""
-    start = initial_weights(problem.factory, problem.network, [problem.seed * 1009 + 500 + m for m in range(members)])
-    seen = torch.ones(members, len(problem.x), dtype=torch.bool)
-    precision = torch.full((members,), tuned.precision)
+    seeds, device = [problem.seed * 1009 + 500 + m for m in range(members)], problem.x.device
+    start = initial_weights(problem.factory, problem.network, seeds).to(device)
+    seen = torch.ones(members, len(problem.x), dtype=torch.bool, device=device)
+    precision = torch.full((members,), tuned.precision, device=device)
     return train_members(
         problem.network, start, problem.x, problem.y, seen, precision, problem.config.map, problem.seed + 1
     )
