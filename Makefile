@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint test-containers bench-served bench-quality bench-fidelity bench-experiments bench-speed
+.PHONY: help install demo test lint test-gpu test-containers bench-served bench-quality bench-fidelity bench-experiments bench-speed
 .PHONY: bench-calibration bench-serving lock clean
 
 help: ## Show this list
@@ -41,6 +41,9 @@ lint: $(INSTALLED) ## Style, types and the import contract
 test: export OMP_NUM_THREADS = 1
 test: lint ## Lint, and all tests but those of the containers
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-gpu: $(INSTALLED) ## What needs a CUDA device, on one
+	$(BIN)/pytest -o addopts=--import-mode=importlib tests/gpu $(PYTEST_ARGS)
 
 test-containers: $(INSTALLED) ## Build the images, bring docker-compose.yml up and test it on a Docker engine
 	BIN=$(BIN) docker/test.sh

@@ -110,6 +110,28 @@ def test_minibatches_reach_the_ridge_solution_too() -> None:
     assert anchors.gradient_evaluations == 1000 * 100 * 2
 
 
+def test_gradient_descent_with_momentum_reaches_the_ridge_solution_too() -> None:
+    x, y = line(noise=0.3)
+    anchors = train(x, y, folds(120, 2), optimiser="sgd", steps=3000, learning_rate=0.02)
+    for weights, noise, seen in zip(anchors.weights, anchors.noise_std, folds(120, 2), strict=True):
+        torch.testing.assert_close(weights, ridge(x[seen], y[seen], 2.0, float(noise)), rtol=0.02, atol=0.01)
+
+
+def test_images_are_augmented_in_training() -> None:
+    """A network of one pixel learns a class that only ever shows on the other side, where images are mirrored."""
+    y = torch.arange(40) % 2
+    x = torch.zeros(40, 1, 2, 2)
+    x[:, 0, :, 0] = (2.0 * y - 1)[:, None]
+    make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2))  # noqa: E731
+    found = {}
+    for augment in ([], ["flip"]):
+        anchors = train(x, y, folds(40, 5), outputs=2, factory=make, augment=augment)
+        found[len(augment)] = FunctionalNetwork(make())(anchors.weights[0], x.flip(-1))
+    right = [(outputs.argmax(1) == y).float().mean() for outputs in (found[0], found[1])]
+    margin = [float((f.gather(1, y[:, None]) - f.gather(1, 1 - y[:, None])).mean()) for f in (found[0], found[1])]
+    assert float(right[1]) == 1.0 and margin[1] > 1.0 > abs(margin[0])
+
+
 def test_logistic_regression_reaches_its_stationary_point() -> None:
     x, score = line(150, 1.0)
     y = (score > 0).long() + (score > 1).long()

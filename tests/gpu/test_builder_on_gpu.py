@@ -1,19 +1,13 @@
-"""The builder on a CUDA device (`make test-gpu`). Without one these fail, and so they are no part of `make test`."""
+"""The builder's gradients on a CUDA device (`make test-gpu`): without one these fail; `make test` leaves them out."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from builder.accelerator import Recorded, outputs_for_gradients
-from builder.config import make_config
-from builder.data import from_arrays, prepare
-from builder.learning import learn
 from builder.network import FunctionalNetwork, NetworkFactory
-from builder.preparation import make_factory
-from builder.progress import StageBars
 
 CUDA = torch.device("cuda")
 
@@ -55,36 +49,3 @@ def test_large_networks_have_gradients_in_half_precision_near_those_in_single() 
     found, exact = outputs_for_gradients(network, theta, x), network.batched(theta, x)
     assert found.dtype == torch.float32 and not torch.equal(found, exact)
     assert float((found - exact).norm() / exact.norm()) < 0.02
-
-
-@pytest.mark.parametrize("factory", [convolutions, None])
-def test_a_build_is_as_good_as_on_the_cpu(factory: NetworkFactory | None) -> None:
-    rng = np.random.default_rng(0)
-    if factory is None:
-        x = rng.normal(size=(300, 4))
-        y = x[:, 0] * np.sin(x[:, 1]) + 0.1 * rng.normal(size=300)
-    else:
-        y = rng.integers(3, size=300)
-        x = rng.normal(size=(300, 1, 8, 8)) + 0.3 * y[:, None, None, None]
-    found = {}
-    for device in ("cpu", "cuda"):
-        config = make_config(
-            {
-                "name": "small",
-                "device": device,
-                "preset": "fast",
-                "data": {
-                    "task": "regression" if factory is None else "classification",
-                    "test_fraction": 0.0,
-                    "target": "y",
-                },
-                "map": {"steps": 400, "anchors": 4, "augment": [] if factory is None else ["crop"]},
-                "fiber": {"trajectories": 4},
-            }
-        )
-        dataset = prepare(from_arrays(x, y, config.data), config.data, True, config.seed)
-        trained = learn(config, dataset, factory or make_factory(config, dataset), StageBars(quiet=True), {})
-        assert trained.fibers.nodes.device.type == device
-        found[device] = trained.calibrated
-    assert found["cuda"].nll == pytest.approx(found["cpu"].nll, abs=0.1)
-    assert found["cuda"].spread == pytest.approx(found["cpu"].spread, rel=0.25)

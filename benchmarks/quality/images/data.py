@@ -1,8 +1,8 @@
 """Image sets with the sets that are out of distribution to them.
 
 Read from the folder FIBERWALK_DATA: `.npz` with `x_train`, `x_test` (n, height, width) uint8 and `y_train`, `y_test`,
-as torchvision has them, or, for colour, `x_train_webp`, `x_test_webp`: the bytes of one lossless WebP picture with 50
-images of 32 x 32 a row.
+as torchvision has them, or with a channel (n, channels, height, width), or, for colour, `x_train_webp`, `x_test_webp`:
+the bytes of one lossless WebP picture with 50 images of 32 x 32 a row.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ Summary = dict[str, Any]
 WHOLE: Final = 60_000
 """Training images of the whole of FashionMNIST."""
 _MOST_ECE: Final = 0.01
+_MOST_CIFAR_NLL: Final = 0.16
 _SHOWN: Final = {"nll": "NLL", "accuracy": "accuracy", "ece": "ECE"}
 
 
@@ -78,10 +79,11 @@ def judge(summary: Sequence[Summary]) -> list[Goal]:
         ),
         _better(f"{one}: NLL below the tempered MAP", fashion, "fiberwalk_1", "map_tuned", "nll"),
         _better(f"{five}: NLL below the ensemble of 10", fashion, "fiberwalk_5", "ensemble_10", "nll"),
-        _published(whole),
+        _reached(f"{five}, whole set", whole, FASHION_ENSEMBLE),
         _better(
             "CIFAR-10 subset, five anchors: NLL below the ensemble of 5", cifar, "fiberwalk_5", "ensemble_5", "nll"
         ),
+        _reached("CIFAR-10, five anchors, whole set", sets.get("cifar10_whole"), _MOST_CIFAR_NLL),
     ]
 
 
@@ -94,10 +96,11 @@ def _better(text: str, s: Summary | None, ours: str, peer: str, figure: str) -> 
     return Goal(text, mark(better), f"{own:.3f} against {other:.3f} ({s['rows']:,} training rows)")
 
 
-def _published(whole: Summary | None) -> Goal:
-    text = f"FashionMNIST, five anchors, whole set: NLL at most {FASHION_ENSEMBLE:.3f}, ECE at most {_MOST_ECE:.0%}"
-    if whole is None or "fiberwalk_5" not in whole["methods"]:
+def _reached(text: str, s: Summary | None, most: float) -> Goal:
+    """Whether five anchors reach an NLL, and an ECE of a hundredth."""
+    text += f": NLL at most {most:.3f}, ECE at most {_MOST_ECE:.0%}"
+    if s is None or "fiberwalk_5" not in s["methods"]:
         return Goal(text, NOT_MEASURED, "")
-    found = whole["methods"]["fiberwalk_5"]["figures"]
+    found = s["methods"]["fiberwalk_5"]["figures"]
     nll, ece = found["nll"]["mean"], found["ece"]["mean"]
-    return Goal(text, mark(nll <= FASHION_ENSEMBLE and ece <= _MOST_ECE), f"{nll:.3f}, {ece:.1%}")
+    return Goal(text, mark(nll <= most and ece <= _MOST_ECE), f"{nll:.3f}, {ece:.1%}")
