@@ -43,6 +43,11 @@ class ServiceMetrics:
         self.misses = Counter(
             "fiberwalk_cache_misses", "Weight sets not found in a cache.", ["tier"], registry=self.registry
         )
+        self.redis_left_out = Counter(
+            "fiberwalk_redis_left_out",
+            "Weight sets decoded without asking Redis, which was expected to take longer.",
+            registry=self.registry,
+        )
         self.cache_bytes = Gauge(
             "fiberwalk_cache_bytes",
             "Bytes of weight sets held in the process, of all workers together.",

@@ -7,13 +7,17 @@ so that a value which ended up under another key is refused too.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.cache import WeightKey
+from service.cache import KEY_PREFIX, WeightKey
 from service.redis_link import RedisLink
 
 Float32 = NDArray[np.float32]
@@ -23,6 +27,12 @@ FORMAT_VERSION: Final = 1
 _FLOAT32: Final = 1
 _HEADER: Final = struct.Struct("<8sHHIQ32s32s")
 """magic, format version, dtype, S, P, bundle digest, sha256 of key and payload."""
+
+
+_PROBE_BYTES = 2**20
+_PROBE_SECONDS = 10
+_SHARE_OF_LATEST = 0.25
+"""How much of what fetching is thought to cost is what it cost last."""
 
 
 def pack(key: WeightKey, weights: Float32) -> bytes:
@@ -65,8 +75,21 @@ def _checksum(key: WeightKey, payload: bytes | memoryview) -> bytes:
     return digest.digest()
 
 
+@dataclass(frozen=True)
+class _Cost:
+    """Seconds of fetching a value, checks included: of any, and of each byte."""
+
+    any: float
+    byte: float
+
+    def after(self, nbytes: int, seconds: float) -> _Cost:
+        """What it is thought to be once a fetch of so many bytes took so long."""
+        latest = max(seconds - self.any, 0.0) / nbytes
+        return _Cost(self.any, self.byte + _SHARE_OF_LATEST * (latest - self.byte))
+
+
 class RedisTier:
-    """Gets and puts weights."""
+    """Gets and puts weights, and knows what getting takes."""
 
     def __init__(self, link: RedisLink, *, ttl: int, max_bytes: int) -> None:
         """Args:
@@ -75,18 +98,33 @@ class RedisTier:
         max_bytes: larger values are not put.
         """
         self._link, self._ttl, self._max_bytes = link, ttl, max_bytes
+        self._cost: _Cost | None = None
+
+    def seconds(self, nbytes: int) -> float | None:
+        """What fetching weights of so many bytes is expected to take; None where Redis cannot be asked, or would not
+        have so many. Measured with a value of a megabyte when first asked, and then with every fetch."""
+        if nbytes > self._max_bytes:
+            return None
+        if self._cost is None:
+            self._cost = self._link.attempt("measure", self._measured)
+        return None if self._cost is None else self._cost.any + nbytes * self._cost.byte
 
     def get(self, key: WeightKey, size: int) -> Float32 | None:
         """The weights (S, P = size) of a key; None where Redis has none, or none that is right."""
-        value = self._link.attempt("get", lambda: self._link.client.get(str(key)))
+        started = time.perf_counter()
+        # What is used lives on: were it to expire on all servers at once, all would decode it anew at once.
+        value = self._link.attempt("get", lambda: self._link.client.getex(str(key), ex=self._ttl))
         if value is None:
             return None
         try:
             # A client that decodes responses, or another type under the key, would not give bytes.
-            return unpack(key, size, bytes(value))  # type: ignore[arg-type]
+            found = unpack(key, size, bytes(value))  # type: ignore[arg-type]
         except (ValueError, TypeError) as e:
             self._link.refuse(str(key), str(e))
             return None
+        if self._cost is not None:
+            self._cost = self._cost.after(found.nbytes, time.perf_counter() - started)
+        return found
 
     def put(self, key: WeightKey, weights: Float32) -> None:
         """Keeps weights (S, P) under a key for the time to live."""
@@ -94,3 +132,21 @@ class RedisTier:
             return
         value = pack(key, weights)
         self._link.attempt("put", lambda: self._link.client.set(str(key), value, ex=self._ttl))
+
+    def _measured(self) -> _Cost:
+        """The least of a few tries: what the machine does besides would only add to it."""
+        client, key = self._link.client, f"{KEY_PREFIX}probe:{os.getpid()}"
+        client.set(key, bytes(_PROBE_BYTES), ex=_PROBE_SECONDS)
+
+        def fetched() -> None:
+            hashlib.sha256(bytes(client.get(key) or b"")).digest()  # type: ignore[arg-type]
+
+        either = [min(_seconds(call) for _ in range(3)) for call in (client.ping, fetched)]
+        client.delete(key)
+        return _Cost(either[0], max(either[1] - either[0], 0.0) / _PROBE_BYTES)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

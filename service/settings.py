@@ -84,6 +84,13 @@ class Settings(BaseSettings):
     redis_ttl: Annotated[
         int, Field(ge=1, description="Seconds that anything stays in Redis after it was last written.")
     ] = 7 * 24 * 3600
+    redis_weights: Annotated[
+        Literal["auto", "always", "never"],
+        Field(
+            description="Whether weight sets are kept in Redis: always, never, or where fetching one takes less time "
+            "than decoding it, by what both were measured to take here (auto)."
+        ),
+    ] = "auto"
     redis_max_bytes: Annotated[
         int, Field(ge=1, description="Largest weight set put into Redis, in bytes; larger ones are decoded again.")
     ] = 64 * 2**20

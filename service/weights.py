@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from model_store.plan import draw_latents
@@ -16,15 +17,25 @@ if TYPE_CHECKING:
     from service.redis_tier import RedisTier
 
 
+_FEW, _MORE = 1, 16
+"""Samples that decoding is timed with."""
+
+
 class WeightSource:
-    """Weight sets by bundle, plan, samples and seed; each is decoded once, however many threads ask."""
+    """Weight sets by bundle, plan, samples and seed; each is decoded once, however many threads ask.
+
+    Redis comes in where it is worth it: decoding takes as long as reading the decoder's last layer, whose size goes
+    with its columns, and a product with it; fetching takes as long as moving the weights.
+    """
 
     def __init__(self, settings: Settings, metrics: ServiceMetrics, link: RedisLink | None = None) -> None:
         self._metrics = metrics
         self._cache: ByteCache[WeightKey, WeightSet] = ByteCache(settings.cache_bytes)
         self._flights: Flights[WeightKey, WeightSet] = Flights()
         self._redis: RedisTier | None = None
-        if link is not None:
+        self._always = settings.redis_weights == "always"
+        self._decoding: dict[str, tuple[float, float]] = {}
+        if link is not None and settings.redis_weights != "never":
             # redis is imported only where it is used: it would lengthen every start.
             from service.redis_tier import RedisTier as Tier
 
@@ -43,15 +54,45 @@ class WeightSource:
     def _fetch(self, model: ServedModel, key: WeightKey) -> WeightSet:
         latents, anchors = draw_latents(model.plan(key.plan), model.nodes, key.samples, key.seed)
         weights = None
-        if self._redis is not None:
-            weights = self._redis.get(key, model.manifest.network.weights)
+        tier = self._redis if self._redis is not None and self._worth_fetching(model, key) else None
+        if tier is not None:
+            weights = tier.get(key, model.manifest.network.weights)
             (self._metrics.misses if weights is None else self._metrics.hits).labels("redis").inc()
         if weights is None:
             weights = model.engine.decode(latents, anchors)
             self._metrics.decodes.labels(model.bundle.name).inc()
-            if self._redis is not None:
-                self._redis.put(key, weights)
+            if tier is not None:
+                tier.put(key, weights)
         found = model.engine.split(weights, anchors)
         self._cache.put(key, found)
         self._metrics.cache_bytes.set(self._cache.nbytes)
         return found
+
+    def _worth_fetching(self, model: ServedModel, key: WeightKey) -> bool:
+        assert self._redis is not None
+        if self._always:
+            return True
+        fetching = self._redis.seconds(4 * key.samples * model.manifest.network.weights)
+        if fetching is None:
+            return False
+        digest = key.digest
+        if digest not in self._decoding:
+            few, more = (_seconds_of_decoding(model, key.plan, n) for n in (_FEW, _MORE))
+            each = max(more - few, 0.0) / (_MORE - _FEW)
+            self._decoding[digest] = few, each
+        any_set, each = self._decoding[digest]
+        worth = fetching < any_set + key.samples * each
+        if not worth:
+            self._metrics.redis_left_out.inc()
+        return worth
+
+
+def _seconds_of_decoding(model: ServedModel, plan: str, samples: int) -> float:
+    """The less of two tries; what the machine does besides would only add to it."""
+    latents, anchors = draw_latents(model.plan(plan), model.nodes, samples, 0)
+    found = []
+    for _ in range(2):
+        started = time.perf_counter()
+        model.engine.decode(latents, anchors)
+        found.append(time.perf_counter() - started)
+    return min(found)

@@ -157,11 +157,11 @@ def test_a_redis_that_refuses_is_counted_as_such(redis_server: RedisServer) -> N
 def test_a_second_server_starts_from_the_cache(
     store: Path, redis_server: RedisServer, expected: Callable[[int], bytes]
 ) -> None:
-    with serving(store, redis_url=redis_server.url) as first, first.client() as client:
+    with serving(store, redis_weights="always", redis_url=redis_server.url) as first, first.client() as client:
         assert [answer(client, seed) for seed in range(3)] == [expected(s) for s in range(3)]
         assert decodes(first) == 3
         assert hits(first) == 0
-        with serving(store, redis_url=redis_server.url) as second, second.client() as other:
+        with serving(store, redis_weights="always", redis_url=redis_server.url) as second, second.client() as other:
             assert [answer(other, seed) for seed in range(3)] == [expected(s) for s in range(3)]
             assert decodes(second) == 0
             assert hits(second) == 3
@@ -176,7 +176,7 @@ def test_redis_killed_in_mid_load(store: Path, redis_server: RedisServer, expect
     answers: list[tuple[int, bytes]] = []
     slowest: list[float] = []
     stop = threading.Event()
-    with serving(store, redis_url=redis_server.url, cache_bytes=0, redis_retry=0.2) as server:
+    with serving(store, redis_weights="always", redis_url=redis_server.url, cache_bytes=0, redis_retry=0.2) as server:
 
         def ask(offset: int) -> None:
             with server.client() as client:
@@ -212,7 +212,10 @@ def test_redis_killed_in_mid_load(store: Path, redis_server: RedisServer, expect
 
 def test_no_redis_at_the_start(store: Path, redis_server: RedisServer, expected: Callable[[int], bytes]) -> None:
     redis_server.kill()
-    with serving(store, redis_url=redis_server.url, redis_retry=0.2) as server, server.client() as client:
+    with (
+        serving(store, redis_weights="always", redis_url=redis_server.url, redis_retry=0.2) as server,
+        server.client() as client,
+    ):
         assert answer(client, 1) == expected(1)
         assert errors(server, "connection") == 1
         redis_server.start()
@@ -228,7 +231,7 @@ def test_rubbish_under_a_key_is_replaced(
     digest = ModelStore(store).open("sine").digest
     key, other = f"fiberwalk:{digest}:predict:32:5", f"fiberwalk:{digest}:predict:32:6"
     with (
-        serving(store, redis_url=redis_server.url, cache_bytes=0) as server,
+        serving(store, redis_weights="always", redis_url=redis_server.url, cache_bytes=0) as server,
         server.client() as client,
         redis_server.client() as redis,
     ):
@@ -257,7 +260,13 @@ def test_rubbish_under_a_key_is_replaced(
 def test_a_redis_that_never_answers_costs_one_short_wait(store: Path, expected: Callable[[int], bytes]) -> None:
     with (
         silent_listener() as port,
-        serving(store, redis_url=f"redis://:hunter2@127.0.0.1:{port}/0", cache_bytes=0, redis_timeout=0.2) as server,
+        serving(
+            store,
+            redis_weights="always",
+            redis_url=f"redis://:hunter2@127.0.0.1:{port}/0",
+            cache_bytes=0,
+            redis_timeout=0.2,
+        ) as server,
         server.client() as client,
     ):
         started = time.perf_counter()
