@@ -15,6 +15,7 @@ from model_store.manifest import LatentPlan, RegressionCalibration, RegressionTa
 from service import predictive
 from service.engine import Engine, WeightSet
 from service.inputs import InputEncoder
+from service.pace import Pace
 from service.predictive import AnchorSamples
 
 Float32 = NDArray[np.float32]
@@ -42,6 +43,7 @@ class ServedModel:
         self.engine = Engine(bundle, threads=threads)
         self._scores: NDArray[np.float64] = arrays["conformity_scores"]
         self.detectors = Detectors(bundle.manifest.inputs, bundle.manifest.ood, arrays)
+        self.pace = Pace()
         self._run_size = run_size
 
     @property

@@ -1,8 +1,10 @@
 """Which request is worked on when: a bounded queue, worker threads, and rows of several requests in one run.
 
 A request is first read, in the order of arrival, then its rows wait with those of others for the same model and
-weights. Whenever a worker is free it takes as many of these as fit into a run; models take turns. Nothing ever waits
-for others to come: a request that finds a worker free runs at once, by itself.
+weights. As soon as a worker is free it takes as many of these as fit into a run; models take turns. What comes while a
+run is under way goes together in the next one. That begins beside it only where so many rows wait that another run's
+fixed cost is small beside theirs: on short runs of few rows workers would take cores from each other for little.
+Nothing ever waits for others to come: a request that finds no run of its weights under way, and a worker free, goes.
 """
 
 from __future__ import annotations
@@ -11,20 +13,20 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from model_store.errors import OverloadedError
 from service.cache import WeightKey
 from service.engine import WeightSet
 from service.metrics import ServiceMetrics
-from service.model import Columns
+from service.model import Columns, ServedModel
 from service.settings import Settings
-from service.together import Run, Steps, run_alone, run_together
+from service.ticket import Begin, Ticket, Write, tell, watch
+from service.together import Run, run_alone, run_together
 from service.weights import WeightSource
 
 _PATIENCE_SECONDS: Final = 0.1
@@ -33,76 +35,39 @@ _TELL_SECONDS: Final = 0.005
 """Answers of one run go back together, unless writing them takes longer than this."""
 _STOP_SECONDS: Final = 10.0
 
-Begin = Callable[[], Steps]
-Write = Callable[[dict[str, Any]], bytes]
-
-
-class _Ticket:
-    """A request from its arrival to its answer.
-
-    Attributes:
-        begin, write: the start of its way, and what turns the answer's content into bytes.
-        future: the answer, of the event loop.
-        arrived: by the clock of `time.perf_counter`.
-        waiting: whether it counts as one that waits; guarded by the scheduler's lock.
-        gone: whether nobody wants the answer any more.
-        steps: its way, once begun; stands at what it wants of the network.
-    """
-
-    __slots__ = ("arrived", "begin", "future", "gone", "loop", "run", "steps", "waiting", "write")
-
-    steps: Steps
-    run: Run
-
-    def __init__(self, begin: Begin, write: Write, loop: asyncio.AbstractEventLoop) -> None:
-        self.begin, self.write, self.loop = begin, write, loop
-        self.future: asyncio.Future[bytes] = loop.create_future()
-        self.arrived = time.perf_counter()
-        self.waiting = self.gone = False
-
-    def finish(self, columns: Columns | Exception) -> bytes | Exception:
-        """The answer, or why there is none, from what the network found."""
-        try:
-            if isinstance(columns, Exception):
-                self.steps.throw(columns)
-            self.steps.send(columns)  # type: ignore[arg-type]
-        except StopIteration as end:
-            return self._written(end)
-        except Exception as e:
-            return e
-        return AssertionError("a request runs the network once")
-
-    def start(self) -> bytes | Exception | None:
-        """Reads the request; the answer or the error where it does not need the network, else None."""
-        try:
-            self.steps = self.begin()
-            self.run = next(self.steps)
-        except StopIteration as end:
-            return self._written(end)
-        except Exception as e:
-            return e
-        return None
-
-    def _written(self, end: StopIteration) -> bytes | Exception:
-        try:
-            return self.write(end.value)
-        except Exception as e:
-            return e
-
 
 class _Group:
     """Requests that wait for one model and one set of weights.
 
     Attributes:
+        model, key: whose weights, and which.
         waiting: in the order in which they came.
+        rows: of all of them.
         claimed: whether a worker is about to take some of them.
+        running: runs under way.
     """
 
-    __slots__ = ("claimed", "waiting")
+    __slots__ = ("claimed", "key", "model", "rows", "running", "waiting")
 
-    def __init__(self) -> None:
-        self.waiting: deque[_Ticket] = deque()
+    def __init__(self, model: ServedModel, key: WeightKey) -> None:
+        self.model, self.key = model, key
+        self.waiting: deque[Ticket] = deque()
+        self.rows = self.running = 0
         self.claimed = False
+
+    def add(self, ticket: Ticket) -> None:
+        self.waiting.append(ticket)
+        self.rows += len(ticket.run.x)
+
+    def remove(self, ticket: Ticket) -> None:
+        self.waiting.remove(ticket)
+        self.rows -= len(ticket.run.x)
+
+    def ready(self, most: int) -> bool:
+        """Whether a worker should take what waits, of which `most` rows fit into a run."""
+        if self.claimed or not self.waiting:
+            return False
+        return not self.running or self.rows >= most or self.model.pace.worthwhile(self.rows)
 
 
 class Scheduler:
@@ -111,9 +76,11 @@ class Scheduler:
     def __init__(self, settings: Settings, weights: WeightSource, metrics: ServiceMetrics) -> None:
         self._settings, self._weights, self._metrics = settings, weights, metrics
         self._ready = threading.Condition()
-        self._arrived: deque[_Ticket] = deque()
+        self._arrived: deque[Ticket] = deque()
         self._models: OrderedDict[str, OrderedDict[WeightKey, _Group]] = OrderedDict()
         """Groups by the bundle's digest; whose turn is next comes first, among models and among groups of a model."""
+        self._full = False
+        """Whether so many rows wait somewhere that a run can take no more."""
         self._waiting = 0
         self._stopped = False
         self._threads = [
@@ -150,11 +117,11 @@ class Scheduler:
             Exception: whatever `begin`, the network or `write` raised.
         """
         loop = asyncio.get_running_loop()
-        ticket = _Ticket(begin, write, loop)
+        ticket = Ticket(begin, write, loop)
         self._admit(ticket)
         watcher: list[asyncio.Task[None]] = []
         patience = loop.call_later(
-            _PATIENCE_SECONDS, lambda: watcher.append(loop.create_task(_watch(receive, ticket.future)))
+            _PATIENCE_SECONDS, lambda: watcher.append(loop.create_task(watch(receive, ticket.future)))
         )
         try:
             return await ticket.future
@@ -165,14 +132,14 @@ class Scheduler:
             if ticket.waiting:
                 self._abandon(ticket)
 
-    def _admit(self, ticket: _Ticket) -> None:
+    def _admit(self, ticket: Ticket) -> None:
         limit = self._settings.max_waiting
         with self._ready:
             waiting = self._waiting
             if waiting < limit:
                 self._arrived.append(ticket)
                 ticket.waiting = True
-                self._waiting += 1
+                self._count(+1)
                 self._ready.notify()
         if waiting >= limit:
             self._metrics.overloads.inc()
@@ -182,7 +149,7 @@ class Scheduler:
                 got=f"{waiting} requests that wait",
             )
 
-    def _abandon(self, ticket: _Ticket) -> None:
+    def _abandon(self, ticket: Ticket) -> None:
         """Takes out a request that nobody waits for, so that it takes neither a place nor a worker's time."""
         with self._ready:
             ticket.gone = True
@@ -193,82 +160,87 @@ class Scheduler:
             group = None if run is None else self._models.get(run.key.digest, {}).get(run.key)
             if group is not None:
                 with suppress(ValueError):
-                    group.waiting.remove(ticket)
+                    group.remove(ticket)
+                self._drop(group)
 
     # ---- in the workers
 
     def _work(self) -> None:
         while (task := self._next()) is not None:
-            if isinstance(task, _Ticket):
+            if isinstance(task, Ticket):
                 self._begin(task)
             else:
-                self._run(*task)
+                self._run(task)
             # A worker without work must not keep what it worked on last.
             del task
 
-    def _next(self) -> _Ticket | tuple[WeightKey, _Group] | None:
+    def _next(self) -> Ticket | _Group | None:
         """What to do next; waits for it. None is the end.
 
-        Requests are read before anything is run: so all that is there by then can go together, and a model that
-        answers slowly does not hold up the reading of requests for others.
+        Requests are read before anything is run, unless there are enough for a run: so all that is there by then can go
+        together, but the first need not wait for all others to be read.
         """
         with self._ready:
             while not self._stopped:
+                task = self._claim() if self._full or not self._arrived else None
+                if task is not None:
+                    return task
                 if self._arrived:
                     return self._arrived.popleft()
-                for digest, groups in self._models.items():
-                    for key, group in groups.items():
-                        if not group.claimed:
-                            group.claimed = True
-                            self._models.move_to_end(digest)
-                            groups.move_to_end(key)
-                            return key, group
                 self._ready.wait()
             return None
 
-    def _begin(self, ticket: _Ticket) -> None:
+    def _claim(self) -> _Group | None:
+        """The group whose turn it is, of those that can go; the lock is held."""
+        for digest, groups in self._models.items():
+            for key, group in groups.items():
+                if group.ready(self._settings.batch_rows):
+                    group.claimed = True
+                    self._models.move_to_end(digest)
+                    groups.move_to_end(key)
+                    return group
+        return None
+
+    def _begin(self, ticket: Ticket) -> None:
         outcome = ticket.start()
         with self._ready:
             if outcome is None and not ticket.gone:
                 key = ticket.run.key
                 groups = self._models.setdefault(key.digest, OrderedDict())
-                groups.setdefault(key, _Group()).waiting.append(ticket)
+                if key not in groups:
+                    groups[key] = _Group(ticket.run.model, key)
+                groups[key].add(ticket)
+                self._full = self._full or groups[key].rows >= self._settings.batch_rows
                 return
             self._leave(ticket)
         if outcome is not None:
-            _tell([(ticket, outcome)])
+            tell([(ticket, outcome)])
 
-    def _run(self, key: WeightKey, group: _Group) -> None:
-        with self._ready:
-            first = group.waiting[0].run if group.waiting else None
-        weights: WeightSet | Exception | None = None
-        if first is not None:
-            try:
-                # Before any are taken: what comes while they are decoded can still go along.
-                weights = self._weights.get(first.model, key.plan, key.samples, key.seed)
-            except Exception as e:
-                weights = e
-        batch = self._take(key, group)
-        if not batch or weights is None:
-            return
-        self._measure(batch)
-        if isinstance(weights, Exception):
-            _tell([(ticket, ticket.finish(weights)) for ticket in batch])
-            return
+    def _run(self, group: _Group) -> None:
+        weights: WeightSet | Exception
+        try:
+            # Before any are taken: what comes while they are decoded can still go along.
+            weights = self._weights.get(group.model, group.key.plan, group.key.samples, group.key.seed)
+        except Exception as e:
+            weights = e
+        batch = self._take(group)
+        started = time.thread_time()
         found = _columns(weights, [ticket.run for ticket in batch])
-        told, since = 0, time.perf_counter()
-        outcomes = []
-        for ticket, columns in zip(batch, found, strict=True):
-            outcomes.append((ticket, ticket.finish(columns)))
-            now = time.perf_counter()
-            if now - since > _TELL_SECONDS:
-                _tell(outcomes[told:])
-                told, since = len(outcomes), now
-        _tell(outcomes[told:])
+        seconds = time.thread_time() - started
+        with self._ready:
+            group.running -= 1
+            if batch and not isinstance(weights, Exception):
+                rows = sum(len(ticket.run.x) for ticket in batch)
+                group.model.pace.add(rows, seconds / group.key.samples)
+            if group.waiting:
+                self._ready.notify()
+            else:
+                self._drop(group)
+        _finish(batch, found)
 
-    def _take(self, key: WeightKey, group: _Group) -> list[_Ticket]:
+    def _take(self, group: _Group) -> list[Ticket]:
         """The first requests of a group whose rows fit into a run; a larger request goes by itself."""
-        batch: list[_Ticket] = []
+        batch: list[Ticket] = []
         rows = 0
         with self._ready:
             while group.waiting:
@@ -276,38 +248,53 @@ class Scheduler:
                 if batch and rows + more > self._settings.batch_rows:
                     break
                 rows += more
-                ticket = group.waiting.popleft()
+                ticket = group.waiting[0]
+                group.remove(ticket)
                 self._leave(ticket)
                 batch.append(ticket)
             group.claimed = False
+            group.running += 1
+            most = self._settings.batch_rows
+            self._full = any(g.rows >= most for groups in self._models.values() for g in groups.values())
             if group.waiting:
                 # Another worker may have passed it by.
                 self._ready.notify()
-            else:
-                groups = self._models[key.digest]
-                del groups[key]
-                if not groups:
-                    del self._models[key.digest]
+        if batch:
+            self._measure(batch, rows)
         return batch
 
-    def _leave(self, ticket: _Ticket) -> None:
+    def _drop(self, group: _Group) -> None:
+        """Forgets a group that nothing waits for and no worker is at; the lock is held."""
+        groups = self._models.get(group.key.digest, OrderedDict())
+        if group.waiting or group.running or group.claimed or groups.get(group.key) is not group:
+            return
+        del groups[group.key]
+        if not groups:
+            del self._models[group.key.digest]
+
+    def _leave(self, ticket: Ticket) -> None:
         """Counts a request out of those that wait; the lock is held."""
         if ticket.waiting:
             ticket.waiting = False
-            self._waiting -= 1
+            self._count(-1)
 
-    def _measure(self, batch: Sequence[_Ticket]) -> None:
-        name = batch[0].run.model.bundle.name
-        self._metrics.batch_rows.labels(name).observe(sum(len(ticket.run.x) for ticket in batch))
-        self._metrics.batch_requests.labels(name).observe(len(batch))
+    def _count(self, more: int) -> None:
+        self._waiting += more
         self._metrics.waiting.set(self._waiting)
+
+    def _measure(self, batch: Sequence[Ticket], rows: int) -> None:
+        name = batch[0].run.model.bundle.name
+        self._metrics.batch_rows.labels(name).observe(rows)
+        self._metrics.batch_requests.labels(name).observe(len(batch))
         now, waits = time.perf_counter(), self._metrics.queue_seconds.labels(name)
         for ticket in batch:
             waits.observe(now - ticket.arrived)
 
 
-def _columns(weights: WeightSet, runs: Sequence[Run]) -> list[Columns | Exception]:
-    """What the network finds for each of the requests that run together."""
+def _columns(weights: WeightSet | Exception, runs: Sequence[Run]) -> list[Columns | Exception]:
+    """What the network finds for each of the requests that run together, or why it finds nothing."""
+    if isinstance(weights, Exception):
+        return [weights] * len(runs)
     if len(runs) > 1:
         with suppress(Exception):
             return list(run_together(weights, runs))
@@ -321,26 +308,14 @@ def _columns(weights: WeightSet, runs: Sequence[Run]) -> list[Columns | Exceptio
     return found
 
 
-def _tell(outcomes: Sequence[tuple[_Ticket, bytes | Exception]]) -> None:
-    """Hands answers over to the event loop, which waits for them."""
-    if outcomes:
-        with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
-            outcomes[0][0].loop.call_soon_threadsafe(_settle, outcomes)
-
-
-def _settle(outcomes: Sequence[tuple[_Ticket, bytes | Exception]]) -> None:
-    for ticket, outcome in outcomes:
-        if ticket.future.done():
-            continue
-        if isinstance(outcome, Exception):
-            ticket.future.set_exception(outcome)
-        else:
-            ticket.future.set_result(outcome)
-
-
-async def _watch(receive: Receive, future: asyncio.Future[bytes]) -> None:
-    """Ends the wait for an answer once the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    if not future.done():
-        future.set_exception(ClientDisconnect())
+def _finish(batch: Sequence[Ticket], found: Sequence[Columns | Exception]) -> None:
+    """Writes the answers of a run and hands them over."""
+    outcomes: list[tuple[Ticket, bytes | Exception]] = []
+    since = time.perf_counter()
+    for ticket, columns in zip(batch, found, strict=True):
+        outcomes.append((ticket, ticket.finish(columns)))
+        now = time.perf_counter()
+        if now - since > _TELL_SECONDS:
+            tell(outcomes)
+            outcomes, since = [], now
+    tell(outcomes)
