@@ -81,6 +81,8 @@ class Scheduler:
         """Groups by the bundle's digest; whose turn is next comes first, among models and among groups of a model."""
         self._full = False
         """Whether so many rows wait somewhere that a run can take no more."""
+        self._reading = 0.0
+        """Seconds that may go into reading while they do: as long as the last run took."""
         self._waiting = 0
         self._stopped = False
         self._threads = [
@@ -177,12 +179,14 @@ class Scheduler:
     def _next(self) -> Ticket | _Group | None:
         """What to do next; waits for it. None is the end.
 
-        Requests are read before anything is run, unless there are enough for a run: so all that is there by then can go
-        together, but the first need not wait for all others to be read.
+        Requests are read before anything is run: so all that is there by then can go together, and a model that many
+        ask does not hide requests for others. Where there are enough for a run, reading takes but half of the time.
         """
         with self._ready:
             while not self._stopped:
-                task = self._claim() if self._full or not self._arrived else None
+                if self._arrived and (not self._full or self._reading > 0):
+                    return self._arrived.popleft()
+                task = self._claim()
                 if task is not None:
                     return task
                 if self._arrived:
@@ -202,8 +206,10 @@ class Scheduler:
         return None
 
     def _begin(self, ticket: Ticket) -> None:
+        started = time.thread_time()
         outcome = ticket.start()
         with self._ready:
+            self._reading -= time.thread_time() - started
             if outcome is None and not ticket.gone:
                 key = ticket.run.key
                 groups = self._models.setdefault(key.digest, OrderedDict())
@@ -229,6 +235,7 @@ class Scheduler:
         seconds = time.thread_time() - started
         with self._ready:
             group.running -= 1
+            self._reading = seconds
             if batch and not isinstance(weights, Exception):
                 rows = sum(len(ticket.run.x) for ticket in batch)
                 group.model.pace.add(rows, seconds / group.key.samples)
