@@ -75,7 +75,9 @@ class Scheduler:
 
     def __init__(self, settings: Settings, weights: WeightSource, metrics: ServiceMetrics) -> None:
         self._settings, self._weights, self._metrics = settings, weights, metrics
-        self._ready = threading.Condition()
+        self._lock = threading.Lock()
+        self._idle: list[threading.Lock] = []
+        """What workers without work wait for. The latest is woken first: its caches know most of what comes."""
         self._arrived: deque[Ticket] = deque()
         self._models: OrderedDict[str, OrderedDict[WeightKey, _Group]] = OrderedDict()
         """Groups by the bundle's digest; whose turn is next comes first, among models and among groups of a model."""
@@ -96,9 +98,10 @@ class Scheduler:
 
     def stop(self) -> None:
         """Lets the workers finish what they are at, and end; what still waits is not answered."""
-        with self._ready:
+        with self._lock:
             self._stopped = True
-            self._ready.notify_all()
+            while self._idle:
+                self._wake()
         end = time.monotonic() + _STOP_SECONDS
         for thread in self._threads:
             thread.join(max(end - time.monotonic(), 0.0))
@@ -136,13 +139,13 @@ class Scheduler:
 
     def _admit(self, ticket: Ticket) -> None:
         limit = self._settings.max_waiting
-        with self._ready:
+        with self._lock:
             waiting = self._waiting
             if waiting < limit:
                 self._arrived.append(ticket)
                 ticket.waiting = True
                 self._count(+1)
-                self._ready.notify()
+                self._wake()
         if waiting >= limit:
             self._metrics.overloads.inc()
             raise OverloadedError(
@@ -153,7 +156,7 @@ class Scheduler:
 
     def _abandon(self, ticket: Ticket) -> None:
         """Takes out a request that nobody waits for, so that it takes neither a place nor a worker's time."""
-        with self._ready:
+        with self._lock:
             ticket.gone = True
             self._leave(ticket)
             with suppress(ValueError):
@@ -168,7 +171,9 @@ class Scheduler:
     # ---- in the workers
 
     def _work(self) -> None:
-        while (task := self._next()) is not None:
+        bell = threading.Lock()
+        bell.acquire()
+        while (task := self._next(bell)) is not None:
             if isinstance(task, Ticket):
                 self._begin(task)
             else:
@@ -176,14 +181,16 @@ class Scheduler:
             # A worker without work must not keep what it worked on last.
             del task
 
-    def _next(self) -> Ticket | _Group | None:
-        """What to do next; waits for it. None is the end.
+    def _next(self, bell: threading.Lock) -> Ticket | _Group | None:
+        """What to do next; waits for it, and for its bell. None is the end.
 
         Requests are read before anything is run: so all that is there by then can go together, and a model that many
         ask does not hide requests for others. Where there are enough for a run, reading takes but half of the time.
         """
-        with self._ready:
-            while not self._stopped:
+        while True:
+            with self._lock:
+                if self._stopped:
+                    return None
                 if self._arrived and (not self._full or self._reading > 0):
                     return self._arrived.popleft()
                 task = self._claim()
@@ -191,8 +198,13 @@ class Scheduler:
                     return task
                 if self._arrived:
                     return self._arrived.popleft()
-                self._ready.wait()
-            return None
+                self._idle.append(bell)
+            bell.acquire()
+
+    def _wake(self) -> None:
+        """Lets a worker look for work, if one has none; the lock is held."""
+        if self._idle:
+            self._idle.pop().release()
 
     def _claim(self) -> _Group | None:
         """The group whose turn it is, of those that can go; the lock is held."""
@@ -208,7 +220,7 @@ class Scheduler:
     def _begin(self, ticket: Ticket) -> None:
         started = time.thread_time()
         outcome = ticket.start()
-        with self._ready:
+        with self._lock:
             self._reading -= time.thread_time() - started
             if outcome is None and not ticket.gone:
                 key = ticket.run.key
@@ -233,14 +245,14 @@ class Scheduler:
         started = time.thread_time()
         found = _columns(weights, [ticket.run for ticket in batch])
         seconds = time.thread_time() - started
-        with self._ready:
+        with self._lock:
             group.running -= 1
             self._reading = seconds
             if batch and not isinstance(weights, Exception):
                 rows = sum(len(ticket.run.x) for ticket in batch)
                 group.model.pace.add(rows, seconds / group.key.samples)
             if group.waiting:
-                self._ready.notify()
+                self._wake()
             else:
                 self._drop(group)
         _finish(batch, found)
@@ -249,7 +261,7 @@ class Scheduler:
         """The first requests of a group whose rows fit into a run; a larger request goes by itself."""
         batch: list[Ticket] = []
         rows = 0
-        with self._ready:
+        with self._lock:
             while group.waiting:
                 more = len(group.waiting[0].run.x)
                 if batch and rows + more > self._settings.batch_rows:
@@ -265,7 +277,7 @@ class Scheduler:
             self._full = any(g.rows >= most for groups in self._models.values() for g in groups.values())
             if group.waiting:
                 # Another worker may have passed it by.
-                self._ready.notify()
+                self._wake()
         if batch:
             self._measure(batch, rows)
         return batch
