@@ -108,7 +108,8 @@ _UNKNOWN: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status 
 async def predict(request: Request) -> Response:
     """The predictive distribution of every row, averaged over posterior samples, in the target's own units.
 
-    The same request gets the same answer, on every server that has the same bundle.
+    The same request gets the same answer, on every server that has the same bundle, but for the last digits where it
+    goes through the network together with others.
     """
     request_id: str = request.state.request_id
     return await _computed(request, lambda inference, body: inference.predict(body, request_id))
