@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +52,7 @@ class Server:
     """A running `fiberwalk serve`, asked in batches."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self._client = httpx.Client(base_url=url, timeout=120)
 
     def describe(self, model: str) -> dict[str, Any]:
@@ -94,6 +97,16 @@ class Server:
             answer = self._request("POST", "/feedback", body)
         return answer
 
+    def metrics(self) -> dict[str, float]:
+        """What GET /metrics says, the series of a metric added up."""
+        found: dict[str, float] = {}
+        for line in self._send("GET", "/metrics", None).text.splitlines():
+            if not line.startswith("#"):
+                series, _, value = line.rpartition(" ")
+                name = series.partition("{")[0]
+                found[name] = found.get(name, 0.0) + float(value)
+        return found
+
     def close(self) -> None:
         """Closes the connections."""
         self._client.close()
@@ -113,16 +126,22 @@ class Server:
 
 
 @contextmanager
-def serving(store: Path) -> Iterator[Server]:
+def serving(store: Path, **settings: object) -> Iterator[Server]:
     """Runs `fiberwalk serve` over a store, on a free port, until the block ends.
+
+    Args:
+        store: the model store.
+        settings: of the server by name, over the defaults.
 
     Raises:
         FiberwalkError: it ended or is not ready in time; `got` is the end of its log.
     """
-    log = store.parent / "serve.log"
+    # Several servers may run over one store.
+    log = Path(tempfile.mkdtemp(prefix="serve-", dir=store.parent)) / "log"
     with log.open("wb") as out:
         command = [*_COMMAND, "serve", "--store", str(store), "--port", "0"]
-        process = subprocess.Popen(command, cwd=store.parent, env=_environment(), stdout=out, stderr=subprocess.STDOUT)
+        environment = _environment() | {f"FIBERWALK_{key.upper()}": str(value) for key, value in settings.items()}
+        process = subprocess.Popen(command, cwd=store.parent, env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
         server = Server(_wait_until_ready(process, log))
         try:
@@ -136,6 +155,7 @@ def serving(store: Path) -> Iterator[Server]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        shutil.rmtree(log.parent)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:

@@ -8,7 +8,8 @@
     │   ├── InvalidNameError       a name that may not become a folder
     │   ├── IntegrityError         a bundle whose bytes are not those that were published
     │   └── IncompatibleError      a bundle written by another schema version
-    └── InputError             a request or row that the model cannot take
+    ├── InputError             a request or row that the model cannot take
+    └── OverloadedError        a request that comes while too many others wait
 
 Every error carries a stable machine-readable `code`, a sentence that says what to do, and, where it concerns
 one value, the `field` it was found in, what was `expected` there and what was `got`.
@@ -89,3 +90,7 @@ class IncompatibleError(StoreError):
 
 class InputError(FiberwalkError):
     default_code = "bad_input"
+
+
+class OverloadedError(FiberwalkError):
+    default_code = "overloaded"

@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from model_store.errors import FiberwalkError, InputError
+from model_store.errors import FiberwalkError, InputError, OverloadedError
 from service.observe import ObserveRequests
 from service.protocol import error_body, status_of
 from service.routes import router
@@ -63,8 +63,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _on_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, FiberwalkError)
     status = status_of(error)
-    # A body that was refused half-way cannot be followed by another request on the same connection.
-    headers = {"Connection": "close"} if status == 413 else None
+    headers = None
+    if status == 413:
+        # A body that was refused half-way cannot be followed by another request on the same connection.
+        headers = {"Connection": "close"}
+    elif isinstance(error, OverloadedError):
+        headers = {"Retry-After": "1"}
     return Response(error_body(error), status, headers=headers, media_type="application/json")
 
 

@@ -1,4 +1,4 @@
-"""A request's way through the server: its body in, the answer's content out; runs in a worker thread."""
+"""A request's way through the server: its body in, the answer's content out; runs in worker threads."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from numpy.typing import NDArray
 from model_store.detection import Unfamiliarity, lowest_rate
 from model_store.errors import InputError
 from model_store.manifest import ClassificationTarget, TableInput
+from service.cache import WeightKey
 from service.feedback import Feedback, prediction_of
 from service.formats import Body
 from service.inputs import refuse
 from service.metrics import ServiceMetrics
-from service.model import Columns, ServedModel
+from service.model import ServedModel
 from service.models import PLAN, Models, default_samples, sample_limit
 from service.predictive import highest_level
 from service.protocol import InferenceRequest, parse, parse_feedback
 from service.settings import Settings
-from service.weights import WeightSource
+from service.together import Asked, Run, Steps
 
 Float64 = NDArray[np.float64]
 
 
 class Inference:
-    """Answers prediction and OOD requests; the same request gets the same answer, to the bit."""
+    """Answers requests; one that runs alone gets the same answer each time, to the bit.
 
-    def __init__(
-        self, settings: Settings, models: Models, weights: WeightSource, metrics: ServiceMetrics, feedback: Feedback
-    ) -> None:
-        self._settings, self._models, self._weights, self._metrics = settings, models, weights, metrics
-        self._feedback = feedback
+    Each method is a generator that yields what it wants of the network, if anything, is sent the columns of that, and
+    returns the answer's content: so the network can run for several requests at once.
+    """
 
-    def predict(self, body: Body, request_id: str) -> dict[str, Any]:
+    def __init__(self, settings: Settings, models: Models, metrics: ServiceMetrics, feedback: Feedback) -> None:
+        self._settings, self._models, self._metrics, self._feedback = settings, models, metrics, feedback
+
+    def predict(self, body: Body, request_id: str) -> Steps:
         """The answer to `POST /predict`, with arrays for numbers.
 
         Raises:
@@ -58,7 +60,7 @@ class Inference:
                 got=f"{values} numbers",
             )
         x = model.encoder.encode(request.inputs)
-        columns = self._columns(request, model, samples, x)
+        columns = yield _run(request, model, samples, x)
         epistemic = columns.pop("epistemic_score", None)
         self._feedback.remember(request_id, model, columns)
         answer: dict[str, Any] = _about(model, samples, request) | {"level": request.level}
@@ -77,7 +79,7 @@ class Inference:
         self._metrics.rows.labels("/predict", model.bundle.name).inc(len(request.inputs))
         return answer
 
-    def feedback(self, body: Body) -> dict[str, Any]:
+    def feedback(self, body: Body) -> Steps:
         """The answer to `POST /feedback`; raises as `predict`."""
         request = parse_feedback(body, max_rows=self._settings.max_rows)
         if request.rows is None:
@@ -85,15 +87,10 @@ class Inference:
             return self._feedback.take(request, *self._feedback.recall(request.request_id))
         model = self._models.get(request.rows.model)
         x = model.encoder.encode(request.rows.inputs)
-        columns = self._columns(request.rows, model, self._samples(request.rows, model), x)
+        columns = yield _run(request.rows, model, self._samples(request.rows, model), x)
         return self._feedback.take(request, model, prediction_of(model, columns))
 
-    def _columns(self, request: InferenceRequest, model: ServedModel, samples: int, x: NDArray[np.float32]) -> Columns:
-        weights = self._weights.get(model, PLAN, samples, request.seed)
-        scores = request.ood and model.detectors.ask_the_network
-        return model.predict(weights, x, request.level, request.quantiles, request.draws, scores)
-
-    def ood(self, body: Body) -> dict[str, Any]:
+    def ood(self, body: Body) -> Steps:
         """The answer to `POST /ood`; raises as `predict`."""
         request = parse(body, max_rows=self._settings.max_rows, predicts=False)
         model = self._models.get(request.model)
@@ -101,7 +98,8 @@ class Inference:
         x = model.encoder.encode(request.inputs)
         epistemic = None
         if model.detectors.ask_the_network:
-            epistemic = model.epistemic_score(self._weights.get(model, PLAN, samples, request.seed), x)
+            columns = yield Run(model, _key(request, model, samples), x, Asked(level=None, scores=True))
+            epistemic = columns["epistemic_score"]
         answer = _about(model, samples, request) | self._flagged(model, request, x, epistemic)
         self._metrics.rows.labels("/ood", model.bundle.name).inc(len(x))
         return answer
@@ -136,6 +134,16 @@ class Inference:
                 got=str(request.samples) if request.samples < 10**24 else "a larger number",
             )
         return request.samples
+
+
+def _run(request: InferenceRequest, model: ServedModel, samples: int, x: NDArray[np.float32]) -> Run:
+    scores = request.ood and model.detectors.ask_the_network
+    asked = Asked(request.level, request.quantiles, request.draws, scores)
+    return Run(model, _key(request, model, samples), x, asked)
+
+
+def _key(request: InferenceRequest, model: ServedModel, samples: int) -> WeightKey:
+    return WeightKey(model.bundle.digest, PLAN, samples, request.seed)
 
 
 def _promise(model: ServedModel, request: InferenceRequest) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 WORKERS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable with the folder in which workers keep what they count, set before the library is imported."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
 
 
 class ServiceMetrics:
@@ -65,6 +66,36 @@ class ServiceMetrics:
             "1 while Redis is used, 0 while it is left alone or none is set; of workers the least.",
             registry=self.registry,
             multiprocess_mode="livemin",
+        )
+        self.batch_rows = Histogram(
+            "fiberwalk_batch_rows",
+            "Rows that went through the network together.",
+            ["model"],
+            buckets=_COUNTS,
+            registry=self.registry,
+        )
+        self.batch_requests = Histogram(
+            "fiberwalk_batch_requests",
+            "Requests whose rows went through the network together.",
+            ["model"],
+            buckets=_COUNTS,
+            registry=self.registry,
+        )
+        self.queue_seconds = Histogram(
+            "fiberwalk_queue_seconds",
+            "Seconds from a request's arrival until its rows went into the network.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.waiting = Gauge(
+            "fiberwalk_waiting_requests",
+            "Requests that wait their turn, of all workers together.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+        self.overloads = Counter(
+            "fiberwalk_overloads", "Requests refused as too many waited already.", registry=self.registry
         )
         self.models = Gauge(
             "fiberwalk_models_loaded",

@@ -15,6 +15,7 @@ from model_store.manifest import LatentPlan, RegressionCalibration, RegressionTa
 from service import predictive
 from service.engine import Engine, WeightSet
 from service.inputs import InputEncoder
+from service.pace import Pace
 from service.predictive import AnchorSamples
 
 Float32 = NDArray[np.float32]
@@ -42,6 +43,7 @@ class ServedModel:
         self.engine = Engine(bundle, threads=threads)
         self._scores: NDArray[np.float64] = arrays["conformity_scores"]
         self.detectors = Detectors(bundle.manifest.inputs, bundle.manifest.ood, arrays)
+        self.pace = Pace()
         self._run_size = run_size
 
     @property
@@ -125,33 +127,42 @@ class ServedModel:
         Raises:
             InputError: as `predict`.
         """
+        return np.concatenate([self.network_score(p, weights.members) for p in self._outputs(weights, x)])
+
+    def network_score(self, outputs: Float32, members: AnchorSamples) -> NDArray[np.float64]:
+        """The network's OOD score (B,) of rows from its outputs (S, B, O) on them."""
         target, calibration = self.manifest.target, self.manifest.calibration
-        members = weights.members
-        parts = self._outputs(weights, x)
         if isinstance(target, RegressionTarget):
             assert isinstance(calibration, RegressionCalibration)
-            scores = [predictive.epistemic_to_noise(p, members, target, calibration) for p in parts]
-        else:
-            assert not isinstance(calibration, RegressionCalibration)
-            scores = [predictive.mutual_information(p, members, calibration) for p in parts]
-        return np.concatenate(scores)
+            return predictive.epistemic_to_noise(outputs, members, target, calibration)
+        assert not isinstance(calibration, RegressionCalibration)
+        return predictive.mutual_information(outputs, members, calibration)
+
+    def outputs(self, weights: WeightSet, x: Float32) -> Float32:
+        """The network's outputs (S, B, O) for encoded rows x (B, ...), finite or not."""
+        parts = list(self.engine.outputs(weights, x, self._run_size))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def _outputs(self, weights: WeightSet, x: Float32) -> Iterable[Float32]:
         done = 0
         for part in self.engine.outputs(weights, x, self._run_size):
             finite = np.isfinite(part)
             if not finite.all():
-                row = done + int(np.flatnonzero(~finite.all(axis=(0, 2)))[0])
-                raise InputError(
-                    f"Row {row} lies so far from the training data that the model's output is no finite number; "
-                    "send values nearer to it.",
-                    code="out_of_range",
-                    field=f"inputs[{row}]",
-                    expected="values for which the network's output is finite",
-                    got="values that overflow it",
-                )
+                raise out_of_range(done + int(np.flatnonzero(~finite.all(axis=(0, 2)))[0]))
             done += part.shape[1]
             yield part
+
+
+def out_of_range(row: int) -> InputError:
+    """The error of a request whose row of this number overflows the network."""
+    return InputError(
+        f"Row {row} lies so far from the training data that the model's output is no finite number; "
+        "send values nearer to it.",
+        code="out_of_range",
+        field=f"inputs[{row}]",
+        expected="values for which the network's output is finite",
+        got="values that overflow it",
+    )
 
 
 def _joined(parts: Iterable[Columns]) -> Columns:

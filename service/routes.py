@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from anyio import to_thread
@@ -31,6 +31,7 @@ from service.schemas import (
     Readiness,
     RegressionAnswer,
 )
+from service.together import Steps
 
 T = TypeVar("T")
 router = APIRouter()
@@ -90,7 +91,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         413: "The body is larger than the server accepts.",
         415: "The body is of a media type that is not taken.",
         422: "A value is not acceptable; the error names it.",
-        503: "The model does not verify and is not served.",
+        503: "The model does not verify and is not served, or too many requests wait; then there is a `Retry-After`.",
     }.items()
 }
 _UNKNOWN: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (404, 422, 503)}
@@ -107,7 +108,8 @@ _UNKNOWN: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status 
 async def predict(request: Request) -> Response:
     """The predictive distribution of every row, averaged over posterior samples, in the target's own units.
 
-    The same request gets the same answer, on every server that has the same bundle.
+    The same request gets the same answer, on every server that has the same bundle, but for the last digits where it
+    goes through the network together with others.
     """
     request_id: str = request.state.request_id
     return await _computed(request, lambda inference, body: inference.predict(body, request_id))
@@ -245,14 +247,14 @@ def _runtime(request: Request) -> Runtime:
     return cast(Runtime, request.app.state.runtime)
 
 
-async def _computed(request: Request, answer: Callable[[Inference, Body], Mapping[str, Any]]) -> Response:
-    """The answer to a request's body, as soon as one of the worker threads is free."""
+async def _computed(request: Request, answer: Callable[[Inference, Body], Steps]) -> Response:
+    """The answer to a request's body, once it is its turn."""
     runtime = _runtime(request)
     data = await _body(request, runtime.settings.max_body_bytes)
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = Body(data, given, tuple(request.query_params.multi_items()))
     kind = answer_type(",".join(request.headers.getlist("accept")))
-    content = await to_thread.run_sync(lambda: WRITERS[kind](answer(runtime.inference, body)), limiter=runtime.limiter)
+    content = await runtime.scheduler.answer(lambda: answer(runtime.inference, body), WRITERS[kind], request.receive)
     return Response(content, media_type=kind)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from anyio import CapacityLimiter
-
 from service.feedback import Feedback
 from service.inference import Inference
 from service.log import make_logger
 from service.metrics import ServiceMetrics
 from service.models import Models
+from service.scheduler import Scheduler
 from service.settings import Settings
 from service.weights import WeightSource
 
@@ -22,9 +21,7 @@ _STOP_SECONDS = 10.0
 
 
 class Runtime:
-    """Settings, log, metrics, models, caches and the worker threads' limit of one application."""
-
-    limiter: CapacityLimiter
+    """Settings, log, metrics, models, caches and the worker threads of one application."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -45,18 +42,20 @@ class Runtime:
         self.weights = WeightSource(settings, self.metrics, self.redis)
         self.models = Models(settings, self.weights, self.metrics, self.log)
         self.feedback = Feedback(settings, self.models, self.metrics, self.redis)
-        self.inference = Inference(settings, self.models, self.weights, self.metrics, self.feedback)
+        self.inference = Inference(settings, self.models, self.metrics, self.feedback)
+        self.scheduler = Scheduler(settings, self.weights, self.metrics)
         self._stopped = threading.Event()
         self._watcher = threading.Thread(target=self.models.watch, args=(self._stopped,), name="models", daemon=True)
 
     def start(self) -> None:
-        """Starts loading and following the models in the background; called on the event loop."""
-        self.limiter = CapacityLimiter(self.settings.concurrency)
+        """Starts the workers, and loading and following the models in the background."""
+        self.scheduler.start()
         self._watcher.start()
 
     def stop(self) -> None:
-        """Stops following the models, and lets go of what is outside the process."""
+        """Stops the workers and following the models, and lets go of what is outside the process."""
         self._stopped.set()
+        self.scheduler.stop()
         # The interpreter must not go down below a model that is being loaded.
         self._watcher.join(_STOP_SECONDS)
         self.feedback.close()

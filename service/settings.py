@@ -51,8 +51,19 @@ class Settings(BaseSettings):
 
     workers: Annotated[int, Field(ge=1, description="Server processes that answer at the address, side by side.")] = 1
     concurrency: Annotated[
-        int, Field(ge=1, description="Requests a process computes at the same time; the others wait their turn.")
+        int, Field(ge=1, description="Threads of a process that compute answers; other requests wait their turn.")
     ] = max(2, os.cpu_count() or 1)
+    batch_rows: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Most rows of waiting requests, for one model and one set of weights, that go through the "
+            "network together; more are hardly cheaper a row. 1 runs every request by itself.",
+        ),
+    ] = 32
+    max_waiting: Annotated[
+        int, Field(ge=1, description="Most requests of a process that wait their turn; more are answered 503 at once.")
+    ] = 1024
     threads: Annotated[
         int, Field(ge=0, description="Threads ONNX Runtime uses within one operator; 0 is one a core.")
     ] = 1

@@ -11,6 +11,8 @@ from benchmarks.table import mark
 MOST_DET: Final = {"MLP 13-50-1": 2.0, "LeNet-5": 17.0}
 LEAST_READING: Final = ("MLP 784-256-128-10", 0.6)
 MOST_STATISTICS: Final = 50.0
+LEAST_GAIN: Final = (32, 2.0)
+MOST_LONE: Final = 1.05
 
 
 def table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -50,6 +52,41 @@ def judge(found: Sequence[dict[str, Any]]) -> list[Goal]:
         slowest = max(of.values(), key=lambda f: float(f["statistics"]))
         fast = slowest["statistics"] <= MOST_STATISTICS
         goals.append(Goal(text, mark(fast), f"{slowest['statistics']:.0f} µs ({slowest['set']})"))
+    else:
+        goals.append(Goal(text, NOT_MEASURED, ""))
+    return goals
+
+
+def http_table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of requests over HTTP, one for each number of clients."""
+    header = ["network", "clients", "requests/s alone", "together", "gain"]
+    header += ["p50 ms alone", "together", "ratio", "p99 ms alone", "together", "rows a run"]
+    rows = []
+    for f in found:
+        alone, together = f["alone"], f["together"]
+        cells = [f["set"], str(f["clients"]), f"{alone['rate']:,.0f}", f"{together['rate']:,.0f}"]
+        cells += [f"{together['rate'] / alone['rate']:.2f}"]
+        cells += [f"{alone['p50']:.2f}", f"{together['p50']:.2f}", f"{together['p50'] / alone['p50']:.2f}"]
+        cells += [f"{alone['p99']:.1f}", f"{together['p99']:.1f}", f"{f['rows']:.1f}"]
+        rows.append(cells)
+    return header, rows
+
+
+def judge_http(found: Sequence[dict[str, Any]]) -> list[Goal]:
+    """The goals of requests over HTTP."""
+    of = {f["clients"]: f for f in found}
+    goals = []
+    clients, least = LEAST_GAIN
+    text = f"{clients} clients get {least:g} times the answers a second where requests go together, or more"
+    if clients in of:
+        gain = of[clients]["together"]["rate"] / of[clients]["alone"]["rate"]
+        goals.append(Goal(text, mark(gain >= least), f"{gain:.2f}"))
+    else:
+        goals.append(Goal(text, NOT_MEASURED, ""))
+    text = f"One client waits for {MOST_LONE:g} times as long, or less (p50)"
+    if 1 in of:
+        ratio = of[1]["together"]["p50"] / of[1]["alone"]["p50"]
+        goals.append(Goal(text, mark(ratio <= MOST_LONE), f"{ratio:.2f}"))
     else:
         goals.append(Goal(text, NOT_MEASURED, ""))
     return goals

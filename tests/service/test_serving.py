@@ -76,7 +76,8 @@ def test_importing_the_service_brings_only_what_serving_needs() -> None:
     assert loaded & {"torch", "onnx", "pandas", "matplotlib", "sklearn", "scipy", "redis", "builder"} == set()
 
 
-def test_many_clients_get_the_same_answers(server: Server, store: Path) -> None:
+def test_many_clients_get_the_same_answers(store: Path) -> None:
+    """To the bit where every request runs by itself; test_batching.py has those that go together."""
     bodies = [
         BODY | {"seed": 100},
         BODY | {"seed": 101, "samples": 50},
@@ -87,12 +88,13 @@ def test_many_clients_get_the_same_answers(server: Server, store: Path) -> None:
         expected = [client.post("/predict", json=body).content for body in bodies]
     start = threading.Barrier(32)
 
-    def ask(i: int) -> list[bytes]:
-        with server.client() as mine:
-            start.wait()
-            return [mine.post("/predict", json=bodies[(i + n) % 4]).content for n in range(8)]
+    with serving(store, batch_rows=1) as server, ThreadPoolExecutor(32) as pool:
 
-    with ThreadPoolExecutor(32) as pool:
+        def ask(i: int) -> list[bytes]:
+            with server.client() as mine:
+                start.wait()
+                return [mine.post("/predict", json=bodies[(i + n) % 4]).content for n in range(8)]
+
         answers = list(pool.map(ask, range(32)))
     for i, found in enumerate(answers):
         assert found == [expected[(i + n) % 4] for n in range(8)]

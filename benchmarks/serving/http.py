@@ -1,0 +1,129 @@
+"""What requests that go together gain: a server's answers a second, with batching and without, and how long they take.
+
+    python -m benchmarks.serving.http [--network NAME] [--clients N ...] [--seconds S] [--starts N] [--output FILE.json]
+
+A network with random weights is served by `fiberwalk serve`, one process: by a server as it comes, and by one with
+`FIBERWALK_BATCH_ROWS=1`. Clients over connections that stay open send one row each, as JSON, and get the predictive of
+32 samples. The two are asked by turns, so that whatever else the machine does slows both alike, and are started several
+times, as processes differ in how their memory lies. `python -m benchmarks.serving.page` renders the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from rich.console import Console
+
+import builder  # noqa: F401  settles threads and memory before torch is imported
+from benchmarks.command import serving
+from benchmarks.data import ROOT
+from benchmarks.exit import exit_status
+from benchmarks.quality.tables import render_goals
+from benchmarks.results import Results, environment, refuse_changed
+from benchmarks.serving.load import load, post
+from benchmarks.serving.models import CASES, Case, rows_of, serve
+from benchmarks.serving.tables import http_table, judge_http
+from benchmarks.table import render
+
+OUTPUT: Final = ROOT / "benchmarks" / "results" / "http.json"
+SAMPLES: Final = 32
+SETTINGS: Final[dict[str, dict[str, object]]] = {"together": {}, "alone": {"batch_rows": 1}}
+"""Of the servers, by the name of what they measure."""
+_TURNS: Final = 3
+
+
+def measure(case: Case, clients: Sequence[int], seconds: float, starts: int) -> list[dict[str, Any]]:
+    """Figures for every number of clients.
+
+    Args:
+        case: the network.
+        clients: numbers of clients at the same time.
+        seconds: of every turn.
+        starts: how often the servers are started; each time there are three turns.
+
+    Returns:
+        By clients, with batching (`together`) and without (`alone`): `rate`, answers a second; `p50` and `p99` in
+        milliseconds; medians over all turns. Besides `rows`, the mean of a run where they go together.
+    """
+    bodies = [{"model": "random", "samples": SAMPLES, "inputs": [row.tolist()]} for row in _rows(case, max(clients))]
+    requests = [post("/predict", json.dumps(body).encode()) for body in bodies]
+    found: dict[tuple[int, str], list[tuple[float, ...]]] = {}
+    rows: dict[int, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as folder:
+        store = Path(folder) / "models"
+        serve(case, store)
+        for _ in range(starts):
+            with ExitStack() as stack:
+                servers = {name: stack.enter_context(serving(store, **given)) for name, given in SETTINGS.items()}
+                for turn in range(_TURNS):
+                    for count in clients:
+                        before = servers["together"].metrics()
+                        for name in sorted(servers, reverse=bool(turn % 2)):
+                            got = load(servers[name].url, requests[:count], seconds)
+                            found.setdefault((count, name), []).append((got.rate, got.p50, got.p99))
+                        rows.setdefault(count, []).append(_rows_a_run(before, servers["together"].metrics()))
+    measured = []
+    for count in clients:
+        of = {name: np.median(found[count, name], axis=0) for name in SETTINGS}
+        figures = {
+            name: {key: round(float(v), 3) for key, v in zip(("rate", "p50", "p99"), values, strict=True)}
+            for name, values in of.items()
+        }
+        measured.append(
+            {"clients": count, "samples": SAMPLES, "rows": round(float(np.median(rows[count])), 2), **figures}
+        )
+    return measured
+
+
+def _rows(case: Case, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Rows of few digits, as people send them."""
+    return rows_of(case, count).astype(np.float64).round(4)
+
+
+def _rows_a_run(before: dict[str, float], after: dict[str, float]) -> float:
+    rows, runs = (after[n] - before.get(n, 0.0) for n in ("fiberwalk_batch_rows_sum", "fiberwalk_batch_rows_count"))
+    return rows / runs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark. Returns the exit status: 2 where it cannot start."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving.http", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--network", choices=list(CASES), default="MLP 784-256-128-10", metavar="NAME")
+    parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 32], metavar="N")
+    parser.add_argument("--seconds", type=float, default=1.5, metavar="S", help="of every turn, default 1.5")
+    parser.add_argument("--starts", type=int, default=4, metavar="N", help="of the servers, default 4")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
+    options = parser.parse_args(arguments)
+    if min([options.starts, *options.clients]) < 1:
+        parser.error("--clients and --starts must be at least 1")
+    log = Console(stderr=True, highlight=False)
+    return exit_status(lambda: _run(options, log), log)
+
+
+def _run(options: argparse.Namespace, log: Console) -> int:
+    here = environment(ROOT, "random weights")
+    results = Results(options.output, "http", here)
+    for measured in measure(CASES[options.network], options.clients, options.seconds, options.starts):
+        results.add(options.network, measured["clients"], measured)
+    refuse_changed(here, environment(ROOT, "random weights"))
+    found = results.current(options.network)
+    goals = judge_http(found)
+    results.save([{"goal": g.text, "state": g.state, "found": g.found} for g in goals])
+    render("Requests of one row, 32 samples, one server process", *http_table(found))
+    render_goals(goals)
+    log.print(f"Written to {options.output}.", markup=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
