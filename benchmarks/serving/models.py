@@ -123,10 +123,10 @@ def serve(case: Case, store: Path) -> tuple[ServedModel, ort.InferenceSession]:
             device="cpu",
         ),
     )
-    return ServedModel(ModelStore(store).publish(manifest, files), threads=1), _deterministic(module, case)
+    return ServedModel(ModelStore(store).publish(manifest, files), threads=1), deterministic(module, case)
 
 
-def _deterministic(module: nn.Module, case: Case) -> ort.InferenceSession:
+def deterministic(module: nn.Module, case: Case) -> ort.InferenceSession:
     """The same network as torch exports it, its weights constants that ONNX Runtime may lay out as it likes."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1

@@ -1,6 +1,6 @@
 """Renders results of the serving benchmark as a page.
 
-python -m benchmarks.serving.page [RESULTS.json] [docs/performance.md] [HTTP.json]
+python -m benchmarks.serving.page [FOLDER] [docs/performance.md]
 """
 
 from __future__ import annotations
@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import ROOT
+from benchmarks.quality.goals import Goal
 from benchmarks.results import measured_with
+from benchmarks.serving.peers.tables import judge as judge_peers
+from benchmarks.serving.peers.tables import table as peers_table
 from benchmarks.serving.tables import http_table, judge, judge_http, table
 from benchmarks.table import markdown
+
+Content = dict[str, Any]
 
 _INTRODUCTION = """\
 # Benchmarks: the cost of 32 posterior samples
@@ -54,27 +59,50 @@ last bits of the network's outputs, which are float32: 5e-7 of their size at mos
 """
 
 
-def page(content: dict[str, Any], http: dict[str, Any] | None = None) -> str:
-    """The page, in Markdown, of the content of results files: of the cost of samples, and of requests over HTTP."""
-    found = content["runs"]
-    goals = [[g.text, g.state, g.found] for g in judge(found)]
-    lines = [_INTRODUCTION, *measured_with(content), *markdown(*table(found)), ""]
-    lines += ["## Goals", "", *markdown(["goal", "state", "found"], goals)]
+_PEERS = """\
+
+## Beside other servers
+
+The network 784-256-128-10, one row a request, as JSON over connections that stay open, from one client and from 32.
+Every server is one process with one thread for its arithmetic, written as its own documentation shows, and `fiberwalk
+serve`, with 32 samples, is asked by turns with each: its figures differ from line to line as the machine does.
+"""
+
+
+def page(serving: Content, http: Content | None = None, peers: Content | None = None) -> str:
+    """The page, in Markdown, of the content of results files: of the cost of samples, of requests that go together, and
+    of peers."""
+    found = serving["runs"]
+    lines = [
+        _INTRODUCTION,
+        *measured_with(serving),
+        *markdown(*table(found)),
+        "",
+        "## Goals",
+        "",
+        *_goals(judge(found)),
+    ]
     if http is not None:
-        requests = http["runs"]
-        goals = [[g.text, g.state, g.found] for g in judge_http(requests)]
-        lines += [_TOGETHER, *measured_with(http), *markdown(*http_table(requests)), ""]
-        lines += markdown(["goal", "state", "found"], goals)
+        found = http["runs"]
+        lines += [_TOGETHER, *measured_with(http), *markdown(*http_table(found)), "", *_goals(judge_http(found))]
+    if peers is not None:
+        found = peers["runs"]
+        lines += [_PEERS, *measured_with(peers), *markdown(*peers_table(found)), "", *_goals(judge_peers(found))]
     return "\n".join(lines) + "\n"
 
 
+def _goals(goals: Sequence[Goal]) -> list[str]:
+    return markdown(["goal", "state", "found"], [[g.text, g.state, g.found] for g in goals])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the results, writes the page."""
+    """Reads the results, of which those of samples have to be there, and writes the page."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    source = Path(given[0]) if given else ROOT / "benchmarks" / "results" / "serving.json"
+    folder = Path(given[0]) if given else ROOT / "benchmarks" / "results"
     target = Path(given[1]) if len(given) > 1 else ROOT / "docs" / "performance.md"
-    http = Path(given[2]) if len(given) > 2 else source.with_name("http.json")
-    target.write_text(page(json.loads(source.read_text()), json.loads(http.read_text()) if http.exists() else None))
+    serving = json.loads((folder / "serving.json").read_text())
+    others = [folder / "http.json", folder / "peers.json"]
+    target.write_text(page(serving, *(json.loads(f.read_text()) if f.exists() else None for f in others)))
     print(f"Written to {target}.")
     return 0
 

@@ -125,7 +125,7 @@ def test_the_command_measures_and_its_page_shows_it(
     (measured,) = json.loads(results.read_text())["runs"]
     assert 0 < measured["det"] < measured["predict"]
     assert 0 < measured["network"] < measured["predict"]
-    assert page.main([str(results), str(target)]) == 0
+    assert page.main([str(tmp_path), str(target)]) == 0
     text = target.read_text()
     assert "| MLP 13-50-1 | 1 |" in text
     assert "not measured" in text

@@ -1,0 +1,111 @@
+"""Answers a second beside those of peers: other servers of posterior samples, each from its own packages.
+
+    python -m benchmarks.serving.peers [--peers NAME ...] [--seconds S] [--turns N] [--output FILE.json]
+
+Every peer serves a network 784-256-128-10 with random weights from one process with one thread, and gets requests of
+one row, as JSON, over connections that stay open: from one client, then from 32. `fiberwalk serve` runs beside it and
+is asked by turns, so that whatever else the machine does slows both alike. Needs the extra `peers`;
+`python -m benchmarks.serving.page` renders the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from rich.console import Console
+
+import builder  # noqa: F401  settles threads and memory before torch is imported
+from benchmarks.command import serving
+from benchmarks.data import ROOT
+from benchmarks.exit import exit_status
+from benchmarks.quality.tables import render_goals
+from benchmarks.results import Results, environment, refuse_changed
+from benchmarks.serving.load import Load, load, post
+from benchmarks.serving.models import CASES, rows_of, serve
+from benchmarks.serving.peers.predictors import NETWORK, SAMPLES
+from benchmarks.serving.peers.processes import PEERS, running
+from benchmarks.serving.peers.tables import judge, table
+from benchmarks.table import render
+
+OUTPUT: Final = ROOT / "benchmarks" / "results" / "peers.json"
+CLIENTS: Final = (1, 32)
+
+
+def measure(peer: str, store: Path, seconds: float, turns: int) -> list[dict[str, Any]]:
+    """A peer's figures and ours beside it, for every number of clients.
+
+    Args:
+        peer: its name.
+        store: of the model that `fiberwalk serve` answers with.
+        seconds: of every turn.
+        turns: of each; medians are taken over them.
+
+    Returns:
+        By clients, of `peer` and `ours`: `rate`, answers a second; `p50` and `p99` in milliseconds.
+    """
+    rows = rows_of(CASES[NETWORK], max(CLIENTS)).astype(np.float64).round(4)
+    theirs = [post("/predict", json.dumps({"inputs": [row.tolist()]}).encode()) for row in rows]
+    own = [post("/predict", json.dumps({"samples": SAMPLES, "inputs": [row.tolist()]}).encode()) for row in rows]
+    found: dict[tuple[int, str], list[Load]] = {}
+    with running(peer, theirs[0]) as url, serving(store) as server:
+        for turn in range(turns):
+            for clients in CLIENTS:
+                asked = [("peer", url, theirs), ("ours", server.url, own)]
+                for name, at, requests in asked[:: -1 if turn % 2 else 1]:
+                    found.setdefault((clients, name), []).append(load(at, requests[:clients], seconds))
+    return [
+        {"clients": clients, **{name: _medians(found[clients, name]) for name in ("peer", "ours")}}
+        for clients in CLIENTS
+    ]
+
+
+def _medians(turns: Sequence[Load]) -> dict[str, float]:
+    values = np.median([(t.rate, t.p50, t.p99) for t in turns], axis=0)
+    return {key: round(float(value), 3) for key, value in zip(("rate", "p50", "p99"), values, strict=True)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark. Returns the exit status: 2 where it cannot start."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving.peers", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="NAME")
+    parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="of every turn, default 2")
+    parser.add_argument("--turns", type=int, default=3, metavar="N", help="of each server, default 3")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
+    options = parser.parse_args(arguments)
+    if options.turns < 1:
+        parser.error("--turns must be at least 1")
+    log = Console(stderr=True, highlight=False)
+    return exit_status(lambda: _run(options, log), log)
+
+
+def _run(options: argparse.Namespace, log: Console) -> int:
+    here = environment(ROOT, "random weights")
+    results = Results(options.output, "peers", here)
+    with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as folder:
+        store = Path(folder) / "models"
+        serve(CASES[NETWORK], store)
+        for peer in options.peers:
+            for measured in measure(peer, store, options.seconds, options.turns):
+                results.add(peer, measured["clients"], measured)
+            log.print(f"{peer}: {measured['peer']['rate']:.0f} a second, ours {measured['ours']['rate']:.0f}")
+    refuse_changed(here, environment(ROOT, "random weights"))
+    found = [run for peer in PEERS for run in results.current(peer)]
+    goals = judge(found)
+    results.save([{"goal": g.text, "state": g.state, "found": g.found} for g in goals])
+    render("Requests of one row over HTTP, one server process", *table(found))
+    render_goals(goals)
+    log.print(f"Written to {options.output}.", markup=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""The table of peers over HTTP, and its goals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from benchmarks.quality.goals import NOT_MEASURED, Goal
+from benchmarks.table import mark
+
+SHOWN: Final = {
+    "plain": "one network without samples: torch behind FastAPI",
+    "batched": "32 networks, torch vmap behind FastAPI",
+    "laplace": "laplace-torch, last layer, behind FastAPI",
+    "ensemble": "10 networks, ONNX Runtime behind FastAPI",
+    "mc_dropout": "32 dropout masks as one batch, torch behind FastAPI",
+    "litserve": "32 networks, torch vmap, LitServe",
+    "litserve_batched": "32 networks, torch vmap, LitServe with its batching",
+    "bentoml": "32 networks, torch vmap, BentoML",
+}
+MOST_CLIENTS: Final = 32
+LEAST_RATIO: Final = {"batched": 25.0, "bentoml": 25.0, "litserve_batched": 10.0, "laplace": 8.0, "plain": 1.0}
+
+
+def table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, one for each peer and number of clients."""
+    header = ["peer", "clients", "requests/s", "fiberwalk", "ratio", "p50 ms", "fiberwalk"]
+    rows = []
+    for f in found:
+        peer, ours = f["peer"], f["ours"]
+        cells = [SHOWN[f["set"]], str(f["clients"]), f"{peer['rate']:,.0f}", f"{ours['rate']:,.0f}"]
+        rows.append([*cells, f"{ours['rate'] / peer['rate']:.1f}", f"{peer['p50']:.2f}", f"{ours['p50']:.2f}"])
+    return header, rows
+
+
+def judge(found: Sequence[dict[str, Any]]) -> list[Goal]:
+    """The goals, all of many clients."""
+    of = {f["set"]: f for f in found if f["clients"] == MOST_CLIENTS}
+    goals = []
+    for peer, least in LEAST_RATIO.items():
+        text = f"{MOST_CLIENTS} clients: at least {least:g} times the answers a second of {SHOWN[peer]}"
+        if peer in of:
+            ratio = of[peer]["ours"]["rate"] / of[peer]["peer"]["rate"]
+            goals.append(Goal(text, mark(ratio >= least), f"{ratio:.1f}"))
+        else:
+            goals.append(Goal(text, NOT_MEASURED, ""))
+    return goals
