@@ -7,6 +7,9 @@ layers behind them (`builder.onnx_images`). `torch.func.vmap` of the network, ex
 torch has rules where layers are linear. For every other network that torch can export, the one for one weight vector,
 looped over the samples inside the graph. In the manifest a form without a loop is `batched`, one with a loop `scan`.
 
+What is known beforehand is written without torch's exporter: the decoder (`builder.onnx_decoder`), and the graph for
+one weight vector where linear layers follow each other (`builder.onnx_chain`).
+
 Lengths: S weight vectors, B rows, P random weights, O outputs.
 """
 
