@@ -21,6 +21,8 @@ from builder.network import FunctionalNetwork
 
 _JACOBIAN_ENTRIES = 2**26
 """Most entries of a Jacobian held at once (512 MB in float64)."""
+_BLOCK = 512
+"""Columns of a product of a matrix with itself that are taken at once."""
 _STEEP, _PRECONDITIONER_ENTRIES = 256, {"cpu": 2**24, "cuda": 2**28}
 """Most directions of a preconditioner, and most entries of their basis (64 MB, on a GPU 1 GB)."""
 _FEW_JACOBIANS, _PRODUCTS = 16, 15
@@ -137,7 +139,7 @@ def _solve_in_weights(
     for at in range(0, x.shape[0], min(per_chunk, 4096)):
         part = slice(at, at + min(per_chunk, 4096))
         jacobian = scaled_jacobian(network, theta, x[part], likelihood).double() * up
-        hessian += jacobian.T @ jacobian
+        _add_lower_gram(hessian, jacobian.T)
         right += noise[:, part].flatten(1).double() @ jacobian
     return torch.cholesky_solve(right.T, _cholesky(hessian)).T.to(theta.dtype).contiguous()
 
@@ -146,8 +148,8 @@ def _solve_in_rows(jacobian: Tensor, prior_precision: Tensor, noise: Tensor, pri
     # In units of the prior, and in float64: where the noise is small the gram's entries are far beyond its identity.
     width = prior_precision.double().rsqrt()
     scaled = jacobian.double() * width
-    gram = scaled @ scaled.T
-    gram.diagonal().add_(1.0)
+    gram = torch.eye(len(scaled), dtype=scaled.dtype, device=scaled.device)
+    _add_lower_gram(gram, scaled)
     residual = noise.double() - (prior.double() / width) @ scaled.T
     solved = torch.cholesky_solve(residual.T, _cholesky(gram)).T
     return (prior.double() + solved @ scaled * width).to(jacobian.dtype)
@@ -195,8 +197,16 @@ def _solve_by_products(
     return torch.stack(found)
 
 
+def _add_lower_gram(total: Tensor, factor: Tensor) -> None:
+    """Adds the lower triangle of `F F^T` to a matrix (m, m), in place, for F (m, k). A factorisation reads no more than
+    that, and the product is most of what draws cost: the blocks above the diagonal are left out."""
+    for at in range(0, len(factor), _BLOCK):
+        total[at:, at : at + _BLOCK] += factor[at:] @ factor[at : at + _BLOCK].T
+
+
 def _cholesky(matrix: Tensor) -> Tensor:
-    """Cholesky factor of a positive definite matrix whose small eigenvalues may be lost in rounding."""
+    """Cholesky factor of a positive definite matrix, of which the lower triangle is read, whose small eigenvalues may
+    be lost in rounding."""
     diagonal = matrix.diagonal()
     diagonal.add_(len(matrix) * torch.finfo(matrix.dtype).eps * diagonal.max())
     factor: Tensor = torch.linalg.cholesky(matrix)

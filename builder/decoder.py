@@ -14,9 +14,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Final
 
 import torch
 from torch import Tensor, nn
+
+NEAREST: Final = 1e-12
+"""Square of the least length that a latent is taken to have."""
+FARTHEST: Final = 1.5
+"""Position beyond which the drift scale grows no more."""
 
 
 class WeightDecoder(nn.Module):
@@ -124,12 +130,9 @@ def growth_of(unit: Tensor) -> float:
 
 def scale_at(position: Tensor, growth: float) -> Tensor:
     """The drift scale at positions on a trajectory, in units of that at its end, position 1."""
-    return torch.expm1(growth * position.clamp(max=1.5)) / math.expm1(growth) if growth else position
+    return torch.expm1(growth * position.clamp(max=FARTHEST)) / math.expm1(growth) if growth else position
 
 
 def _length(latents: Tensor) -> Tensor:
-    """(..., 1) lengths, not quite zero at the anchor, so that directions and gradients stay finite there.
-
-    A clamp, since the ONNX exporter drops the addition of a constant that small.
-    """
-    return latents.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
+    """(..., 1) lengths, not quite zero at the anchor, so that directions and gradients stay finite there."""
+    return latents.square().sum(-1, keepdim=True).clamp(min=NEAREST).sqrt()

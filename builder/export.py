@@ -7,6 +7,9 @@ layers behind them (`builder.onnx_images`). `torch.func.vmap` of the network, ex
 torch has rules where layers are linear. For every other network that torch can export, the one for one weight vector,
 looped over the samples inside the graph. In the manifest a form without a loop is `batched`, one with a loop `scan`.
 
+What is known beforehand is written without torch's exporter: the decoder (`builder.onnx_decoder`), and the graph for
+one weight vector where linear layers follow each other (`builder.onnx_chain`).
+
 Lengths: S weight vectors, B rows, P random weights, O outputs.
 """
 
@@ -31,6 +34,8 @@ from builder import onnx_graph
 from builder.decoder import WeightDecoder
 from builder.exported import Array, ExportedNetwork, Runner, Session, reason, refusal
 from builder.network import FunctionalNetwork
+from builder.onnx_chain import chain_graph
+from builder.onnx_decoder import decoder_model
 from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Cut, Graph
 from builder.onnx_images import images_model
 from builder.onnx_layers import columns_model, row_model
@@ -62,17 +67,8 @@ def export_decoder(decoder: WeightDecoder) -> bytes:
     """
     _refuse_oversize(4 * decoder.head.numel(), "decoder")
     decoder = copy.deepcopy(decoder).cpu().eval()
-    latents = torch.zeros(_EXAMPLE_SAMPLES, decoder.dimension)
-    anchors = torch.zeros(_EXAMPLE_SAMPLES, dtype=torch.int64)
-    samples = torch.export.Dim("S")
     with _exporting("decoder"):
-        model = _to_onnx(
-            decoder,
-            (latents, anchors),
-            {"latents": {0: samples}, "anchors": {0: samples}},
-            ["latents", "anchors"],
-            ["coefficients", "weights"],
-        )
+        model = decoder_model(decoder)
     data = _serialise(model, "decoder")
     session = Session(data)
     generator = torch.Generator().manual_seed(0)
@@ -200,6 +196,11 @@ def _export_batched(network: FunctionalNetwork, x: Tensor) -> Graph:
 
 
 def _export_one(network: FunctionalNetwork, x: Tensor) -> Graph:
+    known = chain_graph(network, x.shape[1]) if x.ndim == 2 else None
+    return known if known is not None else _export_one_by_torch(network, x)
+
+
+def _export_one_by_torch(network: FunctionalNetwork, x: Tensor) -> Graph:
     weights = network.unflatten(network.current())
     names = [p.input + ONE for p in network.parameters]
     dynamic = {"x": {0: torch.export.Dim.DYNAMIC}, "weights": tuple({} for _ in names)}

@@ -13,6 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ["benchmarks", "builder", "fiberwalk", "model_store", "service"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -57,6 +59,10 @@ def test_no_module_is_long() -> None:
 def test_no_module_is_a_drawer() -> None:
     drawers = {"utils", "util", "helpers", "helper", "misc", "common"}
     assert [n for n in names(modules(*PACKAGES, "tests")) if Path(n).stem in drawers] == []
+
+
+def test_the_files_that_start_first_are_there() -> None:
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
 
 
 # ---- nothing that runs code when it reads data

@@ -16,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
+from typer.testing import CliRunner
 
 from builder.network import import_factory
+from fiberwalk.cli import app
 from model_store import ModelStore
 from model_store.bundle import Bundle
 from model_store.manifest import TRUNK_FILE
@@ -259,7 +261,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--network own_network:Headed", "--network own_network:Headed cannot be imported: ModuleNotFoundError"),
         ("--network own_networks:Head", "--network own_networks:Head cannot be imported: AttributeError"),
         ("--network own_typo:make", "--network own_typo:make cannot be imported: SyntaxError"),
         ("--network own_networks:wide", "The network does not take the data"),
@@ -268,11 +269,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--network own_networks:Headed --posterior tail", "--posterior matches no parameter of the network."),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_message(folder: Path, arguments: str, message: str) -> None:
-    done = fiberwalk_build(folder, "--name", "own", *REGRESSION, *arguments.split())
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"ConfigError: {message}")
-    assert done.stderr.count("ConfigError") == 1 and "Traceback" not in done.stderr
+def test_what_cannot_be_used_is_refused_in_one_message(
+    folder: Path, arguments: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In this process, as a new one takes seconds to load torch.
+    monkeypatch.chdir(folder)
+    options = ["--name", "own", *REGRESSION, "--preset", "fast", "--device", "cpu", *arguments.split()]
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["build", *options])
+    assert_refused(folder, done.exit_code, done.stdout, done.stderr, message)
+
+
+def test_a_network_that_is_not_there_is_refused_by_the_installed_command(folder: Path) -> None:
+    done = fiberwalk_build(folder, "--name", "own", *REGRESSION, "--network", "own_network:Headed")
+    message = "--network own_network:Headed cannot be imported: ModuleNotFoundError"
+    assert_refused(folder, done.returncode, done.stdout, done.stderr, message)
+
+
+def assert_refused(folder: Path, code: int, out: str, err: str, message: str) -> None:
+    assert code == 1
+    assert out == ""
+    assert err.startswith(f"ConfigError: {message}")
+    assert err.count("ConfigError") == 1 and "Traceback" not in err
     assert not (folder / "models").exists()
     assert not (folder / ".fiberwalk").exists()

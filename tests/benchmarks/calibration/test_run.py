@@ -16,7 +16,7 @@ from benchmarks.served import LEVELS
 from tests.benchmarks.quality.problems import TUNED, tiny_problem
 
 QUICK: dict[str, Any] = {
-    "map": {"steps": 60, "prior_precision": [1.0]},
+    "map": {"steps": 60, "anchors": 10, "folds": 5, "prior_precision": [1.0]},
     "fiber": {"trajectories": 2, "steps": 3, "refinement": 4},
     "autoencoder": {"steps": 20, "hidden": 8},
 }
@@ -97,7 +97,8 @@ def test_peers_never_train_on_what_they_conformalise() -> None:
     assert parted.proper.x_test[12:].equal(problem.x_test)
 
 
-def test_conformal_peers_cover() -> None:
+def test_conformal_peers_cover(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conformal, "GRID", {"max_iter": [50], "min_samples_leaf": [5, 20]})
     problem = tiny_problem("regression", rows=300)
     for answer in conformal.regression(problem, TUNED).values():
         figures = regions.figures(answer.regions, problem.y_test.numpy())
