@@ -63,11 +63,12 @@ bench-fidelity: $(INSTALLED) ## Distance of every method's posterior from Hamilt
 bench-speed: $(INSTALLED) ## Time of a build beside that of the MAP network, and of sampling beside a plain loop (a quarter of an hour)
 	$(BIN)/python -m benchmarks.speed $(BENCH_ARGS)
 
-bench-serving: $(INSTALLED) ## Time of 32 samples beside one deterministic run, and answers a second beside other servers (ten minutes)
+bench-serving: $(INSTALLED) ## Time of 32 samples beside one deterministic run, and answers a second beside other servers (a quarter of an hour)
 	$(BIN)/python -m benchmarks.serving $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.serving.http
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[peers]'
 	$(BIN)/python -m benchmarks.serving.peers
+	$(BIN)/python -m benchmarks.serving.soak
 	$(BIN)/python -m benchmarks.serving.page
 
 bench-experiments: $(INSTALLED) ## The paper's experiments and ablations, with docs/experiments.md (half an hour; BENCH_ARGS=snelson)

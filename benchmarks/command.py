@@ -49,10 +49,10 @@ def run_build(arguments: list[str], folder: Path) -> float:
 
 
 class Server:
-    """A running `fiberwalk serve`, asked in batches."""
+    """A running `fiberwalk serve`, asked in batches; `process` is its number."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, process: int) -> None:
+        self.url, self.process = url, process
         self._client = httpx.Client(base_url=url, timeout=120)
 
     def describe(self, model: str) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def serving(store: Path, **settings: object) -> Iterator[Server]:
         environment = _environment() | {f"FIBERWALK_{key.upper()}": str(value) for key, value in settings.items()}
         process = subprocess.Popen(command, cwd=store.parent, env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
-        server = Server(_wait_until_ready(process, log))
+        server = Server(_wait_until_ready(process, log), process.pid)
         try:
             yield server
         finally:

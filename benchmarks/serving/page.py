@@ -16,7 +16,7 @@ from benchmarks.quality.goals import Goal
 from benchmarks.results import measured_with
 from benchmarks.serving.peers.tables import judge as judge_peers
 from benchmarks.serving.peers.tables import table as peers_table
-from benchmarks.serving.tables import http_table, judge, judge_http, table
+from benchmarks.serving.tables import http_table, judge, judge_http, judge_soak, soak_table, table
 from benchmarks.table import markdown
 
 Content = dict[str, Any]
@@ -69,9 +69,21 @@ serve`, with 32 samples, is asked by turns with each: its figures differ from li
 """
 
 
-def page(serving: Content, http: Content | None = None, peers: Content | None = None) -> str:
-    """The page, in Markdown, of the content of results files: of the cost of samples, of requests that go together, and
-    of peers."""
+_SOAK = """\
+
+## Start, memory, and many requests
+
+One process of `fiberwalk serve` with a network of 298,143 weights. Ready is when `/readyz` says so, counted from the
+launch, with the bundle's files in the operating system's cache. 32 clients then ask for predictions of one row and of
+eight, with flags and without, of a dozen seeds whose weight sets do not all fit into the process, and for flags alone.
+"""
+
+
+def page(
+    serving: Content, http: Content | None = None, peers: Content | None = None, soak: Content | None = None
+) -> str:
+    """The page, in Markdown, of the content of results files: of the cost of samples, of requests that go together, of
+    peers, and of a server's start and memory."""
     found = serving["runs"]
     lines = [
         _INTRODUCTION,
@@ -88,6 +100,9 @@ def page(serving: Content, http: Content | None = None, peers: Content | None = 
     if peers is not None:
         found = peers["runs"]
         lines += [_PEERS, *measured_with(peers), *markdown(*peers_table(found)), "", *_goals(judge_peers(found))]
+    if soak is not None:
+        found = soak["runs"]
+        lines += [_SOAK, *measured_with(soak), *markdown(*soak_table(found)), "", *_goals(judge_soak(found))]
     return "\n".join(lines) + "\n"
 
 
@@ -101,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(given[0]) if given else ROOT / "benchmarks" / "results"
     target = Path(given[1]) if len(given) > 1 else ROOT / "docs" / "performance.md"
     serving = json.loads((folder / "serving.json").read_text())
-    others = [folder / "http.json", folder / "peers.json"]
+    others = [folder / f"{name}.json" for name in ("http", "peers", "soak")]
     target.write_text(page(serving, *(json.loads(f.read_text()) if f.exists() else None for f in others)))
     print(f"Written to {target}.")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -13,6 +14,9 @@ LEAST_READING: Final = ("MLP 784-256-128-10", 0.6)
 MOST_STATISTICS: Final = 50.0
 LEAST_GAIN: Final = (32, 2.0)
 MOST_LONE: Final = 1.05
+MOST_READY: Final = 2.0
+MOST_BESIDE: Final = 150 * 10**6
+MOST_GROWTH: Final = 0.02
 
 
 def table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -89,4 +93,39 @@ def judge_http(found: Sequence[dict[str, Any]]) -> list[Goal]:
         goals.append(Goal(text, mark(ratio <= MOST_LONE), f"{ratio:.2f}"))
     else:
         goals.append(Goal(text, NOT_MEASURED, ""))
+    return goals
+
+
+def soak_table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what a server takes, by the requests that it answered."""
+    rows = []
+    for f in found:
+        at = [0, *range(len(f["requests"]))[:: max(1, len(f["requests"]) // 5)], -1]
+        rows += [[f"{f['requests'][i]:,}", f"{f['memory'][i] / 1e6:,.0f}"] for i in dict.fromkeys(at)]
+    return ["requests answered", "memory MB"], rows
+
+
+def judge_soak(found: Sequence[dict[str, Any]]) -> list[Goal]:
+    """The goals of starting, of memory, and of many requests."""
+    goals = []
+    for f in found:
+        ready, beside = statistics.median(f["ready"]), f["first"] - f["first_set"]
+        settled, last = f["memory"][len(f["memory"]) // 5], f["memory"][-1]
+        goals += [
+            Goal(
+                f"{f['set']}: ready within {MOST_READY:g} s",
+                mark(ready <= MOST_READY),
+                f"{ready:.2f} s, of {len(f['ready'])} starts {min(f['ready']):.2f} to {max(f['ready']):.2f}",
+            ),
+            Goal(
+                f"Memory beside the weight set at most {MOST_BESIDE / 1e6:.0f} MB",
+                mark(beside <= MOST_BESIDE),
+                f"{beside / 1e6:.0f} MB",
+            ),
+            Goal(
+                f"Memory flat to {MOST_GROWTH:.0%} from a fifth of the requests on",
+                mark(last <= (1 + MOST_GROWTH) * settled),
+                f"{settled / 1e6:.0f} to {last / 1e6:.0f} MB over {f['requests'][-1]:,} requests",
+            ),
+        ]
     return goals
