@@ -37,7 +37,7 @@ OUTPUT: Final = ROOT / "benchmarks" / "results" / "http.json"
 SAMPLES: Final = 32
 SETTINGS: Final[dict[str, dict[str, object]]] = {"together": {}, "alone": {"batch_rows": 1}}
 """Of the servers, by the name of what they measure."""
-_TURNS: Final = 3
+_TURNS: Final = 2
 
 
 def measure(case: Case, clients: Sequence[int], seconds: float, starts: int) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def measure(case: Case, clients: Sequence[int], seconds: float, starts: int) -> 
         case: the network.
         clients: numbers of clients at the same time.
         seconds: of every turn.
-        starts: how often the servers are started; each time there are three turns.
+        starts: how often the servers are started; each time there are two turns.
 
     Returns:
         By clients, with batching (`together`) and without (`alone`): `rate`, answers a second; `p50` and `p99` in
@@ -100,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--network", choices=list(CASES), default="MLP 784-256-128-10", metavar="NAME")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 32], metavar="N")
-    parser.add_argument("--seconds", type=float, default=1.5, metavar="S", help="of every turn, default 1.5")
-    parser.add_argument("--starts", type=int, default=4, metavar="N", help="of the servers, default 4")
+    parser.add_argument("--seconds", type=float, default=0.8, metavar="S", help="of every turn, default 0.8")
+    parser.add_argument("--starts", type=int, default=10, metavar="N", help="of the servers, default 10")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     options = parser.parse_args(arguments)
     if min([options.starts, *options.clients]) < 1:
