@@ -56,20 +56,20 @@ def measure(case: Case, clients: Sequence[int], seconds: float, starts: int) -> 
     bodies = [{"model": "random", "samples": SAMPLES, "inputs": [row.tolist()]} for row in _rows(case, max(clients))]
     requests = [post("/predict", json.dumps(body).encode()) for body in bodies]
     found: dict[tuple[int, str], list[tuple[float, ...]]] = {}
-    rows: dict[int, list[float]] = {}
+    rows: dict[tuple[int, str], list[float]] = {}
+    order = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as folder:
         store = Path(folder) / "models"
         serve(case, store)
         for _ in range(starts):
             with ExitStack() as stack:
                 servers = {name: stack.enter_context(serving(store, **given)) for name, given in SETTINGS.items()}
-                for turn in range(_TURNS):
-                    for count in clients:
-                        before = servers["together"].metrics()
-                        for name in sorted(servers, reverse=bool(turn % 2)):
-                            got = load(servers[name].url, requests[:count], seconds)
-                            found.setdefault((count, name), []).append((got.rate, got.p50, got.p99))
-                        rows.setdefault(count, []).append(_rows_a_run(before, servers["together"].metrics()))
+                # By chance, as a turn's figures depend on what came before it.
+                for count, name in order.permutation([(c, n) for c in clients for n in SETTINGS] * _TURNS).tolist():
+                    before = servers[name].metrics()
+                    got = load(servers[name].url, requests[: int(count)], seconds)
+                    found.setdefault((int(count), name), []).append((got.rate, got.p50, got.p99))
+                    rows.setdefault((int(count), name), []).append(_rows_a_run(before, servers[name].metrics()))
     measured = []
     for count in clients:
         of = {name: np.median(found[count, name], axis=0) for name in SETTINGS}
@@ -78,7 +78,12 @@ def measure(case: Case, clients: Sequence[int], seconds: float, starts: int) -> 
             for name, values in of.items()
         }
         measured.append(
-            {"clients": count, "samples": SAMPLES, "rows": round(float(np.median(rows[count])), 2), **figures}
+            {
+                "clients": count,
+                "samples": SAMPLES,
+                "rows": round(float(np.median(rows[count, "together"])), 2),
+                **figures,
+            }
         )
     return measured
 
