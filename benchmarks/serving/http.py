@@ -37,7 +37,7 @@ OUTPUT: Final = ROOT / "benchmarks" / "results" / "http.json"
 SAMPLES: Final = 32
 SETTINGS: Final[dict[str, dict[str, object]]] = {"together": {}, "alone": {"batch_rows": 1}}
 """Of the servers, by the name of what they measure."""
-_TURNS: Final = 3
+_TURNS: Final = 2
 
 
 def measure(case: Case, clients: Sequence[int], seconds: float, starts: int) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def measure(case: Case, clients: Sequence[int], seconds: float, starts: int) -> 
         case: the network.
         clients: numbers of clients at the same time.
         seconds: of every turn.
-        starts: how often the servers are started; each time there are three turns.
+        starts: how often the servers are started; each time there are two turns.
 
     Returns:
         By clients, with batching (`together`) and without (`alone`): `rate`, answers a second; `p50` and `p99` in
@@ -56,20 +56,20 @@ def measure(case: Case, clients: Sequence[int], seconds: float, starts: int) -> 
     bodies = [{"model": "random", "samples": SAMPLES, "inputs": [row.tolist()]} for row in _rows(case, max(clients))]
     requests = [post("/predict", json.dumps(body).encode()) for body in bodies]
     found: dict[tuple[int, str], list[tuple[float, ...]]] = {}
-    rows: dict[int, list[float]] = {}
+    rows: dict[tuple[int, str], list[float]] = {}
+    order = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as folder:
         store = Path(folder) / "models"
         serve(case, store)
         for _ in range(starts):
             with ExitStack() as stack:
                 servers = {name: stack.enter_context(serving(store, **given)) for name, given in SETTINGS.items()}
-                for turn in range(_TURNS):
-                    for count in clients:
-                        before = servers["together"].metrics()
-                        for name in sorted(servers, reverse=bool(turn % 2)):
-                            got = load(servers[name].url, requests[:count], seconds)
-                            found.setdefault((count, name), []).append((got.rate, got.p50, got.p99))
-                        rows.setdefault(count, []).append(_rows_a_run(before, servers["together"].metrics()))
+                # By chance, as a turn's figures depend on what came before it.
+                for count, name in order.permutation([(c, n) for c in clients for n in SETTINGS] * _TURNS).tolist():
+                    before = servers[name].metrics()
+                    got = load(servers[name].url, requests[: int(count)], seconds)
+                    found.setdefault((int(count), name), []).append((got.rate, got.p50, got.p99))
+                    rows.setdefault((int(count), name), []).append(_rows_a_run(before, servers[name].metrics()))
     measured = []
     for count in clients:
         of = {name: np.median(found[count, name], axis=0) for name in SETTINGS}
@@ -78,7 +78,12 @@ def measure(case: Case, clients: Sequence[int], seconds: float, starts: int) -> 
             for name, values in of.items()
         }
         measured.append(
-            {"clients": count, "samples": SAMPLES, "rows": round(float(np.median(rows[count])), 2), **figures}
+            {
+                "clients": count,
+                "samples": SAMPLES,
+                "rows": round(float(np.median(rows[count, "together"])), 2),
+                **figures,
+            }
         )
     return measured
 
@@ -100,8 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--network", choices=list(CASES), default="MLP 784-256-128-10", metavar="NAME")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 32], metavar="N")
-    parser.add_argument("--seconds", type=float, default=1.5, metavar="S", help="of every turn, default 1.5")
-    parser.add_argument("--starts", type=int, default=4, metavar="N", help="of the servers, default 4")
+    parser.add_argument("--seconds", type=float, default=0.8, metavar="S", help="of every turn, default 0.8")
+    parser.add_argument("--starts", type=int, default=10, metavar="N", help="of the servers, default 10")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     options = parser.parse_args(arguments)
     if min([options.starts, *options.clients]) < 1:
