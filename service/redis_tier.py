@@ -10,7 +10,6 @@ import hashlib
 import os
 import struct
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from service.cache import KEY_PREFIX, WeightKey
 from service.redis_link import RedisLink
+from service.timing import least_seconds
 
 Float32 = NDArray[np.float32]
 
@@ -28,9 +28,7 @@ _FLOAT32: Final = 1
 _HEADER: Final = struct.Struct("<8sHHIQ32s32s")
 """magic, format version, dtype, S, P, bundle digest, sha256 of key and payload."""
 
-
-_PROBE_BYTES = 2**20
-_PROBE_SECONDS = 10
+_PROBE_BYTES, _PROBE_SECONDS, _PROBE_TRIES = 2**20, 10, 3
 _SHARE_OF_LATEST = 0.25
 """How much of what fetching is thought to cost is what it cost last."""
 
@@ -134,19 +132,12 @@ class RedisTier:
         self._link.attempt("put", lambda: self._link.client.set(str(key), value, ex=self._ttl))
 
     def _measured(self) -> _Cost:
-        """The least of a few tries: what the machine does besides would only add to it."""
         client, key = self._link.client, f"{KEY_PREFIX}probe:{os.getpid()}"
         client.set(key, bytes(_PROBE_BYTES), ex=_PROBE_SECONDS)
 
         def fetched() -> None:
             hashlib.sha256(bytes(client.get(key) or b"")).digest()  # type: ignore[arg-type]
 
-        either = [min(_seconds(call) for _ in range(3)) for call in (client.ping, fetched)]
+        any_value, probe = (least_seconds(call, _PROBE_TRIES) for call in (client.ping, fetched))
         client.delete(key)
-        return _Cost(either[0], max(either[1] - either[0], 0.0) / _PROBE_BYTES)
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+        return _Cost(any_value, max(probe - any_value, 0.0) / _PROBE_BYTES)

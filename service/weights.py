@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from model_store.plan import draw_latents
@@ -11,14 +10,14 @@ from service.engine import WeightSet
 from service.metrics import ServiceMetrics
 from service.model import ServedModel
 from service.settings import Settings
+from service.timing import least_seconds
 
 if TYPE_CHECKING:
     from service.redis_link import RedisLink
     from service.redis_tier import RedisTier
 
-
-_FEW, _MORE = 1, 16
-"""Samples that decoding is timed with."""
+_FEW, _MORE, _TRIES = 1, 16, 2
+"""Samples that decoding is timed with, and how often."""
 
 
 class WeightSource:
@@ -75,12 +74,11 @@ class WeightSource:
         fetching = self._redis.seconds(4 * key.samples * model.manifest.network.weights)
         if fetching is None:
             return False
-        digest = key.digest
-        if digest not in self._decoding:
+        if key.digest not in self._decoding:
             few, more = (_seconds_of_decoding(model, key.plan, n) for n in (_FEW, _MORE))
             each = max(more - few, 0.0) / (_MORE - _FEW)
-            self._decoding[digest] = few, each
-        any_set, each = self._decoding[digest]
+            self._decoding[key.digest] = few, each
+        any_set, each = self._decoding[key.digest]
         worth = fetching < any_set + key.samples * each
         if not worth:
             self._metrics.redis_left_out.inc()
@@ -88,11 +86,5 @@ class WeightSource:
 
 
 def _seconds_of_decoding(model: ServedModel, plan: str, samples: int) -> float:
-    """The less of two tries; what the machine does besides would only add to it."""
-    latents, anchors = draw_latents(model.plan(plan), model.nodes, samples, 0)
-    found = []
-    for _ in range(2):
-        started = time.perf_counter()
-        model.engine.decode(latents, anchors)
-        found.append(time.perf_counter() - started)
-    return min(found)
+    drawn = draw_latents(model.plan(plan), model.nodes, samples, 0)
+    return least_seconds(lambda: model.engine.decode(*drawn), _TRIES)
