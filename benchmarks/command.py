@@ -38,13 +38,13 @@ def run_build(arguments: list[str], folder: Path) -> float:
     start = time.perf_counter()
     try:
         done = subprocess.run(
-            command, cwd=folder, env=_environment(), capture_output=True, text=True, timeout=_BUILD_SECONDS
+            command, cwd=folder, env=user_environment(), capture_output=True, text=True, timeout=_BUILD_SECONDS
         )
     except subprocess.TimeoutExpired as e:
-        raise _failed("fiberwalk build", f"did not end in {_BUILD_SECONDS:.0f} s") from e
+        raise command_failed("fiberwalk build", f"did not end in {_BUILD_SECONDS:.0f} s") from e
     seconds = time.perf_counter() - start
     if done.returncode != 0:
-        raise _failed("fiberwalk build", f"exit status {done.returncode}: {done.stderr}{done.stdout}")
+        raise command_failed("fiberwalk build", f"exit status {done.returncode}: {done.stderr}{done.stdout}")
     return seconds
 
 
@@ -119,9 +119,9 @@ class Server:
         try:
             response = self._client.request(method, route, content=body, headers=_JSON)
         except httpx.HTTPError as e:
-            raise _failed(f"a request to {route}", str(e)) from e
+            raise command_failed(f"a request to {route}", str(e)) from e
         if response.status_code != 200:
-            raise _failed(f"a request to {route}", f"status {response.status_code}: {response.text}")
+            raise command_failed(f"a request to {route}", f"status {response.status_code}: {response.text}")
         return response
 
 
@@ -140,7 +140,7 @@ def serving(store: Path, **settings: object) -> Iterator[Server]:
     log = Path(tempfile.mkdtemp(prefix="serve-", dir=store.parent)) / "log"
     with log.open("wb") as out:
         command = [*_COMMAND, "serve", "--store", str(store), "--port", "0"]
-        environment = _environment() | {f"FIBERWALK_{key.upper()}": str(value) for key, value in settings.items()}
+        environment = user_environment() | {f"FIBERWALK_{key.upper()}": str(value) for key, value in settings.items()}
         process = subprocess.Popen(command, cwd=store.parent, env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
         server = Server(_wait_until_ready(process, log), process.pid)
@@ -163,7 +163,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
     while time.monotonic() < end:
         said = log.read_text(errors="replace")
         if process.poll() is not None:
-            raise _failed("fiberwalk serve", f"exit status {process.returncode}: {said}")
+            raise command_failed("fiberwalk serve", f"exit status {process.returncode}: {said}")
         url = next((word for word in said.split() if word.startswith("http://")), "")
         try:
             if url and httpx.get(f"{url}/readyz", timeout=10).status_code == 200:
@@ -171,15 +171,16 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
         except httpx.TransportError:
             pass  # it has its address before it takes connections
         time.sleep(0.05)
-    raise _failed("fiberwalk serve", f"not ready in {_START_SECONDS:.0f} s: {log.read_text(errors='replace')}")
+    raise command_failed("fiberwalk serve", f"not ready in {_START_SECONDS:.0f} s: {log.read_text(errors='replace')}")
 
 
-def _environment() -> dict[str, str]:
+def user_environment() -> dict[str, str]:
     """The user's environment without settings of the server, and with this checkout before an installed fiberwalk."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("FIBERWALK_", "ORT_"))}
     kept["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return kept
 
 
-def _failed(what: str, said: str) -> FiberwalkError:
+def command_failed(what: str, said: str) -> FiberwalkError:
+    """The error of a command that failed; `got` is the end of what it said."""
     return FiberwalkError(f"{what} failed; see what it said.", code="command_failed", got=said.strip()[-_TAIL:])

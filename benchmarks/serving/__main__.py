@@ -21,12 +21,11 @@ from rich.console import Console
 import builder  # noqa: F401  settles threads and memory before torch is imported
 from benchmarks.data import ROOT
 from benchmarks.exit import exit_status
-from benchmarks.quality.tables import render_goals
 from benchmarks.results import Results, environment, refuse_changed
+from benchmarks.serving.ending import conclude
 from benchmarks.serving.measure import measure
 from benchmarks.serving.models import CASES
 from benchmarks.serving.tables import judge, table
-from benchmarks.table import render
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "serving.json"
 
@@ -61,12 +60,7 @@ def _run(options: argparse.Namespace, log: Console) -> int:
             os.sched_setaffinity(0, allowed)
     refuse_changed(here, environment(ROOT, "random weights"))
     found = [run for name in options.networks for run in results.current(name) if run["rows"] in options.rows]
-    goals = judge(found)
-    results.save([{"goal": g.text, "state": g.state, "found": g.found} for g in goals])
-    render("32 samples on one core", *table(found))
-    render_goals(goals)
-    log.print(f"Written to {options.output}.", markup=False, soft_wrap=True)
-    return 0
+    return conclude(results, options.output, "32 samples on one core", table(found), judge(found), log)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ times, as processes differ in how their memory lies. `python -m benchmarks.servi
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,12 +25,11 @@ import builder  # noqa: F401  settles threads and memory before torch is importe
 from benchmarks.command import serving
 from benchmarks.data import ROOT
 from benchmarks.exit import exit_status
-from benchmarks.quality.tables import render_goals
 from benchmarks.results import Results, environment, refuse_changed
-from benchmarks.serving.load import load, post
-from benchmarks.serving.models import CASES, Case, rows_of, serve
+from benchmarks.serving.ending import conclude
+from benchmarks.serving.load import Load, load, medians, post_json
+from benchmarks.serving.models import CASES, Case, sent_rows, serve
 from benchmarks.serving.tables import http_table, judge_http
-from benchmarks.table import render
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "http.json"
 SAMPLES: Final = 32
@@ -53,9 +51,9 @@ def measure(case: Case, clients: Sequence[int], seconds: float, starts: int) -> 
         By clients, with batching (`together`) and without (`alone`): `rate`, answers a second; `p50` and `p99` in
         milliseconds; medians over all turns. Besides `rows`, the mean of a run where they go together.
     """
-    bodies = [{"model": "random", "samples": SAMPLES, "inputs": [row.tolist()]} for row in _rows(case, max(clients))]
-    requests = [post("/predict", json.dumps(body).encode()) for body in bodies]
-    found: dict[tuple[int, str], list[tuple[float, ...]]] = {}
+    rows_sent = sent_rows(case, max(clients))
+    requests = [post_json("/predict", {"model": "random", "samples": SAMPLES, "inputs": [row]}) for row in rows_sent]
+    found: dict[tuple[int, str], list[Load]] = {}
     rows: dict[tuple[int, str], list[float]] = {}
     order = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as folder:
@@ -68,29 +66,17 @@ def measure(case: Case, clients: Sequence[int], seconds: float, starts: int) -> 
                 for count, name in order.permutation([(c, n) for c in clients for n in SETTINGS] * _TURNS).tolist():
                     before = servers[name].metrics()
                     got = load(servers[name].url, requests[: int(count)], seconds)
-                    found.setdefault((int(count), name), []).append((got.rate, got.p50, got.p99))
+                    found.setdefault((int(count), name), []).append(got)
                     rows.setdefault((int(count), name), []).append(_rows_a_run(before, servers[name].metrics()))
-    measured = []
-    for count in clients:
-        of = {name: np.median(found[count, name], axis=0) for name in SETTINGS}
-        figures = {
-            name: {key: round(float(v), 3) for key, v in zip(("rate", "p50", "p99"), values, strict=True)}
-            for name, values in of.items()
+    return [
+        {
+            "clients": count,
+            "samples": SAMPLES,
+            "rows": round(float(np.median(rows[count, "together"])), 2),
+            **{name: medians(found[count, name]) for name in SETTINGS},
         }
-        measured.append(
-            {
-                "clients": count,
-                "samples": SAMPLES,
-                "rows": round(float(np.median(rows[count, "together"])), 2),
-                **figures,
-            }
-        )
-    return measured
-
-
-def _rows(case: Case, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Rows of few digits, as people send them."""
-    return rows_of(case, count).astype(np.float64).round(4)
+        for count in clients
+    ]
 
 
 def _rows_a_run(before: dict[str, float], after: dict[str, float]) -> float:
@@ -122,12 +108,14 @@ def _run(options: argparse.Namespace, log: Console) -> int:
         results.add(options.network, measured["clients"], measured)
     refuse_changed(here, environment(ROOT, "random weights"))
     found = results.current(options.network)
-    goals = judge_http(found)
-    results.save([{"goal": g.text, "state": g.state, "found": g.found} for g in goals])
-    render("Requests of one row, 32 samples, one server process", *http_table(found))
-    render_goals(goals)
-    log.print(f"Written to {options.output}.", markup=False, soft_wrap=True)
-    return 0
+    return conclude(
+        results,
+        options.output,
+        "Requests of one row, 32 samples, one server process",
+        http_table(found),
+        judge_http(found),
+        log,
+    )
 
 
 if __name__ == "__main__":

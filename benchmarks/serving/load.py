@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, cast
+from dataclasses import dataclass, fields
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -31,8 +32,19 @@ class Load:
     p99: float
 
 
+def medians(turns: Sequence[Load]) -> dict[str, float]:
+    """The medians of each figure over several turns, by its name."""
+    names = [field.name for field in fields(Load)]
+    return {n: round(float(np.median([getattr(turn, n) for turn in turns])), 3) for n in names}
+
+
+def post_json(path: str, content: dict[str, Any]) -> bytes:
+    """A request of this content, as it goes over the wire."""
+    return post(path, json.dumps(content).encode())
+
+
 def post(path: str, body: bytes) -> bytes:
-    """A request as it goes over the wire."""
+    """A request with a JSON body, as it goes over the wire."""
     head = f"POST {path} HTTP/1.1\r\nHost: benchmark\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     return head.encode() + b"\r\n\r\n" + body
 

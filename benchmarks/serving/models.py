@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime as ort
@@ -71,6 +71,12 @@ CASES: Final = {
 def rows_of(case: Case, rows: int) -> Float32:
     """Encoded rows (B, *shape)."""
     return np.random.default_rng(rows).normal(size=(rows, *case.shape)).astype(np.float32)
+
+
+def sent_rows(case: Case, rows: int) -> list[Any]:
+    """Rows (B, *shape) of few digits, as people send them in JSON."""
+    values: list[Any] = rows_of(case, rows).astype(np.float64).round(4).tolist()
+    return values
 
 
 def serve(case: Case, store: Path) -> tuple[ServedModel, ort.InferenceSession]:

@@ -11,7 +11,6 @@ weight sets come and go, and for flags alone. Needs Linux, which tells what a pr
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -19,19 +18,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from rich.console import Console
 
 import builder  # noqa: F401  settles threads and memory before torch is imported
 from benchmarks.command import Server, serving
 from benchmarks.data import ROOT
 from benchmarks.exit import exit_status
-from benchmarks.quality.tables import render_goals
 from benchmarks.results import Results, environment, refuse_changed
-from benchmarks.serving.load import load, post
-from benchmarks.serving.models import Case, rows_of, serve
+from benchmarks.serving.ending import conclude
+from benchmarks.serving.load import load, post_json
+from benchmarks.serving.models import Case, rows_of, sent_rows, serve
 from benchmarks.serving.tables import judge_soak, soak_table
-from benchmarks.table import render
 from builder.network import MLP
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "soak.json"
@@ -78,12 +75,12 @@ def _requests() -> list[bytes]:
     """One for each client."""
     found = []
     for i in range(_CLIENTS):
-        rows = rows_of(CASE, 8 if i % 8 == 0 else 1).astype(np.float64).round(4).tolist()
+        rows = sent_rows(CASE, 8 if i % 8 == 0 else 1)
         body: dict[str, Any] = {"inputs": rows, "samples": SAMPLES, "seed": i % _SEEDS}
         if i % 4 == 1:
-            found.append(post("/ood", json.dumps(body).encode()))
+            found.append(post_json("/ood", body))
         else:
-            found.append(post("/predict", json.dumps(body | {"ood": i % 3 == 0}).encode()))
+            found.append(post_json("/predict", body | {"ood": i % 3 == 0}))
     return found
 
 
@@ -126,12 +123,9 @@ def _run(options: argparse.Namespace, log: Console) -> int:
         results.add(NAME, 0, {"ready": [round(s, 3) for s in ready], **soak(store, options.requests)})
     refuse_changed(here, environment(ROOT, "random weights"))
     found = results.current(NAME)
-    goals = judge_soak(found)
-    results.save([{"goal": g.text, "state": g.state, "found": g.found} for g in goals])
-    render("One server process, 32 clients", *soak_table(found))
-    render_goals(goals)
-    log.print(f"Written to {options.output}.", markup=False, soft_wrap=True)
-    return 0
+    return conclude(
+        results, options.output, "One server process, 32 clients", soak_table(found), judge_soak(found), log
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, Final
 
-from benchmarks.quality.goals import NOT_MEASURED, Goal
+from benchmarks.quality.goals import NOT_MEASURED, Goal, make_goal
 from benchmarks.table import mark
 
 MOST_DET: Final = {"MLP 13-50-1": 2.0, "LeNet-5": 17.0}
@@ -78,22 +78,20 @@ def http_table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[st
 
 def judge_http(found: Sequence[dict[str, Any]]) -> list[Goal]:
     """The goals of requests over HTTP."""
-    of = {f["clients"]: f for f in found}
-    goals = []
     clients, least = LEAST_GAIN
+    many, one = ([f for f in found if f["clients"] == count] for count in (clients, 1))
+
+    def gain() -> tuple[bool, str]:
+        ratio = many[0]["together"]["rate"] / many[0]["alone"]["rate"]
+        return ratio >= least, f"{ratio:.2f}"
+
+    def wait() -> tuple[bool, str]:
+        ratio = one[0]["together"]["p50"] / one[0]["alone"]["p50"]
+        return ratio <= MOST_LONE, f"{ratio:.2f}"
+
     text = f"{clients} clients get {least:g} times the answers a second where requests go together, or more"
-    if clients in of:
-        gain = of[clients]["together"]["rate"] / of[clients]["alone"]["rate"]
-        goals.append(Goal(text, mark(gain >= least), f"{gain:.2f}"))
-    else:
-        goals.append(Goal(text, NOT_MEASURED, ""))
-    text = f"One client waits for {MOST_LONE:g} times as long, or less (p50)"
-    if 1 in of:
-        ratio = of[1]["together"]["p50"] / of[1]["alone"]["p50"]
-        goals.append(Goal(text, mark(ratio <= MOST_LONE), f"{ratio:.2f}"))
-    else:
-        goals.append(Goal(text, NOT_MEASURED, ""))
-    return goals
+    lone = f"One client waits for {MOST_LONE:g} times as long, or less (p50)"
+    return [make_goal(text, many, None, gain), make_goal(lone, one, None, wait)]
 
 
 def soak_table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

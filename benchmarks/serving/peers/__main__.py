@@ -11,28 +11,25 @@ is asked by turns, so that whatever else the machine does slows both alike. Need
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from rich.console import Console
 
 import builder  # noqa: F401  settles threads and memory before torch is imported
 from benchmarks.command import serving
 from benchmarks.data import ROOT
 from benchmarks.exit import exit_status
-from benchmarks.quality.tables import render_goals
 from benchmarks.results import Results, environment, refuse_changed
-from benchmarks.serving.load import Load, load, post
-from benchmarks.serving.models import CASES, rows_of, serve
+from benchmarks.serving.ending import conclude
+from benchmarks.serving.load import Load, load, medians, post_json
+from benchmarks.serving.models import CASES, sent_rows, serve
 from benchmarks.serving.peers.predictors import NETWORK, SAMPLES
 from benchmarks.serving.peers.processes import PEERS, running
 from benchmarks.serving.peers.tables import judge, table
-from benchmarks.table import render
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "peers.json"
 CLIENTS: Final = (1, 32)
@@ -50,9 +47,9 @@ def measure(peer: str, store: Path, seconds: float, turns: int) -> list[dict[str
     Returns:
         By clients, of `peer` and `ours`: `rate`, answers a second; `p50` and `p99` in milliseconds.
     """
-    rows = rows_of(CASES[NETWORK], max(CLIENTS)).astype(np.float64).round(4)
-    theirs = [post("/predict", json.dumps({"inputs": [row.tolist()]}).encode()) for row in rows]
-    own = [post("/predict", json.dumps({"samples": SAMPLES, "inputs": [row.tolist()]}).encode()) for row in rows]
+    rows = sent_rows(CASES[NETWORK], max(CLIENTS))
+    theirs = [post_json("/predict", {"inputs": [row]}) for row in rows]
+    own = [post_json("/predict", {"samples": SAMPLES, "inputs": [row]}) for row in rows]
     found: dict[tuple[int, str], list[Load]] = {}
     with running(peer, theirs[0]) as url, serving(store) as server:
         for turn in range(turns):
@@ -61,14 +58,9 @@ def measure(peer: str, store: Path, seconds: float, turns: int) -> list[dict[str
                 for name, at, requests in asked[:: -1 if turn % 2 else 1]:
                     found.setdefault((clients, name), []).append(load(at, requests[:clients], seconds))
     return [
-        {"clients": clients, **{name: _medians(found[clients, name]) for name in ("peer", "ours")}}
+        {"clients": clients, **{name: medians(found[clients, name]) for name in ("peer", "ours")}}
         for clients in CLIENTS
     ]
-
-
-def _medians(turns: Sequence[Load]) -> dict[str, float]:
-    values = np.median([(t.rate, t.p50, t.p99) for t in turns], axis=0)
-    return {key: round(float(value), 3) for key, value in zip(("rate", "p50", "p99"), values, strict=True)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,12 +91,9 @@ def _run(options: argparse.Namespace, log: Console) -> int:
             log.print(f"{peer}: {measured['peer']['rate']:.0f} a second, ours {measured['ours']['rate']:.0f}")
     refuse_changed(here, environment(ROOT, "random weights"))
     found = [run for peer in PEERS for run in results.current(peer)]
-    goals = judge(found)
-    results.save([{"goal": g.text, "state": g.state, "found": g.found} for g in goals])
-    render("Requests of one row over HTTP, one server process", *table(found))
-    render_goals(goals)
-    log.print(f"Written to {options.output}.", markup=False, soft_wrap=True)
-    return 0
+    return conclude(
+        results, options.output, "Requests of one row over HTTP, one server process", table(found), judge(found), log
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from benchmarks.data import ROOT
+from benchmarks.command import command_failed, user_environment
 from benchmarks.serving.load import load
 from model_store.errors import FiberwalkError
 
@@ -31,7 +31,6 @@ PEERS: Final[dict[str, tuple[str, list[str]]]] = {
 """Name -> module beside this one, and its arguments before the port."""
 
 _START_SECONDS = 120.0
-_TAIL = 1500
 
 
 @contextmanager
@@ -46,13 +45,13 @@ def running(peer: str, request: bytes) -> Iterator[str]:
         s.bind(("127.0.0.1", 0))
         port: int = s.getsockname()[1]
     command = [sys.executable, "-m", f"benchmarks.serving.peers.{module}", *arguments, str(port)]
-    kept = {**os.environ, "PYTHONPATH": str(ROOT), "BENTOML_DO_NOT_TRACK": "True", "OMP_NUM_THREADS": "1"}
+    environment = user_environment() | {"BENTOML_DO_NOT_TRACK": "True", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="fiberwalk-peer-") as folder:
         log = Path(folder) / "log"
         with log.open("wb") as out:
             # A session of its own: some serve from processes that they start themselves.
             process = subprocess.Popen(
-                command, cwd=folder, env=kept, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
         try:
             _wait(process, f"http://127.0.0.1:{port}", request, log)
@@ -70,11 +69,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, request: bytes, log: Path)
             time.sleep(0.5)
         else:
             return
-    raise FiberwalkError(
-        f"The peer at {url} gave no answer; see what it said.",
-        code="command_failed",
-        got=log.read_text(errors="replace").strip()[-_TAIL:],
-    )
+    raise command_failed(f"the peer at {url}", log.read_text(errors="replace"))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

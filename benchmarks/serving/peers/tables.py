@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from benchmarks.quality.goals import NOT_MEASURED, Goal
-from benchmarks.table import mark
+from benchmarks.quality.goals import Goal, make_goal
 
 SHOWN: Final = {
     "plain": "one network without samples: torch behind FastAPI",
@@ -35,13 +34,15 @@ def table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 def judge(found: Sequence[dict[str, Any]]) -> list[Goal]:
     """The goals, all of many clients."""
-    of = {f["set"]: f for f in found if f["clients"] == MOST_CLIENTS}
-    goals = []
-    for peer, least in LEAST_RATIO.items():
-        text = f"{MOST_CLIENTS} clients: at least {least:g} times the answers a second of {SHOWN[peer]}"
-        if peer in of:
-            ratio = of[peer]["ours"]["rate"] / of[peer]["peer"]["rate"]
-            goals.append(Goal(text, mark(ratio >= least), f"{ratio:.1f}"))
-        else:
-            goals.append(Goal(text, NOT_MEASURED, ""))
-    return goals
+    return [
+        _goal(peer, [f for f in found if f["clients"] == MOST_CLIENTS and f["set"] == peer]) for peer in LEAST_RATIO
+    ]
+
+
+def _goal(peer: str, runs: Sequence[dict[str, Any]]) -> Goal:
+    def met() -> tuple[bool, str]:
+        ratio = runs[0]["ours"]["rate"] / runs[0]["peer"]["rate"]
+        return ratio >= LEAST_RATIO[peer], f"{ratio:.1f}"
+
+    times = f"at least {LEAST_RATIO[peer]:g} times the answers a second of {SHOWN[peer]}"
+    return make_goal(f"{MOST_CLIENTS} clients: {times}", runs, None, met)
