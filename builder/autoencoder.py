@@ -43,7 +43,7 @@ class LatentModel:
     """A trained decoder and the latents of all nodes.
 
     Attributes:
-        decoder: latents to weights.
+        decoder: latents to weights; its first layer may have been narrowed since (`builder.narrowing`).
         nodes: (A, N, T+1, k) latents.
         reconstruction_error: mean divergence of the decoded nodes from the sampled ones; 1 is as much as the noise.
         basis_error: the part of it that the rank of the head alone causes.

@@ -269,8 +269,8 @@ def _posterior(m: Manifest) -> str:
         for p in latent.plans.values()
     ]
     return (
-        f"## Network and posterior\n\n- Network: {escape(net.description) or 'as exported'}; {net.weights:,} random "
-        f"weights{trunk}; {_count(net.outputs, 'output')}.\n"
+        f"## Network and posterior\n\n- Network: {escape(net.description) or 'as exported'}; "
+        f"{net.random_weights:,} random weights{trunk}; {_count(net.outputs, 'output')}.\n"
         f"- Posterior: {_count(latent.anchors, 'anchor')} (MAP solutions), {_count(latent.trajectories, 'fiber')} each "
         f"of {_count(latent.steps, 'drift step')}; {_count(latent.dimension, 'latent dimension')}; decoder of rank "
         f"{latent.rank} an anchor.\n- The drift scale counts in posterior radii: 1 is the whole width of the Gaussian "

@@ -141,6 +141,14 @@ class AutoencoderConfig(_Config):
             ge=1, description="columns an anchor of the decoder's linear head; default: as many as the predictions need"
         ),
     ] = None
+    first_rank: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="columns an anchor of a first layer of 65,536 weights or more, the fewer the faster a server; "
+            "default: as many as the predictions need, if these are few enough to be faster; 0: as of all layers",
+        ),
+    ] = None
     steps: Annotated[int, Field(ge=1, description="Adam steps")] = 200
     learning_rate: Annotated[float, Field(gt=0, description="highest rate of the schedule")] = 1e-2
     attraction: Annotated[float, Field(ge=0, description="weight of L+, steps of equal latent length")] = 1.0

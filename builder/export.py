@@ -2,10 +2,11 @@
 
 `base.onnx` takes all S weight vectors and the whole batch in one run, in the first of these forms that is right at
 every size that is tried. Written here, from the network exported for one weight vector: linear layers with element-
-wise functions between them (`builder.onnx_layers`, with `row.onnx` for single rows), and convolutions with such
-layers behind them (`builder.onnx_images`). `torch.func.vmap` of the network, exported with S and B dynamic, for which
-torch has rules where layers are linear. For every other network that torch can export, the one for one weight vector,
-looped over the samples inside the graph. In the manifest a form without a loop is `batched`, one with a loop `scan`.
+wise functions between them (`builder.onnx_layers`, with `row.onnx` for single rows; the first may be mixed of the
+decoder's columns, `builder.mixing`), and convolutions with such layers behind them (`builder.onnx_images`).
+`torch.func.vmap` of the network, exported with S and B dynamic, for which torch has rules where layers are linear. For
+every other network that torch can export, the one for one weight vector, looped over the samples inside the graph. In
+the manifest a form without a loop is `batched`, one with a loop `scan`.
 
 What is known beforehand is written without torch's exporter: the decoder (`builder.onnx_decoder`), and the graph for
 one weight vector where linear layers follow each other (`builder.onnx_chain`).
@@ -20,7 +21,7 @@ import contextlib
 import copy
 import functools
 import logging
-import warnings
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
@@ -28,23 +29,22 @@ import numpy as np
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
-from torch.func import vmap
 
 from builder import onnx_graph
 from builder.decoder import WeightDecoder
 from builder.exported import Array, ExportedNetwork, Runner, Session, reason, refusal
+from builder.mixing import given_parameters, mixture_of, worthwhile
 from builder.network import FunctionalNetwork
-from builder.onnx_chain import chain_graph
 from builder.onnx_decoder import decoder_model
-from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Cut, Graph
+from builder.onnx_graph import Cut, Graph
 from builder.onnx_images import images_model
-from builder.onnx_layers import columns_model, row_model
+from builder.onnx_layers import WIDE_WEIGHTS, columns_model, first_layers, row_model
+from builder.onnx_traced import quiet_exporter, traced_batched, traced_fixed, traced_one
 from model_store.errors import ConfigError
-from model_store.manifest import NetworkSpec
+from model_store.manifest import NetworkSpec, ParameterSpec
 
 Form = Literal["layers", "images", "batched", "scan"]
 _WRAPS: Final[dict[Form, Callable[[Graph, Cut, Mapping[str, Sequence[int]], int], ModelProto]]] = {
-    "layers": columns_model,
     "images": images_model,
     "batched": onnx_graph.batched_model,
     "scan": onnx_graph.scan_model,
@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 TOLERANCE = 1e-5
 """Largest difference between ONNX and torch, relative to the largest output."""
 
-_EXAMPLE_SAMPLES, _EXAMPLE_ROWS = 3, 5
+_EXAMPLE_ROWS = 5
 _CHECKED_SIZES = ((1, 1), (1, 6), (3, 1), (4, 7))
 _MAX_BYTES = 2**31 - 1
 
@@ -83,12 +83,16 @@ def export_decoder(decoder: WeightDecoder) -> bytes:
     return data
 
 
-def export_network(network: FunctionalNetwork, example: Tensor) -> ExportedNetwork:
+def export_network(
+    network: FunctionalNetwork, example: Tensor, head: Tensor | None = None, samples: int = 0
+) -> ExportedNetwork:
     """`base.onnx`, `trunk.onnx` and `row.onnx` of a network, see `model_store.manifest`.
 
     Args:
         network: the network; its fixed part is exported as it is now.
         example: encoded inputs (B, ...), of any number of rows, that the network takes.
+        head: (C, P), the decoder's, where weights may be mixed of its columns (`builder.mixing`).
+        samples: S that a server draws; they are mixed where that is faster.
 
     Raises:
         ConfigError: the network returns something else than one row of outputs for each input row, uses an operator
@@ -99,11 +103,11 @@ def export_network(network: FunctionalNetwork, example: Tensor) -> ExportedNetwo
     example = example.detach().cpu().float()
     outputs = _output_width(network, example)
     # All forms but one start from the same graph.
-    one = functools.cache(lambda: _export_one(network, _rows(example, _EXAMPLE_ROWS)))
+    one = functools.cache(lambda: traced_one(network, _rows(example, _EXAMPLE_ROWS)))
     forms: tuple[Form, ...] = ("layers", "images", "batched")
     for form in forms:
         try:
-            return _export_as(form, one, network, example, outputs)
+            return _export_as(form, one, network, example, outputs, head, samples)
         except ConfigError as e:
             _log.debug("not exported as %s: %s", form, e.message)
     return _export_as("scan", one, network, example, outputs)
@@ -117,8 +121,31 @@ def export_fixed(module: nn.Module, example: Tensor) -> bytes:
     """
     with _exporting("network"):
         x = _rows(example, _EXAMPLE_ROWS)
-        model = _to_onnx(_Fixed(module), (x,), {"x": {0: torch.export.Dim("B")}}, [INPUTS], [OUTPUTS])
+        model = traced_fixed(module, x)
     return _serialise(model, "network")
+
+
+def mixable(network: FunctionalNetwork, example: Tensor) -> list[ParameterSpec]:
+    """The parameters that a base may mix, see `builder.mixing`: those of wide first layers, where all else is linear
+    layers and element-wise functions.
+
+    Args:
+        example: encoded inputs (B, ...) that the network takes.
+    """
+    if max(math.prod(p.shape) for p in network.parameters) < WIDE_WEIGHTS:
+        return []  # without a graph, which may take seconds
+    network, example = _on_cpu(network), _rows(example, _EXAMPLE_ROWS).float()
+    shapes = {p.input: p.shape for p in network.parameters}
+    try:
+        with _exporting("network"):
+            graph = traced_one(network, example)
+            cut = onnx_graph.find_cut(graph) if network.fixed_weights else ()
+            columns_model(graph, cut, shapes, _output_width(network, example))
+            inputs = first_layers(graph, cut, shapes)
+    except ConfigError as e:
+        _log.debug("nothing to mix: %s", e.message)
+        return []
+    return [p for p in network.parameters if p.input in inputs]
 
 
 def run_exported(exported: ExportedNetwork, network: FunctionalNetwork, thetas: Tensor, x: Tensor) -> Array:
@@ -129,8 +156,13 @@ def run_exported(exported: ExportedNetwork, network: FunctionalNetwork, thetas: 
     return Runner(exported, network)(thetas, x)[-1]
 
 
-def check_export(network: FunctionalNetwork, exported: ExportedNetwork, example: Tensor) -> float:
+def check_export(
+    network: FunctionalNetwork, exported: ExportedNetwork, example: Tensor, head: Tensor | None = None
+) -> float:
     """Compares the exported files with torch at several S and B, 1 included, at weights around the present ones.
+
+    Args:
+        head: (C, P), the decoder's, where weights are mixed of its columns; weights are then some that it makes.
 
     Returns:
         the largest difference found, relative to the largest output in magnitude.
@@ -145,107 +177,52 @@ def check_export(network: FunctionalNetwork, exported: ExportedNetwork, example:
     theta = network.current().cpu()
     spread = 0.1 * theta.abs() + 0.02 * theta.square().mean().sqrt()
     for samples, rows in _CHECKED_SIZES:
-        noise = torch.randn(samples, network.weights, generator=generator)
-        thetas = theta + noise * spread
+        coefficients = None
+        if exported.mixture is not None and head is not None:
+            coefficients = torch.randn(samples, len(head), generator=generator) / len(head) ** 0.5
+            thetas = coefficients @ head.detach().cpu()
+        else:
+            thetas = theta + torch.randn(samples, network.weights, generator=generator) * spread
         x = _rows(example, rows)
         with torch.no_grad():
             want = network.batched(thetas, x)
-        for found in runner(thetas, x):
+        for found in runner(thetas, x, coefficients):
             worst = max(worst, _refuse_difference(found, want, "network", f"S={samples}, B={rows}"))
     return worst
 
 
-class _Fixed(nn.Module):
-    """A module as it is."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.module(x)
-        return out
-
-
-class _Batched(nn.Module):
-    """The network for parameters (S, *shape), computed by every operator at once."""
-
-    def __init__(self, network: FunctionalNetwork) -> None:
-        super().__init__()
-        self.names = [p.name for p in network.parameters]
-        self.network = network
-
-    def forward(self, x: Tensor, *weights: Tensor) -> Tensor:
-        return vmap(lambda own: self.network.apply(dict(zip(self.names, own, strict=True)), x))(weights)
-
-
-class _Single(_Batched):
-    """The network for parameters of their own shapes."""
-
-    def forward(self, x: Tensor, *weights: Tensor) -> Tensor:
-        return self.network.apply(dict(zip(self.names, weights, strict=True)), x)
-
-
-def _export_batched(network: FunctionalNetwork, x: Tensor) -> Graph:
-    weights = network.unflatten(network.current().expand(_EXAMPLE_SAMPLES, -1).contiguous())
-    samples = torch.export.Dim("S")
-    names = [p.input for p in network.parameters]
-    dynamic = {"x": {0: torch.export.Dim("B")}, "weights": tuple({0: samples} for _ in names)}
-    model = _to_onnx(_Batched(network), (x, *weights.values()), dynamic, [INPUTS, *names], [OUTPUTS])
-    return Graph.read(model, names)
-
-
-def _export_one(network: FunctionalNetwork, x: Tensor) -> Graph:
-    known = chain_graph(network, x.shape[1]) if x.ndim == 2 else None
-    return known if known is not None else _export_one_by_torch(network, x)
-
-
-def _export_one_by_torch(network: FunctionalNetwork, x: Tensor) -> Graph:
-    weights = network.unflatten(network.current())
-    names = [p.input + ONE for p in network.parameters]
-    dynamic = {"x": {0: torch.export.Dim.DYNAMIC}, "weights": tuple({} for _ in names)}
-    model = _to_onnx(_Single(network), (x, *weights.values()), dynamic, [INPUTS, *names], [OUTPUTS + ONE])
-    return Graph.read(model, names)
-
-
-def _to_onnx(
-    module: nn.Module, args: tuple[Tensor, ...], dynamic: Mapping[str, object], inputs: list[str], outputs: list[str]
-) -> ModelProto:
-    with torch.no_grad():
-        program = torch.export.export(module.eval(), args, dynamic_shapes=dict(dynamic), strict=False)
-        onnx_program = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=inputs,
-            output_names=outputs,
-            external_data=False,
-            verify=False,
-            verbose=False,
-        )
-    assert onnx_program is not None
-    model: ModelProto = onnx_program.model_proto
-    return model
-
-
 def _export_as(
-    form: Form, one: Callable[[], Graph], network: FunctionalNetwork, example: Tensor, outputs: int
+    form: Form,
+    one: Callable[[], Graph],
+    network: FunctionalNetwork,
+    example: Tensor,
+    outputs: int,
+    head: Tensor | None = None,
+    samples: int = 0,
 ) -> ExportedNetwork:
     """One form of the network, checked; `one` gives the graph for one weight vector."""
-    wrap = _WRAPS[form]
     shapes = {p.input: p.shape for p in network.parameters}
     with _exporting("network"):
-        graph = _export_batched(network, _rows(example, _EXAMPLE_ROWS)) if form == "batched" else one()
+        graph = traced_batched(network, _rows(example, _EXAMPLE_ROWS)) if form == "batched" else one()
         cut = onnx_graph.find_cut(graph) if network.fixed_weights else ()
-        base = wrap(graph, cut, shapes, outputs)
+        mixture = None
+        if form == "layers" and head is not None:
+            mixture = worthwhile(mixture_of(network, head.detach().cpu(), first_layers(graph, cut, shapes)), samples)
+        heads = mixture.heads if mixture is not None else {}
+        if form == "layers":
+            base = columns_model(graph, cut, shapes, outputs, heads)
+        else:
+            base = _WRAPS[form](graph, cut, shapes, outputs)
         trunk = onnx_graph.trunk_model(graph, cut) if cut else None
-        row = row_model(graph, cut, shapes, outputs) if form == "layers" else None
+        row = row_model(graph, cut, shapes, outputs, heads) if form == "layers" else None
+    parameters = given_parameters(network.parameters, heads)
     spec = NetworkSpec(
         form="batched" if form in ("layers", "batched") else "scan",
         outputs=outputs,
-        weights=network.weights,
+        weights=sum(math.prod(p.shape) for p in parameters),
         fixed_weights=network.fixed_weights,
-        parameters=network.parameters,
+        parameters=parameters,
+        mixed={p.input: p.shape for p in network.parameters if p.input in heads},
         trunk_outputs=onnx_graph.cut_names(cut),
         description=_describe(network.module),
     )
@@ -254,8 +231,9 @@ def _export_as(
         _serialise(base, "network"),
         _serialise(trunk, "trunk") if trunk else None,
         _serialise(row, "network") if row else None,
+        mixture,
     )
-    check_export(network, exported, example)
+    check_export(network, exported, example, head)
     return exported
 
 
@@ -282,27 +260,13 @@ def _refuse_difference(got: Array, want: Tensor, what: str, where: str) -> float
 @contextlib.contextmanager
 def _exporting(what: str) -> Iterator[None]:
     """Turns whatever torch and onnx raise into a ConfigError, and keeps their chatter from the screen."""
-    with _quiet():
+    with quiet_exporter():
         try:
             yield
         except ConfigError:
             raise
         except Exception as e:  # the exporters raise errors of a dozen unrelated classes
             raise refusal(what, reason(e)) from e
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns that torchvision, which nothing here needs, is not installed
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
-            warnings.filterwarnings("ignore", r"# The axis name", UserWarning)
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _refuse_oversize(size: int, what: str) -> None:

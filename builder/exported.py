@@ -13,24 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from builder.mixing import Mixture
 from builder.network import FunctionalNetwork
 from builder.onnx_graph import INPUTS, OUTPUTS
 from model_store.errors import ConfigError
 from model_store.layout import laid_out
-from model_store.manifest import BASE_FILE, ROW_FILE, TRUNK_FILE, NetworkSpec
+from model_store.manifest import BASE_FILE, MIXING, ROW_FILE, TRUNK_FILE, NetworkSpec
 
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class ExportedNetwork:
-    """The network's files and what the manifest says of them; `trunk` is None where the base does everything, and `row`
-    where the base serves single rows too."""
+    """The network's files and what the manifest says of them; `trunk` is None where the base does everything, `row`
+    where the base serves single rows too, and `mixture` where it takes all weights."""
 
     spec: NetworkSpec
     base: bytes
     trunk: bytes | None = None
     row: bytes | None = None
+    mixture: Mixture | None = None
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -62,7 +64,7 @@ class Runner:
     """Exported files, ready to run."""
 
     def __init__(self, exported: ExportedNetwork, network: FunctionalNetwork) -> None:
-        self._network = network
+        self._network, self._mixture = network, exported.mixture
         try:
             self._base = Session(exported.base)
             self._trunk = Session(exported.trunk) if exported.trunk is not None else None
@@ -70,14 +72,24 @@ class Runner:
         except Exception as e:  # ONNX Runtime's errors have no public base class
             raise refusal("network", f"ONNX Runtime does not take the file: {reason(e)}") from e
 
-    def __call__(self, thetas: Tensor, x: Tensor) -> list[Array]:
-        """Outputs (S, B, O) of the base, and for one row of the row's file too, where there is one."""
+    def __call__(self, thetas: Tensor, x: Tensor, coefficients: Tensor | None = None) -> list[Array]:
+        """Outputs (S, B, O) of the base, and for one row of the row's file too, where there is one.
+
+        Args:
+            thetas: weights (S, P).
+            x: inputs (B, ...).
+            coefficients: (S, C) of the weights in the decoder's head, where the base mixes some.
+        """
         weights = self._network.unflatten(thetas.detach().cpu())
         feeds: dict[str, NDArray[np.generic]] = {INPUTS: x.detach().cpu().numpy()}
         try:
             if self._trunk is not None:
                 feeds = dict(self._trunk.run(feeds))
-            own = {p.input: weights[p.name].contiguous().numpy() for p in self._network.parameters}
+            mixture = self._mixture
+            parameters = [p for p in self._network.parameters if mixture is None or p.input not in mixture.heads]
+            own = {p.input: weights[p.name].contiguous().numpy() for p in parameters}
+            if mixture is not None and coefficients is not None:
+                own[MIXING] = (coefficients @ mixture.shares).numpy()
             found = [self._base.run(feeds | own)[OUTPUTS]]
             if self._row is not None and len(x) == 1:
                 given = {n: feeds[n] if n in feeds else laid_out(n, s, own) for n, s in self._row.inputs.items()}

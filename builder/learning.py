@@ -26,6 +26,7 @@ from builder.fiber_plan import work_of
 from builder.likelihood import Likelihood, likelihood_of
 from builder.map import Anchors, given_anchor, refit_anchors, train_anchors
 from builder.metric import PredictiveMetric
+from builder.narrowing import narrow_first_layers
 from builder.network import FunctionalNetwork, NetworkFactory
 from builder.plans import make_plan, with_enough_samples
 from builder.preparation import assign_members, choose_device, default_memory, make_module
@@ -139,8 +140,11 @@ def learn(
                 fibers.nodes[used], fibers.scales[used], config.autoencoder, config.seed, report, metric
             )
             _keep_latent(work, key, latent)
+        plan = make_plan(config.calibration, fibers, reach)
+        columns = config.autoencoder.first_rank
+        decoder = narrow_first_layers(served.network, latent.decoder, latent.nodes, x, served.likelihood, plan, columns)
+        latent = dataclasses.replace(latent, decoder=decoder)
 
-    plan = make_plan(config.calibration, fibers, reach)
     posterior = DecodedPosterior(served.network, latent.decoder, latent.nodes.cpu().numpy())
     with bars.stage("Calibration"), clock("calibration"):
         judged = _sampled(own.network, cross_fitted, reach.used) if refit else posterior

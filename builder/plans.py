@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from builder.calibration import DecodedPosterior, Reach
 from builder.config import CalibrationConfig
 from builder.fiber import Fibers
-from builder.predictive import mixture_probabilities, sample_outputs
+from builder.predictive import answer_of, answers_apart, sample_outputs
 from model_store.manifest import LatentPlan
 
 _FEWEST: Final = 32
@@ -46,27 +45,15 @@ def with_enough_samples(
     rows = x[:: -(-len(x) // _ROWS)]
 
     def answer(samples: int, seed: int) -> tuple[Tensor, Tensor]:
-        outputs = sample_outputs(posterior.network, posterior.draw(plan, samples, seed)[0], rows).double()
-        if regression:
-            variance, mean = torch.var_mean(outputs[..., 0], 0, unbiased=False)
-            return mean, variance + spread**2
-        p = mixture_probabilities(outputs, spread)
-        return p, p.clamp(min=1e-30).log()
+        outputs = sample_outputs(posterior.network, posterior.draw(plan, samples, seed)[0], rows)
+        return answer_of(outputs, spread, regression)
 
     samples, most = _FEWEST, min(_MOST, _MOST_WEIGHTS // posterior.network.weights)
     if 2 * samples > most:
         return plan.model_copy(update={"samples": samples})  # nothing to choose, so nothing to compare with
     many = answer(_REFERENCE, 1)
     while 2 * samples <= most:
-        if _divergence(many, answer(samples, 0), regression) <= _TOLERATED:
+        if answers_apart(many, answer(samples, 0), regression) <= _TOLERATED:
             break
         samples *= 2
     return plan.model_copy(update={"samples": samples})
-
-
-def _divergence(many: tuple[Tensor, Tensor], few: tuple[Tensor, Tensor], regression: bool) -> float:
-    """Mean over rows of KL(many || few), in nats: of Gaussians (mean, variance), or of class probabilities."""
-    if not regression:
-        return float(torch.xlogy(many[0], many[0]).sub(many[0] * few[1]).sum(-1).mean())
-    (mean, variance), (other, wider) = many, few
-    return float(0.5 * ((wider / variance).log() + (variance + (mean - other).square()) / wider - 1).mean())

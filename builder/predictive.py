@@ -48,6 +48,26 @@ def mixture_probabilities(logits: Tensor, temperature: float, log_weight: Tensor
     return (p * log_weight.exp()[:, None, None]).sum(0)
 
 
+def answer_of(outputs: Tensor, spread: float, regression: bool) -> tuple[Tensor, Tensor]:
+    """What is answered of outputs (S, B, O): mean and variance (B,) of a regression, or probabilities (B, C) and their
+    logarithms; `spread` is the noise standard deviation, or the temperature."""
+    outputs = outputs.double()
+    if regression:
+        variance, mean = torch.var_mean(outputs[..., 0], 0, unbiased=False)
+        return mean, variance + spread**2
+    p = mixture_probabilities(outputs, spread)
+    return p, p.clamp(min=1e-30).log()
+
+
+def answers_apart(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], regression: bool) -> float:
+    """Mean over rows of KL(first || second), in nats, of two answers as `answer_of` gives them: the NLL that the second
+    loses where the first is right."""
+    if not regression:
+        return float(torch.xlogy(first[0], first[0]).sub(first[0] * second[1]).sum(-1).mean())
+    (mean, variance), (other, wider) = first, second
+    return float(0.5 * ((wider / variance).log() + (variance + (mean - other).square()) / wider - 1).mean())
+
+
 def categorical_nll(p: Tensor, y: Tensor) -> Tensor:
     """-log p_y (B,) for probabilities (B, C)."""
     return -p.gather(1, y[:, None]).squeeze(1).clamp(min=1e-12).log()

@@ -14,6 +14,7 @@ from safetensors.numpy import save as save_arrays
 
 from builder.evaluation import LEVEL, predict_test
 from builder.export import export_decoder, export_network
+from builder.mixing import matching_decoder
 from builder.page import make_page
 from builder.predictive import conformal_quantile, sample_outputs
 from builder.report import ReportData, make_card, make_pictures
@@ -52,8 +53,10 @@ def publish(trained: Trained, metrics: list[Metrics], warnings: list[str], secon
         ConfigError: the network cannot be exported, or ONNX computes something else than torch.
         StoreError: the store refuses it.
     """
-    exported = export_network(trained.network, trained.x[:4].cpu())
-    files = {DECODER_FILE: export_decoder(trained.latent.decoder), **exported.files}
+    decoder = trained.latent.decoder
+    exported = export_network(trained.network, trained.x[:4].cpu(), decoder.head, trained.plans["predict"].samples)
+    decoder = matching_decoder(decoder, trained.network, exported.mixture)
+    files = {DECODER_FILE: export_decoder(decoder), **exported.files}
     arrays: dict[str, NDArray[Any]] = {"nodes": np.ascontiguousarray(trained.posterior.nodes)}
     scores = trained.calibrated.conformity_scores.cpu().numpy()
     arrays |= {"conformity_scores": scores, **trained.detection.arrays}

@@ -165,7 +165,7 @@ def _row(bundle: Bundle | FiberwalkError, name: str, version: int, aliases: list
         "task": manifest and manifest.task,
         "target": manifest and manifest.target.name,
         "created": manifest and manifest.build.created.isoformat(),
-        "weights": manifest and manifest.network.weights,
+        "weights": manifest and manifest.network.random_weights,
         "error": bundle.message if isinstance(bundle, FiberwalkError) else None,
     }
 
@@ -180,7 +180,9 @@ def _summary(bundle: Bundle, aliases: list[str]) -> Table:
         target = f"{m.target.name}{f' ({m.target.unit})' if m.target.unit else ''}"
     else:
         target = f"{m.target.name}: {', '.join(str(c) for c in m.target.classes)}"
-    network = f"{m.network.description}, {m.network.weights:,} random and {m.network.fixed_weights:,} fixed weights"
+    network = (
+        f"{m.network.description}, {m.network.random_weights:,} random and {m.network.fixed_weights:,} fixed weights"
+    )
     built = f"{m.build.created:%Y-%m-%d %H:%M} on {m.build.data_rows:,} rows, seed {m.build.seed}, {m.build.device}"
     rows = {
         "task": m.task,

@@ -7,21 +7,26 @@ T drift steps, k latent dimensions, P random weights, O network outputs.
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 DECODER_FILE: Final = "decoder.onnx"
-"""Inputs `latents` (S, k) float32 and `anchors` (S,) int64; outputs `weights` (S, P) and `coefficients`
-(S, A*(1+rank)), the coordinates of the weights in the decoder's linear last layer (initializer `head`,
-(A*(1+rank), P), so that `weights = coefficients @ head`)."""
+"""Inputs `latents` (S, k) float32 and `anchors` (S,) int64; outputs `weights` (S, P) and `coefficients` (S, C),
+C = A*(1+rank), the coordinates of the weights in the decoder's linear last layer (initializer `head`, (C, P), so that
+`weights = coefficients @ head`). P numbers are those of `NetworkSpec.parameters`."""
 
 BASE_FILE: Final = "base.onnx"
 """Inputs: the network's input `inputs` (B, ...) float32, or the trunk's outputs where there is a trunk, and
-every random parameter by its `ParameterSpec.input` as (S, *shape); output `outputs` (S, B, O)."""
+every one of `NetworkSpec.parameters` by its `ParameterSpec.input` as (S, *shape); output `outputs` (S, B, O)."""
+
+MIXING: Final = "mixing"
+"""Input of a base that mixes parameters, `NetworkSpec.mixed`: it has a few columns of theirs as constants, and takes
+every sample's shares in them, (S, columns), which are the last of `NetworkSpec.parameters`, in their place."""
 
 TRUNK_FILE: Final = "trunk.onnx"
 """Input `inputs` (B, ...); outputs the tensors named in `NetworkSpec.trunk_outputs`, free of S."""
@@ -127,7 +132,7 @@ Target = Annotated[RegressionTarget | ClassificationTarget, Field(discriminator=
 
 
 class ParameterSpec(_Schema):
-    """One random parameter: `weights[:, offset : offset + prod(shape)]` reshaped to (S, *shape)."""
+    """One input of the base: `weights[:, offset : offset + prod(shape)]` reshaped to (S, *shape)."""
 
     name: str
     input: str
@@ -140,6 +145,9 @@ class NetworkSpec(_Schema):
 
     `form` says how `base.onnx` treats the sample axis: `batched` computes all samples in each operator,
     `scan` loops over them inside the graph. Either way one run takes all S samples and the whole batch.
+
+    `parameters` are the random parameters, and `weights` is how many numbers a sample has of them, but for those in
+    `mixed`, shapes by input name: the base computes these from `MIXING`, which then are among `parameters`.
     """
 
     form: Literal["batched", "scan"]
@@ -147,6 +155,7 @@ class NetworkSpec(_Schema):
     weights: Annotated[int, Field(ge=1)]
     fixed_weights: Annotated[int, Field(ge=0)] = 0
     parameters: Annotated[list[ParameterSpec], Field(min_length=1)]
+    mixed: dict[str, list[int]] = {}
     trunk_outputs: list[str] = []
     description: str = ""
 
@@ -156,13 +165,18 @@ class NetworkSpec(_Schema):
         for p in self.parameters:
             if p.offset != end:
                 raise ValueError(f"parameter {p.name} starts at {p.offset}, expected {end}")
-            size = 1
-            for n in p.shape:
-                size *= n
-            end += size
+            end += math.prod(p.shape)
         if end != self.weights:
             raise ValueError(f"the parameters hold {end} weights, expected {self.weights}")
+        if bool(self.mixed) != any(p.input == MIXING for p in self.parameters):
+            raise ValueError(f"{MIXING} is a parameter where others are mixed, and only there")
         return self
+
+    @property
+    def random_weights(self) -> int:
+        """Random weights of the network, decoded or mixed."""
+        own = sum(math.prod(p.shape) for p in self.parameters if p.input != MIXING)
+        return own + sum(math.prod(shape) for shape in self.mixed.values())
 
 
 class LatentPlan(_Schema):

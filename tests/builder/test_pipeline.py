@@ -228,6 +228,49 @@ def test_a_fixed_body_becomes_a_trunk(tmp_path: Path, monkeypatch: pytest.Monkey
     np.testing.assert_allclose(serve(result.bundle, rows)["mean"], expected, rtol=1e-4, atol=1e-4)
 
 
+class Wide(nn.Module):
+    """Two hundred copies of each of three inputs, each with its own weights, for 128 hidden units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(600, 128), nn.Linear(128, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.last(torch.tanh(self.first(x.repeat(1, 200))))
+        return out
+
+
+def test_a_wide_first_layer_is_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watched(monkeypatch)
+    table().to_csv(tmp_path / "table.csv", index=False)
+    mapped = {"anchors": 1, "learning_rate": 0.003, "prior_precision": [3.0]}
+    options = {"map": mapped, "autoencoder": {"first_rank": 3}}
+    result = run_build(config(tmp_path, **options), factory=Wide)
+    network = result.bundle.manifest.network
+    assert list(network.mixed) == ["weights.first.weight"]
+    assert network.random_weights == 600 * 128 + 128 + 129
+    assert network.weights == 128 + 129 + 4  # a column for the anchor itself
+
+    (trained,) = seen
+    target, plan = trained.dataset.target, trained.plans["predict"]
+    weights = trained.posterior.draw(plan, plan.samples)[0].double()
+    exact = trained.network.module.double()
+    for rows in ([[0.5, "red"]], [[0.5, "red"], [-1.2, "blue"], [1.9, "red"]]):
+        x = np.array([[row[0], row[1] == "blue", row[1] == "red"] for row in rows], dtype=np.float64)
+        column = result.bundle.manifest.inputs.columns[0]
+        x[:, 0] = (x[:, 0] - column.mean) / column.scale
+        outputs = []
+        for w in weights:
+            parts = torch.split(w, [p.numel() for p in exact.parameters()])
+            named = {n: v.reshape(p.shape) for (n, p), v in zip(exact.named_parameters(), parts, strict=True)}
+            outputs.append(torch.func.functional_call(exact, named, (torch.from_numpy(x),))[:, 0].detach())
+        expected = torch.stack(outputs).mean(0).numpy() * target.scale + target.mean
+        spread = torch.stack(outputs).var(0, unbiased=False).numpy() * target.scale**2
+        answer = serve(result.bundle, rows)
+        np.testing.assert_allclose(answer["mean"], expected, rtol=1e-4)
+        np.testing.assert_allclose(answer["epistemic_variance"], spread, rtol=1e-3)
+
+
 def test_given_weights_are_the_anchor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watched(monkeypatch)
     torch.manual_seed(3)
