@@ -21,6 +21,7 @@ from torch import nn
 from benchmarks.networks import lenet5
 from builder.decoder import WeightDecoder
 from builder.export import export_decoder, export_fixed, export_network
+from builder.mixing import matching_decoder
 from builder.network import MLP, FunctionalNetwork
 from model_store.manifest import (
     ARRAYS_FILE,
@@ -43,7 +44,7 @@ from service.model import ServedModel
 
 Float32 = NDArray[np.float32]
 
-_DIMENSION, _RANK, _POINTS = 4, 4, 999
+_DIMENSION, _POINTS, _SAMPLES = 4, 999, 32
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,19 @@ class Case:
         make: the network with random weights.
         shape: of one input row.
         classes: how many it tells apart; 0 for a regression.
+        rank: of the decoder's head; a wide first layer is mixed of so many columns, and one, where they are few.
     """
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     classes: int
+    rank: int = 32
 
 
 CASES: Final = {
     "MLP 13-50-1": Case(lambda: MLP(13, [50], 1, "tanh"), (13,), 0),
     "MLP 784-256-128-10": Case(lambda: MLP(784, [256, 128], 10), (784,), 10),
+    "MLP 784-256-128-10, rank 8": Case(lambda: MLP(784, [256, 128], 10), (784,), 10, rank=8),
     "LeNet-5": Case(lenet5, (1, 28, 28), 10),
 }
 
@@ -84,12 +88,13 @@ def serve(case: Case, store: Path) -> tuple[ServedModel, ort.InferenceSession]:
     torch.manual_seed(0)
     module = case.make().eval()
     network = FunctionalNetwork(module)
-    decoder = WeightDecoder(anchors=1, dimension=_DIMENSION, hidden=16, rank=_RANK, weights=network.weights)
+    decoder = WeightDecoder(anchors=1, dimension=_DIMENSION, hidden=16, rank=case.rank, weights=network.weights)
     torch.nn.init.normal_(decoder.table, std=_DIMENSION**-0.5)
     theta = network.current()
     # Samples within a tenth of the anchor's own size, as fibers are.
-    decoder.set_head(theta[None], 0.1 * theta.square().mean().sqrt() * torch.randn(1, _RANK, network.weights))
-    exported = export_network(network, torch.from_numpy(rows_of(case, 4)))
+    decoder.set_head(theta[None], 0.1 * theta.square().mean().sqrt() * torch.randn(1, case.rank, network.weights))
+    exported = export_network(network, torch.from_numpy(rows_of(case, 4)), decoder.head, _SAMPLES)
+    decoder = matching_decoder(decoder, network, exported.mixture)
     nodes = np.random.default_rng(0).normal(size=(1, 8, 2, _DIMENSION)).astype(np.float32)
     scores = np.sort(np.random.default_rng(1).uniform(size=_POINTS))
     arrays = {"nodes": nodes, "conformity_scores": scores, "ood_scores": scores[None], "ood_combined": scores}
@@ -110,8 +115,8 @@ def serve(case: Case, store: Path) -> tuple[ServedModel, ort.InferenceSession]:
             trajectories=8,
             steps=1,
             dimension=_DIMENSION,
-            rank=_RANK,
-            plans={"predict": LatentPlan(name="predict", samples=32, drift_scale=0.1)},
+            rank=case.rank,
+            plans={"predict": LatentPlan(name="predict", samples=_SAMPLES, drift_scale=0.1)},
         ),
         calibration=calibration,
         ood=OodDetection(

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from benchmarks.networks import lenet5
@@ -20,13 +22,14 @@ from benchmarks.serving.measure import by_turns
 from benchmarks.serving.models import Case, rows_of, serve
 from benchmarks.serving.tables import judge, table
 from builder.network import MLP, FunctionalNetwork
-from model_store.manifest import RegressionTarget
+from model_store.manifest import BASE_FILE, MIXING, RegressionTarget
 from model_store.plan import draw_latents
 from service.model import ServedModel
 
 MAKERS: dict[str, Case] = {
     "regression": Case(lambda: MLP(13, [50], 1, "tanh"), (13,), 0),
     "wide": Case(lambda: MLP(300, [256, 20], 4), (300,), 4),
+    "mixed": Case(lambda: MLP(300, [256, 20], 4), (300,), 4, rank=5),
     "images": Case(lenet5, (1, 28, 28), 10),
 }
 
@@ -38,6 +41,22 @@ def exact(make: Callable[[], nn.Module], thetas: np.ndarray, x: np.ndarray) -> n
         return torch.stack(
             [network(torch.from_numpy(t).double(), torch.from_numpy(x).double()) for t in thetas]
         ).numpy()
+
+
+def all_weights(model: ServedModel, decoded: np.ndarray) -> np.ndarray:
+    """The weights (S, P) that decoded numbers stand for, those of a mixed first layer with them."""
+    network = model.manifest.network
+    assert bool(network.mixed) == (MIXING in [p.input for p in network.parameters])
+    if not network.mixed:
+        return decoded
+    ((name, shape),) = network.mixed.items()
+    graph = onnx.load_from_string(model.bundle.read(BASE_FILE)).graph
+    (columns,) = (numpy_helper.to_array(t) for t in graph.initializer if t.name == f"{name}.head")
+    (mixing,) = (p for p in network.parameters if p.input == MIXING)
+    shares, others = decoded[:, mixing.offset :], decoded[:, : mixing.offset]
+    first: np.ndarray = shares.astype(np.float64) @ columns.reshape(shares.shape[1], -1).astype(np.float64)
+    assert first.shape[1] == np.prod(shape)
+    return np.concatenate([first, others], axis=1)
 
 
 @pytest.fixture(scope="module", params=MAKERS)
@@ -53,8 +72,9 @@ def test_what_is_served_is_what_float64_gives(served: tuple[Case, ServedModel, o
     case, model, det = served
     samples = 6
     latents, anchors = draw_latents(model.plan("predict"), model.nodes, samples, 1)
-    thetas = model.engine.decode(latents, anchors)
-    weights = model.engine.split(thetas, anchors)
+    decoded = model.engine.decode(latents, anchors)
+    weights = model.engine.split(decoded, anchors)
+    thetas = all_weights(model, decoded)
     for rows in (1, 3, 70):
         x = rows_of(case, rows)
         found = model.predict(weights, x, 0.9)
@@ -67,7 +87,7 @@ def test_what_is_served_is_what_float64_gives(served: tuple[Case, ServedModel, o
         assert np.abs(found["mean"] - each.mean(0)).max() < 1e-4 * np.abs(each.mean(0)).max()
         assert np.abs(own - each.var(0)).max() < 1e-3 * each.var(0).max()
         # The deterministic network is the anchor, of the same weights in the same order.
-        anchor = model.engine.decode(np.zeros_like(latents[:1]), anchors[:1])
+        anchor = all_weights(model, model.engine.decode(np.zeros_like(latents[:1]), anchors[:1]))
         assert np.allclose(det.run(None, {"inputs": x})[0], exact(case.make, anchor, x)[0], rtol=1e-4, atol=1e-5)
 
 
