@@ -65,7 +65,8 @@ _PEERS = """\
 
 The network 784-256-128-10, one row a request, as JSON over connections that stay open, from one client and from 32.
 Every server is one process with one thread for its arithmetic, written as its own documentation shows, and `fiberwalk
-serve`, with 32 samples, is asked by turns with each: its figures differ from line to line as the machine does.
+serve`, with 32 samples, is asked by turns with each: its figures differ from line to line as the machine does. It has
+the weights of all samples in memory, or, as *rank 8*, mixes its first layer of nine columns.
 """
 
 

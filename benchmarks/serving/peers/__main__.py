@@ -3,8 +3,9 @@
     python -m benchmarks.serving.peers [--peers NAME ...] [--seconds S] [--turns N] [--output FILE.json]
 
 Every peer serves a network 784-256-128-10 with random weights from one process with one thread, and gets requests of
-one row, as JSON, over connections that stay open: from one client, then from 32. `fiberwalk serve` runs beside it and
-is asked by turns, so that whatever else the machine does slows both alike. Needs the extra `peers`;
+one row, as JSON, over connections that stay open: from one client, then from 32. `fiberwalk serve` runs beside it,
+once with all weights of 32 samples and once with a first layer that is mixed, and is asked by turns, so that whatever
+else the machine does slows all alike. Needs the extra `peers`;
 `python -m benchmarks.serving.page` renders the file.
 """
 
@@ -13,7 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,32 +35,35 @@ from benchmarks.serving.peers.tables import judge, table
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "peers.json"
 CLIENTS: Final = (1, 32)
+OURS: Final = {"ours": NETWORK, "ours_mixed": f"{NETWORK}, rank 8"}
+"""The networks that we serve beside each peer."""
 
 
-def measure(peer: str, store: Path, seconds: float, turns: int) -> list[dict[str, Any]]:
+def measure(peer: str, stores: Mapping[str, Path], seconds: float, turns: int) -> list[dict[str, Any]]:
     """A peer's figures and ours beside it, for every number of clients.
 
     Args:
         peer: its name.
-        store: of the model that `fiberwalk serve` answers with.
+        stores: by name, of the models that `fiberwalk serve` answers with.
         seconds: of every turn.
         turns: of each; medians are taken over them.
 
     Returns:
-        By clients, of `peer` and `ours`: `rate`, answers a second; `p50` and `p99` in milliseconds.
+        By clients, of `peer` and of ours by their names: `rate`, answers a second; `p50` and `p99` in milliseconds.
     """
     rows = sent_rows(CASES[NETWORK], max(CLIENTS))
     theirs = [post_json("/predict", {"inputs": [row]}) for row in rows]
     own = [post_json("/predict", {"samples": SAMPLES, "inputs": [row]}) for row in rows]
     found: dict[tuple[int, str], list[Load]] = {}
-    with running(peer, theirs[0]) as url, serving(store) as server:
+    with ExitStack() as stack:
+        asked = [("peer", stack.enter_context(running(peer, theirs[0])), theirs)]
+        asked += [(name, stack.enter_context(serving(store)).url, own) for name, store in stores.items()]
         for turn in range(turns):
             for clients in CLIENTS:
-                asked = [("peer", url, theirs), ("ours", server.url, own)]
                 for name, at, requests in asked[:: -1 if turn % 2 else 1]:
                     found.setdefault((clients, name), []).append(load(at, requests[:clients], seconds))
     return [
-        {"clients": clients, **{name: medians(found[clients, name]) for name in ("peer", "ours")}}
+        {"clients": clients, **{name: medians(found[clients, name]) for name in ("peer", *stores)}}
         for clients in CLIENTS
     ]
 
@@ -83,12 +88,14 @@ def _run(options: argparse.Namespace, log: Console) -> int:
     here = environment(ROOT, "random weights")
     results = Results(options.output, "peers", here)
     with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as folder:
-        store = Path(folder) / "models"
-        serve(CASES[NETWORK], store)
+        stores = {name: Path(folder) / name for name in OURS}
+        for name, store in stores.items():
+            serve(CASES[OURS[name]], store)
         for peer in options.peers:
-            for measured in measure(peer, store, options.seconds, options.turns):
+            for measured in measure(peer, stores, options.seconds, options.turns):
                 results.add(peer, measured["clients"], measured)
-            log.print(f"{peer}: {measured['peer']['rate']:.0f} a second, ours {measured['ours']['rate']:.0f}")
+            rates = ", ".join(f"{name} {measured[name]['rate']:.0f}" for name in ("peer", *OURS))
+            log.print(f"{peer}, answers a second of {measured['clients']} clients: {rates}")
     refuse_changed(here, environment(ROOT, "random weights"))
     found = [run for peer in PEERS for run in results.current(peer)]
     return conclude(

@@ -23,12 +23,15 @@ LEAST_RATIO: Final = {"batched": 25.0, "bentoml": 25.0, "litserve_batched": 10.0
 
 def table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and rows, one for each peer and number of clients."""
-    header = ["peer", "clients", "requests/s", "fiberwalk", "ratio", "p50 ms", "fiberwalk"]
+    header = ["peer", "clients", "requests/s", "all weights", "ratio", "rank 8", "ratio"]
+    header += ["p50 ms", "all weights", "rank 8"]
     rows = []
     for f in found:
-        peer, ours = f["peer"], f["ours"]
-        cells = [SHOWN[f["set"]], str(f["clients"]), f"{peer['rate']:,.0f}", f"{ours['rate']:,.0f}"]
-        rows.append([*cells, f"{ours['rate'] / peer['rate']:.1f}", f"{peer['p50']:.2f}", f"{ours['p50']:.2f}"])
+        each = [f[name] for name in ("peer", "ours", "ours_mixed")]
+        cells = [SHOWN[f["set"]], str(f["clients"]), f"{each[0]['rate']:,.0f}"]
+        for ours in each[1:]:
+            cells += [f"{ours['rate']:,.0f}", f"{ours['rate'] / each[0]['rate']:.1f}"]
+        rows.append([*cells, *[f"{one['p50']:.2f}" for one in each]])
     return header, rows
 
 
@@ -41,8 +44,8 @@ def judge(found: Sequence[dict[str, Any]]) -> list[Goal]:
 
 def _goal(peer: str, runs: Sequence[dict[str, Any]]) -> Goal:
     def met() -> tuple[bool, str]:
-        ratio = runs[0]["ours"]["rate"] / runs[0]["peer"]["rate"]
-        return ratio >= LEAST_RATIO[peer], f"{ratio:.1f}"
+        mixed, whole = (runs[0][name]["rate"] / runs[0]["peer"]["rate"] for name in ("ours_mixed", "ours"))
+        return mixed >= LEAST_RATIO[peer], f"{mixed:.1f}; with all weights {whole:.1f}"
 
     times = f"at least {LEAST_RATIO[peer]:g} times the answers a second of {SHOWN[peer]}"
-    return make_goal(f"{MOST_CLIENTS} clients: {times}", runs, None, met)
+    return make_goal(f"{MOST_CLIENTS} clients, rank 8: {times}", runs, None, met)

@@ -47,7 +47,8 @@ def test_a_peer_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> N
 
 def run(peer: str, ratio: float) -> dict[str, Any]:
     figures = {"rate": 100.0, "p50": 10.0, "p99": 20.0}
-    return {"set": peer, "clients": 32, "peer": figures, "ours": figures | {"rate": 100 * ratio}}
+    ours = {"ours_mixed": figures | {"rate": 100 * ratio}, "ours": figures | {"rate": 30 * ratio}}
+    return {"set": peer, "clients": 32, "peer": figures, **ours}
 
 
 def test_goals() -> None:
