@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
-from typing import cast
+import threading
+from collections import deque
+from typing import Final, TextIO, cast
 
+import orjson
 import structlog
 
 from service.settings import Settings
+
+_GATHER_SECONDS: Final = 0.01
 
 
 def make_logger(settings: Settings) -> structlog.typing.FilteringBoundLogger:
@@ -16,14 +22,16 @@ def make_logger(settings: Settings) -> structlog.typing.FilteringBoundLogger:
     render: structlog.typing.Processor
     if settings.log_format == "json":
         shape: list[structlog.typing.Processor] = [structlog.processors.dict_tracebacks]
-        render = structlog.processors.JSONRenderer()
-    else:
+        render = structlog.processors.JSONRenderer(serializer=_json)
+    elif sys.stderr.isatty():
         shape = []
-        plain = structlog.dev.plain_traceback
-        render = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
+        render = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    else:
+        shape = [structlog.processors.format_exc_info]
+        render = _plain
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     logger = structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
+        structlog.PrintLogger(cast(TextIO, _Gathered(sys.stderr))),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -34,3 +42,69 @@ def make_logger(settings: Settings) -> structlog.typing.FilteringBoundLogger:
         context_class=dict,
     )
     return cast(structlog.typing.FilteringBoundLogger, logger)
+
+
+class _Gathered:
+    """A stream that lines of some milliseconds go to together, written by a thread of its own.
+
+    Each writing lets go of the interpreter's lock, which a busy server's event loop then waits for.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: deque[str] = deque()
+        self._some = threading.Event()
+        self._writing = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def write(self, text: str) -> None:
+        self._lines.append(text)
+        if not self._some.is_set():
+            self._some.set()
+            if self._thread is None:
+                self._start()
+
+    def flush(self) -> None:
+        """Nothing: the thread does it, and `drain` at the end."""
+
+    def drain(self) -> None:
+        """Writes what there is."""
+        with self._writing:
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            if lines:
+                self._stream.write("".join(lines))
+                self._stream.flush()
+
+    def _start(self) -> None:
+        with self._writing:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="log", daemon=True)
+                self._thread.start()
+                atexit.register(self.drain)
+
+    def _work(self) -> None:
+        ever = threading.Event()
+        while True:
+            self._some.wait()
+            ever.wait(_GATHER_SECONDS)
+            # Before what is written: a line that comes now is seen now or sets it again.
+            self._some.clear()
+            self.drain()
+
+
+def _json(event: object, **_: object) -> str:
+    return orjson.dumps(event, default=repr).decode()
+
+
+def _plain(_: object, __: str, event: structlog.typing.EventDict) -> str:
+    """A line that people read and programs cut: time, level, what happened, and `name=value` of everything else."""
+    time, level, what = event.pop("timestamp"), event.pop("level"), event.pop("event")
+    trace = event.pop("exception", None)
+    values = " ".join([f"{name}={_shown(value)}" for name, value in sorted(event.items())])
+    return f"{time} [{level}] {what} {values}" + (f"\n{trace}" if trace else "")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return value if value.isprintable() and " " not in value and value else repr(value)
+    return repr(value)

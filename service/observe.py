@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-import uuid
+from functools import cache
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_store.errors import FiberwalkError
 from service.protocol import error_body
+from service.randomness import RandomBytes
 from service.runtime import Runtime
 
 REQUEST_ID: Final = "X-Request-ID"
@@ -26,13 +27,17 @@ class ObserveRequests:
 
     def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
         self._app, self._runtime = app, runtime
+        self._ids = RandomBytes(16)
+        # Looking series up by their labels takes longer than counting. There are as many as known routes allow.
+        self._count = cache(lambda *labels: runtime.metrics.requests.labels(*labels).inc)
+        self._time = cache(lambda route: runtime.metrics.seconds.labels(route).observe)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if _USABLE_ID.fullmatch(given) else self._ids.take().hex()
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
         status = 0
@@ -59,8 +64,8 @@ class ObserveRequests:
         # Only known routes and methods become label values, so that no client can make series without end.
         route = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._runtime.metrics.requests.labels(method, route, str(status)).inc()
-        self._runtime.metrics.seconds.labels(route).observe(seconds)
+        self._count(method, route, str(status))()
+        self._time(route)(seconds)
         log = self._runtime.log.debug if route in _QUIET else self._runtime.log.info
         log(
             "request",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -11,8 +10,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from service.randomness import RandomBytes
+
 OVERHEAD: Final = 400
 """Bytes that an entry takes beside its arrays."""
+_TOKENS: Final = RandomBytes(8)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Prediction:
     reference: str
     mean: NDArray[np.float64]
     variance: NDArray[np.float64] | None
-    token: bytes = field(default_factory=lambda: os.urandom(8))
+    token: bytes = field(default_factory=_TOKENS.take)
 
     @property
     def rows(self) -> int:

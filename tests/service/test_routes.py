@@ -27,7 +27,7 @@ from service.schemas import (
     RegressionAnswer,
 )
 from tests import bundles
-from tests.servers import Server, counter
+from tests.servers import Server, counter, wait_until
 
 INPUTS: dict[str, list[Any]] = {
     "sine": [[1, 2], [3.5, -2]],
@@ -311,7 +311,8 @@ def test_request_ids(client: httpx.Client, server: Server) -> None:
     assert made[0] != made[1]
     forged = client.get("/healthz", headers={"X-Request-ID": "a b; status=200"}).headers["x-request-id"]
     assert re.fullmatch("[0-9a-f]{32}", forged)
-    assert re.search(r"request .*path=/predict .*request_id=abc-123\.4 .*status=422", server.log)
+    line = r"request .*path=/predict .*request_id=abc-123\.4 .*status=422"
+    wait_until(lambda: re.search(line, server.log) is not None, what="the line")
 
 
 def test_the_log_holds_no_inputs(client: httpx.Client, server: Server) -> None:

@@ -1,0 +1,72 @@
+"""The log's lines, and random bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+
+import pytest
+
+from service.log import make_logger
+from service.randomness import RandomBytes
+from service.settings import Settings
+
+
+def lines(capsys: pytest.CaptureFixture[str], wanted: int) -> list[str]:
+    """What was written, once there are so many lines."""
+    found = ""
+    for _ in range(200):
+        found += capsys.readouterr().err
+        if found.count("\n") >= wanted:
+            break
+        threading.Event().wait(0.01)
+    return found.splitlines()
+
+
+def test_lines_are_written_soon_and_in_order(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
+    log = make_logger(Settings(store=tmp_path, log_level="info"))
+    for i in range(50):
+        log.info("request", status=i, path="/a b", model="")
+    log.debug("unseen")
+    found = lines(capsys, 50)
+    assert [int(re.findall(r"status=(\d+)", line)[0]) for line in found] == list(range(50))
+    assert re.fullmatch(r"\S+Z \[info\] request model='' path='/a b' status=0", found[0])
+
+
+@pytest.mark.parametrize("shape", ["json", "console"])
+def test_an_exception_is_shown_with_its_trace(capsys: pytest.CaptureFixture[str], tmp_path: object, shape: str) -> None:
+    log = make_logger(Settings(store=tmp_path, log_format=shape))
+    try:
+        raise ValueError("one\ntwo")
+    except ValueError:
+        log.exception("request_failed", path="/predict")
+    if shape == "json":
+        (line,) = lines(capsys, 1)
+        content = json.loads(line)
+        assert content["exception"][0]["exc_type"] == "ValueError"
+        assert (content["event"], content["level"], content["path"]) == ("request_failed", "error", "/predict")
+    else:
+        found = lines(capsys, 4)
+        assert "[error] request_failed path=/predict" in found[0]
+        assert "ValueError: one" in "\n".join(found[1:])
+
+
+def test_a_value_cannot_forge_a_line(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
+    make_logger(Settings(store=tmp_path)).info("request", path="/x\n2026 [info] request")
+    assert len(lines(capsys, 1)) == 1
+
+
+def test_random_bytes_are_never_the_same() -> None:
+    source, found = RandomBytes(8), []
+
+    def take() -> None:
+        found.extend(source.take() for _ in range(2000))
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == len(found) == 8000
+    assert {len(b) for b in found} == {8}
