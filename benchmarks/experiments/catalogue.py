@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.experiments import ablation, autoencoders, claims, connectivity, latents, snelson
+from benchmarks.experiments import ablation, autoencoders, claims, connectivity, latents, ranks, snelson
 from benchmarks.experiments.experiment import Experiment
 
 EXPERIMENTS: Final[dict[str, Experiment]] = {
     "snelson": snelson.EXPERIMENT,
     "ablation": ablation.EXPERIMENT,
     "latents": latents.EXPERIMENT,
+    "ranks": ranks.EXPERIMENT,
     "connectivity": connectivity.EXPERIMENT,
     "autoencoders": autoencoders.EXPERIMENT,
     "claims": claims.EXPERIMENT,
