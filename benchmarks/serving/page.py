@@ -17,6 +17,9 @@ from benchmarks.results import measured_with
 from benchmarks.serving.peers.tables import judge as judge_peers
 from benchmarks.serving.peers.tables import table as peers_table
 from benchmarks.serving.tables import http_table, judge, judge_http, judge_soak, soak_table, table
+from benchmarks.serving.wire_tables import cold_table, workers_table
+from benchmarks.serving.wire_tables import judge as judge_wire
+from benchmarks.serving.wire_tables import table as wire_table
 from benchmarks.table import markdown
 
 Content = dict[str, Any]
@@ -80,11 +83,32 @@ eight, with flags and without, of a dozen seeds whose weight sets do not all fit
 """
 
 
+_WIRE = """\
+
+## Over HTTP
+
+One client's median wait for an answer of 32 samples, over a connection that stays open, beside the median of the call
+that the server makes for it, in a process of its own and by turns: what is added is reading and writing the body, HTTP,
+the way through the event loop and back, and the caches that all this empties. *msgpack* carries the bytes of arrays,
+both ways.
+"""
+
+_REPLICAS = """\
+
+A replica's first answer with a set of weights that another server left in a Redis on the same machine: *fetched* with
+`FIBERWALK_REDIS_WEIGHTS=always`, *decoded* with `never`, and as the server decides by what it measured of both.
+"""
+
+
 def page(
-    serving: Content, http: Content | None = None, peers: Content | None = None, soak: Content | None = None
+    serving: Content,
+    http: Content | None = None,
+    peers: Content | None = None,
+    soak: Content | None = None,
+    wire: Content | None = None,
 ) -> str:
     """The page, in Markdown, of the content of results files: of the cost of samples, of requests that go together, of
-    peers, and of a server's start and memory."""
+    peers, of a server's start and memory, and of what HTTP, workers and replicas take."""
     found = serving["runs"]
     lines = [
         _INTRODUCTION,
@@ -98,6 +122,10 @@ def page(
     if http is not None:
         found = http["runs"]
         lines += [_TOGETHER, *measured_with(http), *markdown(*http_table(found)), "", *_goals(judge_http(found))]
+    if wire is not None:
+        found = wire["runs"]
+        lines += [_WIRE, *measured_with(wire), *markdown(*wire_table(found)), "", *markdown(*workers_table(found))]
+        lines += [_REPLICAS, *markdown(*cold_table(found)), "", *_goals(judge_wire(found))]
     if peers is not None:
         found = peers["runs"]
         lines += [_PEERS, *measured_with(peers), *markdown(*peers_table(found)), "", *_goals(judge_peers(found))]
@@ -117,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(given[0]) if given else ROOT / "benchmarks" / "results"
     target = Path(given[1]) if len(given) > 1 else ROOT / "docs" / "performance.md"
     serving = json.loads((folder / "serving.json").read_text())
-    others = [folder / f"{name}.json" for name in ("http", "peers", "soak")]
+    others = [folder / f"{name}.json" for name in ("http", "peers", "soak", "wire")]
     target.write_text(page(serving, *(json.loads(f.read_text()) if f.exists() else None for f in others)))
     print(f"Written to {target}.")
     return 0
