@@ -65,6 +65,7 @@ bench-speed: $(INSTALLED) ## Time of a build beside that of the MAP network, and
 
 bench-serving: $(INSTALLED) ## Time of 32 samples beside one deterministic run, and answers a second beside other servers (a quarter of an hour)
 	$(BIN)/python -m benchmarks.serving $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.serving.curves
 	$(BIN)/python -m benchmarks.serving.http
 	$(BIN)/python -m benchmarks.serving.wire
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[peers]'

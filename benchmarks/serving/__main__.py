@@ -10,7 +10,6 @@ of goals; `python -m benchmarks.serving.page` renders the file as docs/performan
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +22,14 @@ from benchmarks.data import ROOT
 from benchmarks.exit import exit_status
 from benchmarks.results import Results, environment, refuse_changed
 from benchmarks.serving.ending import conclude
-from benchmarks.serving.measure import measure
+from benchmarks.serving.limits import LIMITS, judge_limits, measure_limit
+from benchmarks.serving.measure import measure, on_one_core
 from benchmarks.serving.models import CASES
 from benchmarks.serving.tables import judge, table
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "serving.json"
+_ONE_ROW: Final = {"ResNet-20", "ResNet-20, last layer"}
+"""Networks of which many rows would take too long."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,20 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, log: Console) -> int:
     here = environment(ROOT, "random weights")
     results = Results(options.output, "serving", here)
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    try:
-        if allowed:
-            os.sched_setaffinity(0, {max(allowed)})
-        # Always anew: it takes a minute, and times measured side by side are what can be compared.
+    with on_one_core():
+        # Always anew: it takes minutes, and times measured side by side are what can be compared.
         for name in options.networks:
-            for measured in measure(CASES[name], options.rows, options.seconds):
+            rows = [b for b in options.rows if b == 1 or name not in _ONE_ROW]
+            for measured in measure(CASES[name], rows, options.seconds):
                 results.add(name, measured["rows"], {"split": measured["rows"], **measured})
-    finally:
-        if allowed:
-            os.sched_setaffinity(0, allowed)
+        for i, limit in enumerate(LIMITS):
+            if limit.network in options.networks:
+                results.add("limits", i, {"ratio": round(measure_limit(limit, options.seconds), 4)})
     refuse_changed(here, environment(ROOT, "random weights"))
     found = [run for name in options.networks for run in results.current(name) if run["rows"] in options.rows]
-    return conclude(results, options.output, "32 samples on one core", table(found), judge(found), log)
+    goals = [*judge_limits(results.current("limits")), *judge(found)]
+    return conclude(results, options.output, "32 samples on one core", table(found), goals, log)
 
 
 if __name__ == "__main__":

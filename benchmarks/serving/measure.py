@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -47,7 +49,7 @@ def measure(case: Case, batches: Sequence[int], seconds: float) -> list[dict[str
         outputs = np.concatenate(list(model.engine.outputs(weights, x, _RUN_SIZE)), axis=1)
         calls: dict[str, Callable[[], object]] = {
             "det": partial(det.run, ["outputs"], {"inputs": x}),
-            "network": partial(_all_outputs, model, weights, x),
+            "network": partial(all_outputs, model, weights, x),
             "statistics": partial(model.statistics, outputs, _LEVEL),
             "predict": partial(model.predict, weights, x, _LEVEL),
             "read": partial(np.dot, flat, flat),
@@ -57,8 +59,22 @@ def measure(case: Case, batches: Sequence[int], seconds: float) -> list[dict[str
     return found
 
 
-def _all_outputs(model: ServedModel, weights: WeightSet, x: Float32) -> list[Float32]:
+def all_outputs(model: ServedModel, weights: WeightSet, x: Float32) -> list[Float32]:
+    """Outputs (S, b, O) of the parts of rows x (B, ...), through the code that the server runs."""
     return list(model.engine.outputs(weights, x, _RUN_SIZE))
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Keeps this process on one core, where the system lets it."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    try:
+        if allowed:
+            os.sched_setaffinity(0, {max(allowed)})
+        yield
+    finally:
+        if allowed:
+            os.sched_setaffinity(0, allowed)
 
 
 def by_turns(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:

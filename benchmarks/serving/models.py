@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as save_arrays
 from torch import nn
 
-from benchmarks.networks import lenet5
+from benchmarks.networks import lenet5, resnet20
 from builder.decoder import WeightDecoder
 from builder.export import export_decoder, export_fixed, export_network
 from builder.mixing import matching_decoder
@@ -44,7 +44,7 @@ from service.model import ServedModel
 
 Float32 = NDArray[np.float32]
 
-_DIMENSION, _POINTS, _SAMPLES = 4, 999, 32
+_POINTS, _SAMPLES = 999, 32
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,16 @@ class Case:
         shape: of one input row.
         classes: how many it tells apart; 0 for a regression.
         rank: of the decoder's head; a wide first layer is mixed of so many columns, and one, where they are few.
+        dimension: of the latent space, k.
+        posterior: a regular expression, which weights are random.
     """
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     classes: int
     rank: int = 32
+    dimension: int = 4
+    posterior: str = ".*"
 
 
 CASES: Final = {
@@ -69,6 +73,8 @@ CASES: Final = {
     "MLP 784-256-128-10": Case(lambda: MLP(784, [256, 128], 10), (784,), 10),
     "MLP 784-256-128-10, rank 8": Case(lambda: MLP(784, [256, 128], 10), (784,), 10, rank=8),
     "LeNet-5": Case(lenet5, (1, 28, 28), 10),
+    "ResNet-20": Case(resnet20, (3, 32, 32), 10),
+    "ResNet-20, last layer": Case(resnet20, (3, 32, 32), 10, posterior=r"14\..*"),
 }
 
 
@@ -87,15 +93,15 @@ def serve(case: Case, store: Path) -> tuple[ServedModel, ort.InferenceSession]:
     """The model as the server holds it, on one thread, and the network with the anchor's weights as one ONNX graph."""
     torch.manual_seed(0)
     module = case.make().eval()
-    network = FunctionalNetwork(module)
-    decoder = WeightDecoder(anchors=1, dimension=_DIMENSION, hidden=16, rank=case.rank, weights=network.weights)
-    torch.nn.init.normal_(decoder.table, std=_DIMENSION**-0.5)
+    network = FunctionalNetwork(module, case.posterior)
+    decoder = WeightDecoder(anchors=1, dimension=case.dimension, hidden=16, rank=case.rank, weights=network.weights)
+    torch.nn.init.normal_(decoder.table, std=case.dimension**-0.5)
     theta = network.current()
     # Samples within a tenth of the anchor's own size, as fibers are.
     decoder.set_head(theta[None], 0.1 * theta.square().mean().sqrt() * torch.randn(1, case.rank, network.weights))
     exported = export_network(network, torch.from_numpy(rows_of(case, 4)), decoder.head, _SAMPLES)
     decoder = matching_decoder(decoder, network, exported.mixture)
-    nodes = np.random.default_rng(0).normal(size=(1, 8, 2, _DIMENSION)).astype(np.float32)
+    nodes = np.random.default_rng(0).normal(size=(1, 8, 2, case.dimension)).astype(np.float32)
     scores = np.sort(np.random.default_rng(1).uniform(size=_POINTS))
     arrays = {"nodes": nodes, "conformity_scores": scores, "ood_scores": scores[None], "ood_combined": scores}
     files = {DECODER_FILE: export_decoder(decoder), **exported.files, ARRAYS_FILE: save_arrays(arrays)}
@@ -114,7 +120,7 @@ def serve(case: Case, store: Path) -> tuple[ServedModel, ort.InferenceSession]:
             anchors=1,
             trajectories=8,
             steps=1,
-            dimension=_DIMENSION,
+            dimension=case.dimension,
             rank=case.rank,
             plans={"predict": LatentPlan(name="predict", samples=_SAMPLES, drift_scale=0.1)},
         ),

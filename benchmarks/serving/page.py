@@ -9,11 +9,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.data import ROOT
 from benchmarks.quality.goals import Goal
 from benchmarks.results import measured_with
+from benchmarks.serving.curve_tables import picture
+from benchmarks.serving.curve_tables import table as curves_table
+from benchmarks.serving.limits import judge_limits
 from benchmarks.serving.peers.tables import judge as judge_peers
 from benchmarks.serving.peers.tables import table as peers_table
 from benchmarks.serving.tables import http_table, judge, judge_http, judge_soak, soak_table, table
@@ -93,6 +96,27 @@ the way through the event loop and back, and the caches that all this empties. *
 both ways.
 """
 
+PICTURE: Final = "performance.png"
+
+_CURVES = f"""\
+
+## How the cost grows
+
+![How the cost of an answer grows]({PICTURE})
+
+32 samples of one row, but for what is varied; of the latent space what decoding 32 fresh latents takes.
+
+- With the weights P: up to some thousands ONNX Runtime's own cost a run, which does not grow; from some ten thousands
+  on 32 times P numbers no longer lie in the caches nearest to the core, and the cost goes with P, at memory's speed.
+- With the samples S: in proportion, where weights are read for every sample. A mixed first layer has its own cost, that
+  of its columns, and the other layers grow with S.
+- With the rows B: hardly, while the weights are read anyway; from about 16 rows on in proportion, at the speed of
+  arithmetic.
+- With the latent dimension k: not at all. With the columns of the decoder's head in proportion: each is as long as all
+  weights that are decoded.
+- With clients: answers a second rise while runs take the rows of several, up to `FIBERWALK_BATCH_ROWS`.
+"""
+
 _REPLICAS = """\
 
 A replica's first answer with a set of weights that another server left in a Redis on the same machine: *fetched* with
@@ -106,10 +130,11 @@ def page(
     peers: Content | None = None,
     soak: Content | None = None,
     wire: Content | None = None,
+    curves: Content | None = None,
 ) -> str:
     """The page, in Markdown, of the content of results files: of the cost of samples, of requests that go together, of
-    peers, of a server's start and memory, and of what HTTP, workers and replicas take."""
-    found = serving["runs"]
+    peers, of a server's start and memory, of what HTTP, workers and replicas take, and of how costs grow."""
+    found = [run for run in serving["runs"] if run["set"] != "limits"]
     lines = [
         _INTRODUCTION,
         *measured_with(serving),
@@ -117,8 +142,10 @@ def page(
         "",
         "## Goals",
         "",
-        *_goals(judge(found)),
+        *_goals([*judge_limits(serving["runs"]), *judge(found)]),
     ]
+    if curves is not None:
+        lines += [_CURVES, *measured_with(curves), *markdown(*curves_table(curves["runs"]))]
     if http is not None:
         found = http["runs"]
         lines += [_TOGETHER, *measured_with(http), *markdown(*http_table(found)), "", *_goals(judge_http(found))]
@@ -145,8 +172,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(given[0]) if given else ROOT / "benchmarks" / "results"
     target = Path(given[1]) if len(given) > 1 else ROOT / "docs" / "performance.md"
     serving = json.loads((folder / "serving.json").read_text())
-    others = [folder / f"{name}.json" for name in ("http", "peers", "soak", "wire")]
-    target.write_text(page(serving, *(json.loads(f.read_text()) if f.exists() else None for f in others)))
+    others = [folder / f"{name}.json" for name in ("http", "peers", "soak", "wire", "curves_serving")]
+    contents = [json.loads(f.read_text()) if f.exists() else None for f in others]
+    if contents[-1] is not None:
+        clients = contents[0]["runs"] if contents[0] is not None else []
+        (target.parent / PICTURE).write_bytes(picture(contents[-1]["runs"], clients))
+    target.write_text(page(serving, *contents))
     print(f"Written to {target}.")
     return 0
 

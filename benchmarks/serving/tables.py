@@ -9,8 +9,6 @@ from typing import Any, Final
 from benchmarks.quality.goals import NOT_MEASURED, Goal, make_goal
 from benchmarks.table import mark
 
-MOST_DET: Final = {"MLP 13-50-1": 2.0, "LeNet-5": 17.0}
-LEAST_READING: Final = ("MLP 784-256-128-10", 0.6)
 MOST_STATISTICS: Final = 50.0
 LEAST_GAIN: Final = (32, 2.0)
 MOST_LONE: Final = 1.05
@@ -34,23 +32,9 @@ def table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 
 def judge(found: Sequence[dict[str, Any]]) -> list[Goal]:
-    """The goals, all of single rows."""
+    """The goal of the statistics, of single rows."""
     of = {f["set"]: f for f in found if f["rows"] == 1}
     goals = []
-    for name, most in MOST_DET.items():
-        text = f"{name}: the outputs of 32 samples for one row within {most:g} deterministic runs"
-        if name not in of:
-            goals.append(Goal(text, NOT_MEASURED, ""))
-            continue
-        ratio = of[name]["network"] / of[name]["det"]
-        goals.append(Goal(text, mark(ratio <= most), f"{ratio:.2f}"))
-    name, least = LEAST_READING
-    text = f"{name}: reading the weights is {least:.0%} or more of the time of the outputs for one row"
-    if name in of:
-        share = of[name]["read"] / of[name]["network"]
-        goals.append(Goal(text, mark(share >= least), f"{share:.0%}"))
-    else:
-        goals.append(Goal(text, NOT_MEASURED, ""))
     text = f"Statistics of one row within {MOST_STATISTICS:g} µs"
     if of:
         slowest = max(of.values(), key=lambda f: float(f["statistics"]))

@@ -18,6 +18,7 @@ from torch import nn
 from benchmarks.networks import lenet5
 from benchmarks.serving import page
 from benchmarks.serving.__main__ import main
+from benchmarks.serving.limits import LIMITS, Limit, What, judge_limits, measure_limit
 from benchmarks.serving.measure import by_turns
 from benchmarks.serving.models import Case, rows_of, serve
 from benchmarks.serving.tables import judge, table
@@ -123,14 +124,28 @@ def run(name: str, rows: int, **times: float) -> dict[str, Any]:
 
 
 def test_goals_are_of_single_rows() -> None:
-    small, wide, images = "MLP 13-50-1", "MLP 784-256-128-10", "LeNet-5"
-    found = [run(n, b) for n in (small, wide, images) for b in (1, 64)]
-    assert [g.state for g in judge(found)] == ["met"] * 4
-    worse = [run(small, 1, network=21.0), run(images, 1, network=171.0), run(wide, 1, read=8.9), run(wide, 64, read=99)]
-    assert [g.state for g in judge([*worse, run(images, 64)])] == ["not met", "not met", "not met", "met"]
-    assert [g.state for g in judge([run(small, 1, statistics=51.0)])] == ["met", *["not measured"] * 2, "not met"]
+    small, wide = "MLP 13-50-1", "MLP 784-256-128-10"
+    found = [run(n, b) for n in (small, wide) for b in (1, 64)]
+    assert [g.state for g in judge(found)] == ["met"]
+    assert [g.state for g in judge([run(small, 64, statistics=51.0), run(wide, 1)])] == ["met"]
+    assert [g.state for g in judge([run(small, 1, statistics=51.0)])] == ["not met"]
+    assert [g.state for g in judge([])] == ["not measured"]
     header, rows = table(found)
     assert {len(r) for r in rows} == {len(header)}
+
+
+def test_limits_are_bounds_from_their_own_side() -> None:
+    assert len({limit.text for limit in LIMITS}) == len(LIMITS)
+    for factor in (1.01, 0.99):
+        found = [{"set": "limits", "split": i, "ratio": factor * limit.bound} for i, limit in enumerate(LIMITS)]
+        for goal, limit in zip(judge_limits(found), LIMITS, strict=True):
+            assert (goal.state == "met") == ((limit.what in ("read", "sgemm")) == (factor > 1))
+    assert {g.state for g in judge_limits([])} == {"not measured"}
+
+
+@pytest.mark.parametrize("what", ["det", "read", "sgemm", "hot"])
+def test_every_limit_can_be_measured(what: What) -> None:
+    assert 0 < measure_limit(Limit("MLP 13-50-1", 2, 3, what, 1.0), 0.01) < 1000
 
 
 def test_the_command_measures_and_its_page_shows_it(
@@ -142,7 +157,8 @@ def test_the_command_measures_and_its_page_shows_it(
     arguments = ["--networks", "MLP 13-50-1", "--rows", "1", "--seconds", "0.05", "--output", str(results)]
     assert main(arguments) == 0
     assert "MLP 13-50-1" in capsys.readouterr().out
-    (measured,) = json.loads(results.read_text())["runs"]
+    measured, limit = json.loads(results.read_text())["runs"]
+    assert limit["set"] == "limits" and limit["ratio"] > 0
     assert 0 < measured["det"] < measured["predict"]
     assert 0 < measured["network"] < measured["predict"]
     assert page.main([str(tmp_path), str(target)]) == 0

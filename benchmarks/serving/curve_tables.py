@@ -1,0 +1,73 @@
+"""Tables and the picture of how the cost of an answer grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from builder.canvas import BLUE, GREEN, ORANGE, png
+
+_NAMES: Final = {
+    "weights": "weights P",
+    "samples": "samples S",
+    "rows": "rows B",
+    "dimension": "latent dimension k",
+    "rank": "rank of the decoder's head",
+}
+_COLORS: Final = (BLUE, GREEN, ORANGE)
+
+
+def table(points: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, one for each point."""
+    header = ["varied", "network", "at", "det µs", "samples µs", "in det", "decoding µs"]
+    rows = []
+    for p in points:
+        at = p["weights"] if p["curve"] == "weights" else p["at"]
+        cells = [_NAMES[p["curve"]], p["network"], f"{at:,}", f"{p['det']:,.1f}", f"{p['network_us']:,.1f}"]
+        rows.append([*cells, f"{p['network_us'] / p['det']:.1f}", f"{p['decode']:,.1f}"])
+    return header, rows
+
+
+def picture(points: Sequence[dict[str, Any]], clients: Sequence[dict[str, Any]]) -> bytes:
+    """PNG: a panel for each of P, S, B, the latent space, and answers a second over clients where these are measured.
+
+    Args:
+        points: of `benchmarks.serving.curves`.
+        clients: runs of `benchmarks.serving.http`.
+    """
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(2, 3).flatten().tolist()
+        for at, curve in zip(panels, ("weights", "samples", "rows"), strict=False):
+            _lines(at, [p for p in points if p["curve"] == curve], "network_us", "µs of the outputs")
+            at.set_xlabel(_NAMES[curve])
+        for at, curve in zip(panels[3:], ("dimension", "rank"), strict=False):
+            _lines(at, [p for p in points if p["curve"] == curve], "decode", "µs of decoding")
+            at.set_xlabel(_NAMES[curve])
+        _clients(panels[5], clients)
+        panels[1].legend(fontsize=7)
+
+    return png(draw, (10.5, 6.0))
+
+
+def _lines(at: Axes, points: Sequence[dict[str, Any]], figure: str, name: str) -> None:
+    for color, network in zip(_COLORS, dict.fromkeys(p["network"] for p in points), strict=False):
+        own = [p for p in points if p["network"] == network]
+        x = [p["weights"] if p["curve"] == "weights" else p["at"] for p in own]
+        at.plot(x, [p[figure] for p in own], marker="o", ms=3, color=color, label=network)
+    at.set(xscale="log", yscale="log", ylabel=name)
+
+
+def _clients(at: Axes, runs: Sequence[dict[str, Any]]) -> None:
+    if not runs:
+        at.set_visible(False)
+        return
+    for color, network in zip(_COLORS, dict.fromkeys(r["set"] for r in runs), strict=False):
+        own = sorted((r for r in runs if r["set"] == network), key=lambda r: int(r["clients"]))
+        rates = [r["together"]["rate"] for r in own]
+        at.plot([r["clients"] for r in own], rates, marker="o", ms=3, color=color, label=network)
+    at.set(xscale="log", xlabel="clients", ylabel="answers a second")
+    at.set_ylim(bottom=0)

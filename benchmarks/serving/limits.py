@@ -1,0 +1,115 @@
+"""The engine's goals, each a ratio to a limit that is measured by turns with it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from benchmarks.quality.goals import Goal, make_goal
+from benchmarks.serving.measure import all_outputs, by_turns
+from benchmarks.serving.models import CASES, rows_of, serve
+from model_store.plan import draw_latents
+
+What = Literal["det", "read", "sgemm", "hot"]
+
+_SHOWN: Final[dict[What, str]] = {
+    "det": "in deterministic runs",
+    "read": "reading the weights, as a share of the time",
+    "sgemm": "a matrix product of as many operations, as a share of the time",
+    "hot": "fresh latents, in times of a set that is held",
+}
+_SGEMM: Final = 1024
+_WIDE: Final = "MLP 784-256-128-10"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A goal.
+
+    Attributes:
+        network, rows, samples: what is run.
+        what: the limit.
+        bound: the ratio wanted: at most of `det` and `hot`, which should be small, at least of the others.
+    """
+
+    network: str
+    rows: int
+    samples: int
+    what: What
+    bound: float
+
+    @property
+    def text(self) -> str:
+        """What is asked, in a line."""
+        size = f"{self.network}, {self.samples} samples, {self.rows} row{'s' if self.rows > 1 else ''}"
+        least = "at least" if self.what in ("read", "sgemm") else "at most"
+        return f"{size}: {_SHOWN[self.what]}, {least} {self.bound:g}"
+
+    def met(self, ratio: float) -> bool:
+        """Whether it is."""
+        return ratio >= self.bound if self.what in ("read", "sgemm") else ratio <= self.bound
+
+
+LIMITS: Final = (
+    Limit("MLP 13-50-1", 1, 32, "det", 2.0),
+    Limit(_WIDE, 1, 32, "det", 8.0),
+    Limit(f"{_WIDE}, rank 8", 1, 32, "det", 8.0),
+    Limit(_WIDE, 64, 100, "det", 35.0),
+    Limit(f"{_WIDE}, rank 8", 64, 100, "det", 35.0),
+    Limit("LeNet-5", 1, 32, "det", 17.0),
+    Limit("ResNet-20", 1, 32, "det", 28.0),
+    Limit("ResNet-20, last layer", 1, 32, "det", 1.5),
+    Limit(_WIDE, 1, 32, "read", 0.9),
+    Limit(_WIDE, 256, 32, "sgemm", 0.95),
+    Limit(_WIDE, 1, 32, "hot", 2.5),
+    Limit(f"{_WIDE}, rank 8", 1, 32, "hot", 2.5),
+)
+
+
+def measure_limit(limit: Limit, seconds: float) -> float:
+    """The ratio, of medians of the processor's time."""
+    case = CASES[limit.network]
+    with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as store:
+        model, det = serve(case, Path(store))
+    latents, anchors = draw_latents(model.plan("predict"), model.nodes, limit.samples, 0)
+    decoded = model.engine.decode(latents, anchors)
+    weights = model.engine.split(decoded, anchors)
+    x = rows_of(case, limit.rows)
+    calls: dict[str, Callable[[], object]] = {"samples": partial(all_outputs, model, weights, x)}
+    scale = 1.0
+    if limit.what == "det":
+        calls["limit"] = partial(det.run, ["outputs"], {"inputs": x})
+    elif limit.what == "read":
+        flat = np.ascontiguousarray(decoded).reshape(-1)
+        calls["limit"] = partial(np.dot, flat, flat)
+    elif limit.what == "sgemm":
+        left, right = (np.random.default_rng(i).normal(size=(_SGEMM, _SGEMM)).astype(np.float32) for i in (0, 1))
+        calls["limit"] = partial(np.matmul, left, right)
+        # Every weight of a linear layer is multiplied once a row.
+        scale = limit.samples * limit.rows * model.manifest.network.random_weights / _SGEMM**3
+    else:
+        calls["limit"] = calls["samples"]
+        calls["samples"] = lambda: all_outputs(
+            model, model.engine.split(model.engine.decode(latents, anchors), anchors), x
+        )
+    times = by_turns(calls, seconds)
+    if limit.what in ("read", "sgemm"):
+        return scale * times["limit"] / times["samples"]
+    return times["samples"] / times["limit"]
+
+
+def judge_limits(found: Sequence[dict[str, Any]]) -> list[Goal]:
+    """All goals, from runs of the set `limits`, each of its own number."""
+    ratios = {f["split"]: f["ratio"] for f in found if f["set"] == "limits"}
+
+    def goal(i: int, limit: Limit) -> Goal:
+        runs = [{"ratio": ratios[i]}] if i in ratios else []
+        return make_goal(limit.text, runs, None, lambda: (limit.met(ratios[i]), f"{ratios[i]:.2f}"))
+
+    return [goal(i, limit) for i, limit in enumerate(LIMITS)]
