@@ -63,7 +63,7 @@ bench-fidelity: $(INSTALLED) ## Distance of every method's posterior from Hamilt
 bench-speed: $(INSTALLED) ## Time of a build beside that of the MAP network, and of sampling beside a plain loop (a quarter of an hour)
 	$(BIN)/python -m benchmarks.speed $(BENCH_ARGS)
 
-bench-serving: $(INSTALLED) ## Time of 32 samples beside one deterministic run, and answers a second beside other servers (a quarter of an hour)
+bench-serving: $(INSTALLED) ## What 32 samples cost, in process, over HTTP and beside other servers, and a soak (an hour)
 	$(BIN)/python -m benchmarks.serving $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.serving.curves
 	$(BIN)/python -m benchmarks.serving.http

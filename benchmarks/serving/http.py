@@ -1,8 +1,8 @@
 """What requests that go together gain: a server's answers a second, with batching and without, and how long they take.
 
-    python -m benchmarks.serving.http [--network NAME] [--clients N ...] [--seconds S] [--starts N] [--output FILE.json]
+    python -m benchmarks.serving.http [--networks NAME ...] [--clients N ...] [--seconds S] [--starts N] [--output FILE.json]
 
-A network with random weights is served by `fiberwalk serve`, one process: by a server as it comes, and by one with
+Networks with random weights are served by `fiberwalk serve`, one process: by a server as it comes, and by one with
 `FIBERWALK_BATCH_ROWS=1`. Clients over connections that stay open send one row each, as JSON, and get the predictive of
 32 samples. The two are asked by turns, so that whatever else the machine does slows both alike, and are started several
 times, as processes differ in how their memory lies. `python -m benchmarks.serving.page` renders the file.
@@ -29,10 +29,11 @@ from benchmarks.results import Results, environment, refuse_changed
 from benchmarks.serving.ending import conclude
 from benchmarks.serving.load import Load, load, medians, post_json
 from benchmarks.serving.models import CASES, Case, sent_rows, serve
-from benchmarks.serving.tables import http_table, judge_http
+from benchmarks.serving.tables import BATCHED, http_table, judge_http
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "http.json"
 SAMPLES: Final = 32
+NETWORKS: Final = [BATCHED, f"{BATCHED}, rank 8"]
 SETTINGS: Final[dict[str, dict[str, object]]] = {"together": {}, "alone": {"batch_rows": 1}}
 """Of the servers, by the name of what they measure."""
 _TURNS: Final = 2
@@ -89,10 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.serving.http", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--network", choices=list(CASES), default="MLP 784-256-128-10", metavar="NAME")
-    parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 32], metavar="N")
+    parser.add_argument("--networks", nargs="+", choices=list(CASES), default=NETWORKS, metavar="NAME")
+    parser.add_argument("--clients", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64], metavar="N")
     parser.add_argument("--seconds", type=float, default=0.8, metavar="S", help="of every turn, default 0.8")
-    parser.add_argument("--starts", type=int, default=10, metavar="N", help="of the servers, default 10")
+    parser.add_argument("--starts", type=int, default=4, metavar="N", help="of the servers, default 4")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     options = parser.parse_args(arguments)
     if min([options.starts, *options.clients]) < 1:
@@ -104,10 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, log: Console) -> int:
     here = environment(ROOT, "random weights")
     results = Results(options.output, "http", here)
-    for measured in measure(CASES[options.network], options.clients, options.seconds, options.starts):
-        results.add(options.network, measured["clients"], measured)
+    for name in options.networks:
+        for measured in measure(CASES[name], options.clients, options.seconds, options.starts):
+            results.add(name, measured["clients"], measured)
     refuse_changed(here, environment(ROOT, "random weights"))
-    found = results.current(options.network)
+    found = [run for name in options.networks for run in results.current(name)]
     return conclude(
         results,
         options.output,

@@ -10,6 +10,7 @@ from benchmarks.quality.goals import NOT_MEASURED, Goal, make_goal
 from benchmarks.table import mark
 
 MOST_STATISTICS: Final = 50.0
+BATCHED: Final = "MLP 784-256-128-10"
 LEAST_GAIN: Final = (32, 2.0)
 MOST_LONE: Final = 1.05
 MOST_READY: Final = 2.0
@@ -63,7 +64,8 @@ def http_table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[st
 def judge_http(found: Sequence[dict[str, Any]]) -> list[Goal]:
     """The goals of requests over HTTP."""
     clients, least = LEAST_GAIN
-    many, one = ([f for f in found if f["clients"] == count] for count in (clients, 1))
+    own = [f for f in found if f["set"] == BATCHED]
+    many, one = ([f for f in own if f["clients"] == count] for count in (clients, 1))
 
     def gain() -> tuple[bool, str]:
         ratio = many[0]["together"]["rate"] / many[0]["alone"]["rate"]

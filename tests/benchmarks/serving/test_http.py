@@ -15,7 +15,7 @@ import pytest
 from benchmarks.serving import page
 from benchmarks.serving.http import main
 from benchmarks.serving.load import load, post
-from benchmarks.serving.tables import http_table, judge_http
+from benchmarks.serving.tables import BATCHED, http_table, judge_http
 from model_store.errors import FiberwalkError
 
 
@@ -68,7 +68,7 @@ def test_an_answer_that_is_none_ends_it() -> None:
 def run(clients: int, gain: float, ratio: float) -> dict[str, Any]:
     alone = {"rate": 100.0, "p50": 10.0, "p99": 20.0}
     return {
-        "set": "MLP 13-50-1",
+        "set": BATCHED,
         "clients": clients,
         "rows": 3.0,
         "alone": alone,
@@ -90,7 +90,7 @@ def test_the_command_measures_and_its_page_shows_it(
     results, target = tmp_path / "http.json", tmp_path / "performance.md"
     # A working tree that others write to must not end the run.
     monkeypatch.setattr("benchmarks.results.revision", lambda _: "a")
-    arguments = ["--network", "MLP 13-50-1", "--clients", "1", "6", "--seconds", "0.2", "--starts", "1"]
+    arguments = ["--networks", "MLP 13-50-1", "--clients", "1", "6", "--seconds", "0.2", "--starts", "1"]
     assert main([*arguments, "--output", str(results)]) == 0
     assert "MLP 13-50-1" in capsys.readouterr().out
     one, six = json.loads(results.read_text())["runs"]
