@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from benchmarks.data import read_set
 from benchmarks.experiments.decoding import Itself, Sampled, sample
 from benchmarks.experiments.experiment import Experiment, Report, Table, apart, by_set, heading
@@ -50,7 +52,7 @@ def run(name: str, split: int, preset: str) -> dict[str, Any]:
 
 
 def wide_problem(split: int, preset: str) -> Problem:
-    """Images as rows of 784 numbers, for a network 784-256-128-10; `split` is the seed.
+    """Images for a network 784-256-128-10 of linear layers; `split` is the seed.
 
     Raises:
         DataError: a file is missing.
@@ -60,8 +62,13 @@ def wide_problem(split: int, preset: str) -> Problem:
     config = make_config(
         {"name": f"{WIDE}-{split}", "preset": preset, "seed": split, "device": "cpu", **STAGES, "data": data}
     )
-    x, x_test = (a.reshape(len(a), -1) / 255.0 for a in (images.x, images.x_test))
-    return image_problem(config, x, images.y, x_test, images.y_test, lambda: MLP(784, [256, 128], 10))
+    x, x_test = images.x / 255.0, images.x_test / 255.0
+    return image_problem(config, x, images.y, x_test, images.y_test, wide_network)
+
+
+def wide_network() -> nn.Module:
+    """(B, 1, 28, 28) -> (B, 10)."""
+    return nn.Sequential(nn.Flatten(), MLP(784, [256, 128], 10))
 
 
 def vary(sampled: Sampled, ranks: Sequence[int], samples: int) -> dict[str, Any]:
@@ -84,15 +91,14 @@ def vary_first(sampled: Sampled, ranks: Sequence[int], samples: int, seconds: fl
         sampled.nodes, sampled.scales, problem.config.autoencoder, problem.seed, metric=sampled.metric
     )
     plan = LatentPlan(name="predict", samples=_SERVED, drift_scale=float(sampled.scales[-1]))
-    columns = problem.x[0].numel()
-    classes = problem.dataset.outputs
+    shape, classes = tuple(problem.x.shape[1:]), problem.dataset.outputs
     found = []
     for rank in [*ranks, ALL]:
         decoder = narrow_first_layers(
             problem.network, latent.decoder, latent.nodes, problem.x, sampled.start.likelihood, plan, rank
         )
         figures = sampled.decode(decoder, latent.nodes, samples).figures()
-        case = Case(problem.factory, (columns,), classes, rank or latent.decoder.rank)
+        case = Case(problem.factory, shape, classes, rank or latent.decoder.rank)
         times = {t["rows"]: t["network"] / t["det"] for t in measure(case, [1, 64], seconds)}
         found.append({**figures, "rank": rank, "row": times[1], "rows": times[64]})
     return _beside(sampled, samples) | {"decoded": found, "rank": latent.decoder.rank}
@@ -166,7 +172,7 @@ EXPERIMENT = Experiment(
     about=(
         "The same fibers decoded by heads of each rank, as many samples an anchor each, drawn evenly over the part of "
         "the trajectories that a build decodes. "
-        f"`{WIDE}`: {TRAIN_ROWS:,} training and {TEST_ROWS:,} test images as rows of 784 numbers, one anchor of a "
+        f"`{WIDE}`: {TRAIN_ROWS:,} training and {TEST_ROWS:,} test images of 784 numbers, one anchor of a "
         "network 784-256-128-10. Here the rank is that of the first layer alone, which has most of the weights: with "
         "few columns a server mixes what it makes of a row instead of reading the weights of every sample "
         "(`autoencoder.first_rank` of a recipe). Times are those of the outputs of 32 samples on one core, in runs of "

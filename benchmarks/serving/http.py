@@ -1,6 +1,6 @@
 """What requests that go together gain: a server's answers a second, with batching and without, and how long they take.
 
-    python -m benchmarks.serving.http [--networks NAME ...] [--clients N ...] [--seconds S] [--starts N] [--output FILE.json]
+    python -m benchmarks.serving.http [--networks NAME ...] [--clients N ...] [--seconds S] [--starts N] [--output FILE]
 
 Networks with random weights are served by `fiberwalk serve`, one process: by a server as it comes, and by one with
 `FIBERWALK_BATCH_ROWS=1`. Clients over connections that stay open send one row each, as JSON, and get the predictive of
