@@ -3,9 +3,10 @@
 `base.onnx` takes all S weight vectors and the whole batch in one run, in the first of these forms that is right at
 every size that is tried. Written here, from the network exported for one weight vector: linear layers with element-
 wise functions between them (`builder.onnx_layers`, with `row.onnx` for single rows), and convolutions with such
-layers behind them (`builder.onnx_images`). `torch.func.vmap` of the network, exported with S and B dynamic, for which
-torch has rules where layers are linear. For every other network that torch can export, the one for one weight vector,
-looped over the samples inside the graph. In the manifest a form without a loop is `batched`, one with a loop `scan`.
+layers behind them (`builder.onnx_images`, with `blocked.onnx` where ONNX Runtime has a faster layout for them).
+`torch.func.vmap` of the network, exported with S and B dynamic, for which torch has rules where layers are linear. For
+every other network that torch can export, the one for one weight vector, looped over the samples inside the graph. In
+the manifest a form without a loop is `batched`, one with a loop `scan`.
 
 What is known beforehand is written without torch's exporter: the decoder (`builder.onnx_decoder`), and the graph for
 one weight vector where linear layers follow each other (`builder.onnx_chain`).
@@ -22,6 +23,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
 import numpy as np
@@ -34,6 +36,7 @@ from builder import onnx_graph
 from builder.decoder import WeightDecoder
 from builder.exported import Array, ExportedNetwork, Runner, Session, reason, refusal
 from builder.network import FunctionalNetwork
+from builder.onnx_blocked import blocked_models
 from builder.onnx_chain import chain_graph
 from builder.onnx_decoder import decoder_model
 from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Cut, Graph
@@ -84,7 +87,7 @@ def export_decoder(decoder: WeightDecoder) -> bytes:
 
 
 def export_network(network: FunctionalNetwork, example: Tensor) -> ExportedNetwork:
-    """`base.onnx`, `trunk.onnx` and `row.onnx` of a network, see `model_store.manifest`.
+    """`base.onnx` of a network and what else serves it, see `model_store.manifest`.
 
     Args:
         network: the network; its fixed part is exported as it is now.
@@ -124,7 +127,7 @@ def export_fixed(module: nn.Module, example: Tensor) -> bytes:
 def run_exported(exported: ExportedNetwork, network: FunctionalNetwork, thetas: Tensor, x: Tensor) -> Array:
     """Outputs (S, B, O) of the exported files in ONNX Runtime for weights (S, P) and inputs (B, ...).
 
-    Those of the row's file, where there is one for one row.
+    Those of the file in blocks or of the row's file, where there is one.
     """
     return Runner(exported, network)(thetas, x)[-1]
 
@@ -256,7 +259,23 @@ def _export_as(
         _serialise(row, "network") if row else None,
     )
     check_export(network, exported, example)
-    return exported
+    return _with_blocks(exported, graph, cut, network, example) if form == "images" else exported
+
+
+def _with_blocks(
+    exported: ExportedNetwork, graph: Graph, cut: Cut, network: FunctionalNetwork, example: Tensor
+) -> ExportedNetwork:
+    """The same with the files in blocks, where the network fits and ONNX Runtime has blocks on this machine."""
+    shapes = {p.input: p.shape for p in network.parameters}
+    try:
+        with _exporting("network"):
+            blocked, blocks = blocked_models(graph, cut, shapes, exported.spec.outputs)
+        found = replace(exported, blocked=_serialise(blocked, "network"), blocks=_serialise(blocks, "network"))
+        check_export(network, found, example)
+    except ConfigError as e:
+        _log.debug("not exported in blocks: %s", e.message)
+        return exported
+    return found
 
 
 def _refuse_difference(got: Array, want: Tensor, what: str, where: str) -> float:

@@ -13,6 +13,9 @@ Float32 = NDArray[np.float32]
 WIDE: Final = ".wide"
 """Suffix of an input that takes a layer's matrices of all samples side by side: (S, h, n) as (n, S * h)."""
 
+BLOCKS: Final = ".blocks"
+"""Suffix of an input of `blocked.onnx` that takes what `blocks.onnx` makes of a weight."""
+
 
 def laid_out(name: str, shape: Sequence[object], weights: Mapping[str, Float32]) -> Float32:
     """What an input of `row.onnx` takes.
