@@ -265,27 +265,32 @@ class _Made(Rows):
             options["activation"] = "Relu"
             result = behind.pop(0).output[0]
             done.add(result)
-        value = self.add("Conv", given, f"{name}.wide", domain=DOMAIN, **options)
+        row = _Made(self.graph, self.weights, self._uses)
+        row.add("Unsqueeze", [f"{name}.row", self.numbers(f"{name}.zero", [0])], f"{name}.image")
+        given[0] = f"{name}.image"
+        value = row.add("Conv", given, f"{name}.wide", domain=DOMAIN, **options)
         if behind and behind[0].op_type == "MaxPool" and behind[0].input[0] == result and self._uses[result] == 1:
-            pool = behind[0]
-            value, result = (
-                self.add("MaxPool", [value], f"{name}.pooled", domain=DOMAIN, **_kept(pool, _POOL)),
-                pool.output[0],
-            )
+            result = behind[0].output[0]
+            value = row.add("MaxPool", [value], f"{name}.pooled", domain=DOMAIN, **_kept(behind[0], _POOL))
             done.add(result)
         # As images of one block each, as an image's channels must be a fixed number here.
         _, height, width = self.graph.row_shape(result)
-        apart = self.numbers(f"{name}.one_block", [-1, _BLOCK, height, width])
-        self.add("Reshape", [value, apart], f"{name}.images")
-        self.add("ReorderOutput", [f"{name}.images"], f"{name}.ordered", channels=_BLOCK, domain=DOMAIN)
-        self.add("Shape", [data], f"{name}.rows", start=0, end=1)
-        sizes = self.numbers(f"{name}.sizes", [-1, height, width])
-        self.add("Concat", [f"{name}.rows", sizes], f"{name}.joint", axis=0)
-        self.add("Reshape", [f"{name}.ordered", f"{name}.joint"], f"{name}.filled")
+        row.add("Reshape", [value, self.numbers(f"{name}.one", [-1, _BLOCK, height, width])], f"{name}.blocks")
+        row.add("ReorderOutput", [f"{name}.blocks"], f"{name}.ordered", domain=DOMAIN, channels=_BLOCK)
+        joint = row.add(
+            "Reshape", [f"{name}.ordered", self.numbers(f"{name}.all", [-1, height, width])], f"{name}.filled"
+        )
         # Without the zeros that fill up the last block.
         count = self.add("Mul", [_SAMPLES, self.numbers(f"{name}.own", [o])], f"{name}.count")
-        ends = [self.numbers(f"{name}.zero", [0]), count, self.numbers(f"{name}.axis", [1])]
-        self.add("Slice", [f"{name}.filled", *ends], result)
+        found = row.add("Slice", [joint, f"{name}.zero", count, f"{name}.zero"], f"{name}.found")
+        body = helper.make_graph(
+            row.nodes,
+            "one_row",
+            [helper.make_tensor_value_info(f"{name}.row", TensorProto.FLOAT, self.graph.row_shape(data))],
+            [helper.make_tensor_value_info(found, TensorProto.FLOAT, None)],
+        )
+        # Row by row, as what all samples make of one fits into the processor's cache.
+        self.add("Scan", [data], result, body=body, num_scan_inputs=1)
         return done
 
     def tail(self, rest: Sequence[NodeProto], start: str) -> list[NodeProto]:

@@ -116,9 +116,10 @@ def exported(make: Callable[[], nn.Module], posterior: str = ".*") -> ExportedNe
     return found
 
 
-def loop(data: bytes) -> list[onnx.NodeProto]:
-    (scan,) = (n for n in onnx.load_from_string(data).graph.node if n.op_type == "Scan")
-    return [n for a in scan.attribute if a.name == "body" for n in a.g.node]
+def loops(data: bytes) -> list[list[onnx.NodeProto]]:
+    """The nodes of the loop over the rows, and of that over the samples."""
+    scans = [n for n in onnx.load_from_string(data).graph.node if n.op_type == "Scan"]
+    return [[n for a in scan.attribute if a.name == "body" for n in a.g.node] for scan in scans]
 
 
 @pytest.mark.parametrize("name", BLOCKED)
@@ -127,10 +128,10 @@ def test_convolutions_are_in_blocks_where_they_fit(name: str) -> None:
     found = exported(make)
     assert found.blocked is not None
     assert found.blocks is not None
-    domains = [n.domain for n in loop(found.blocked) if n.op_type == "Conv"]
-    assert (domains.count(DOMAIN), domains.count("")) == (fitting, others)
+    shared, own_domains = ([n.domain for n in nodes if n.op_type == "Conv"] for nodes in loops(found.blocked))
+    assert shared == [DOMAIN]
+    assert (own_domains.count(DOMAIN), own_domains.count("")) == (fitting, others)
     outer = onnx.load_from_string(found.blocked).graph
-    assert [n.domain for n in outer.node if n.op_type == "Conv"] == [DOMAIN]
     # Each weight enters once, in one layout, and those that are laid out are what the other file makes.
     own = [i.name for i in outer.input if i.name.startswith("weights.")]
     assert sorted(n.removesuffix(BLOCKS) for n in own) == sorted(p.input for p in found.spec.parameters)
@@ -154,7 +155,7 @@ def test_other_networks_do_without(name: str) -> None:
 def test_what_follows_the_last_convolution_is_done_for_all_samples_at_once() -> None:
     found = exported(BLOCKED["pooled"][0])
     assert found.blocked is not None
-    assert [n.op_type for n in loop(found.blocked)] == ["Conv"]
+    assert [n.op_type for n in loops(found.blocked)[1]] == ["Conv"]
 
 
 CASES = {"LeNet-5": Case(lenet5, (1, 28, 28), 10), "ResNet-20": Case(resnet20, (3, 32, 32), 10)}
