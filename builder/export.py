@@ -43,6 +43,7 @@ from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Cut, Graph
 from builder.onnx_images import images_model
 from builder.onnx_layers import columns_model, row_model
 from model_store.errors import ConfigError
+from model_store.layout import has_blocks
 from model_store.manifest import NetworkSpec
 
 Form = Literal["layers", "images", "batched", "scan"]
@@ -259,13 +260,14 @@ def _export_as(
         _serialise(row, "network") if row else None,
     )
     check_export(network, exported, example)
-    return _with_blocks(exported, graph, cut, network, example) if form == "images" else exported
+    in_blocks = form == "images" and has_blocks()
+    return _with_blocks(exported, graph, cut, network, example) if in_blocks else exported
 
 
 def _with_blocks(
     exported: ExportedNetwork, graph: Graph, cut: Cut, network: FunctionalNetwork, example: Tensor
 ) -> ExportedNetwork:
-    """The same with the files in blocks, where the network fits and ONNX Runtime has blocks on this machine."""
+    """The same with the files in blocks, where the network fits."""
     shapes = {p.input: p.shape for p in network.parameters}
     try:
         with _exporting("network"):

@@ -1,14 +1,12 @@
 """Whether this machine runs a network in the layout in which ONNX Runtime convolves fastest.
 
-The layout is one of ONNX Runtime's own, of blocks as long as a processor's vectors. Elsewhere than on x86-64 some
-releases have no blocks, and do not say so.
+The layout is one of ONNX Runtime's own, of blocks as long as a processor's vectors.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import platform
 
 import numpy as np
 import onnxruntime as ort
@@ -18,11 +16,6 @@ _log = logging.getLogger(__name__)
 _SAMPLES, _ROWS = 2, 3
 _TOLERANCE = 1e-3
 """Largest difference from the base, relative to the largest output: layouts that do not fit differ by about 1."""
-
-
-def has_blocks() -> bool:
-    """Whether ONNX Runtime surely has blocks for this processor."""
-    return platform.machine().lower() in {"x86_64", "amd64"}
 
 
 def computes_the_same(base: ort.InferenceSession, blocked: ort.InferenceSession, blocks: ort.InferenceSession) -> bool:

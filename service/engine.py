@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
 from model_store.errors import IntegrityError
-from model_store.layout import WIDE, laid_out
+from model_store.layout import WIDE, has_blocks, laid_out
 from model_store.manifest import BASE_FILE, BLOCKED_FILE, BLOCKS_FILE, DECODER_FILE, ROW_FILE, TRUNK_FILE
 from service.binding import BoundWeights
-from service.blocks import computes_the_same, has_blocks
+from service.blocks import computes_the_same
 from service.predictive import AnchorSamples
 
 Float32 = NDArray[np.float32]

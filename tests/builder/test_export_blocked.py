@@ -18,10 +18,10 @@ from builder.export import export_network
 from builder.exported import ExportedNetwork, Runner
 from builder.network import FunctionalNetwork
 from builder.onnx_blocked import DOMAIN
+from model_store import layout
 from model_store.layout import BLOCKS
 from model_store.manifest import BLOCKED_FILE, BLOCKS_FILE
 from model_store.store import ModelStore
-from service import blocks
 from service.engine import Engine
 
 SIZES = [(1, 1), (5, 1), (1, 3), (6, 9)]
@@ -152,6 +152,11 @@ def test_other_networks_do_without(name: str) -> None:
     assert {BLOCKED_FILE, BLOCKS_FILE} & found.files.keys() == set()
 
 
+def test_they_are_left_out_where_it_is_not_known_that_there_are_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout.platform, "machine", lambda: "aarch64")
+    assert exported(BLOCKED["pooled"][0]).blocked is None
+
+
 def test_what_follows_the_last_convolution_is_done_for_all_samples_at_once() -> None:
     found = exported(BLOCKED["pooled"][0])
     assert found.blocked is not None
@@ -185,7 +190,7 @@ def test_the_server_uses_them_only_where_they_are_right(
     by_blocks, laid_out = outputs(Engine(bundle))
     assert laid_out
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(blocks.platform, "machine", lambda: "aarch64")
+        elsewhere.setattr(layout.platform, "machine", lambda: "aarch64")
         plain, none = outputs(Engine(bundle))
     assert none == set()
     assert not np.array_equal(plain, by_blocks)
