@@ -3,7 +3,8 @@
 `base.onnx` takes all S weight vectors and the whole batch in one run, in the first of these forms that is right at
 every size that is tried. Written here, from the network exported for one weight vector: linear layers with element-
 wise functions between them (`builder.onnx_layers`, with `row.onnx` for single rows; the first may be mixed of the
-decoder's columns, `builder.mixing`), and convolutions with such layers behind them (`builder.onnx_images`).
+decoder's columns, `builder.mixing`), and convolutions with such layers behind them (`builder.onnx_images`, with
+`blocked.onnx` where ONNX Runtime has a faster layout for them).
 `torch.func.vmap` of the network, exported with S and B dynamic, for which torch has rules where layers are linear. For
 every other network that torch can export, the one for one weight vector, looped over the samples inside the graph. In
 the manifest a form without a loop is `batched`, one with a loop `scan`.
@@ -23,6 +24,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
 import numpy as np
@@ -35,12 +37,14 @@ from builder.decoder import WeightDecoder
 from builder.exported import Array, ExportedNetwork, Runner, Session, reason, refusal
 from builder.mixing import given_parameters, mixture_of, worthwhile
 from builder.network import FunctionalNetwork
+from builder.onnx_blocked import blocked_models
 from builder.onnx_decoder import decoder_model
 from builder.onnx_graph import Cut, Graph
 from builder.onnx_images import images_model
 from builder.onnx_layers import WIDE_WEIGHTS, columns_model, first_layers, row_model
 from builder.onnx_traced import quiet_exporter, traced_batched, traced_fixed, traced_one
 from model_store.errors import ConfigError
+from model_store.layout import has_blocks
 from model_store.manifest import NetworkSpec, ParameterSpec
 
 Form = Literal["layers", "images", "batched", "scan"]
@@ -86,7 +90,7 @@ def export_decoder(decoder: WeightDecoder) -> bytes:
 def export_network(
     network: FunctionalNetwork, example: Tensor, head: Tensor | None = None, samples: int = 0
 ) -> ExportedNetwork:
-    """`base.onnx`, `trunk.onnx` and `row.onnx` of a network, see `model_store.manifest`.
+    """`base.onnx` of a network and what else serves it, see `model_store.manifest`.
 
     Args:
         network: the network; its fixed part is exported as it is now.
@@ -151,7 +155,7 @@ def mixable(network: FunctionalNetwork, example: Tensor) -> list[ParameterSpec]:
 def run_exported(exported: ExportedNetwork, network: FunctionalNetwork, thetas: Tensor, x: Tensor) -> Array:
     """Outputs (S, B, O) of the exported files in ONNX Runtime for weights (S, P) and inputs (B, ...).
 
-    Those of the row's file, where there is one for one row.
+    Those of the file in blocks or of the row's file, where there is one.
     """
     return Runner(exported, network)(thetas, x)[-1]
 
@@ -231,10 +235,27 @@ def _export_as(
         _serialise(base, "network"),
         _serialise(trunk, "trunk") if trunk else None,
         _serialise(row, "network") if row else None,
-        mixture,
+        mixture=mixture,
     )
     check_export(network, exported, example, head)
-    return exported
+    in_blocks = form == "images" and has_blocks()
+    return _with_blocks(exported, graph, cut, network, example) if in_blocks else exported
+
+
+def _with_blocks(
+    exported: ExportedNetwork, graph: Graph, cut: Cut, network: FunctionalNetwork, example: Tensor
+) -> ExportedNetwork:
+    """The same with the files in blocks, where the network fits."""
+    shapes = {p.input: p.shape for p in network.parameters}
+    try:
+        with _exporting("network"):
+            blocked, blocks = blocked_models(graph, cut, shapes, exported.spec.outputs)
+        found = replace(exported, blocked=_serialise(blocked, "network"), blocks=_serialise(blocks, "network"))
+        check_export(network, found, example)
+    except ConfigError as e:
+        _log.debug("not exported in blocks: %s", e.message)
+        return exported
+    return found
 
 
 def _refuse_difference(got: Array, want: Tensor, what: str, where: str) -> float:

@@ -18,7 +18,7 @@ from builder.network import FunctionalNetwork
 from builder.onnx_graph import INPUTS, OUTPUTS
 from model_store.errors import ConfigError
 from model_store.layout import laid_out
-from model_store.manifest import BASE_FILE, MIXING, ROW_FILE, TRUNK_FILE, NetworkSpec
+from model_store.manifest import BASE_FILE, BLOCKED_FILE, BLOCKS_FILE, MIXING, ROW_FILE, TRUNK_FILE, NetworkSpec
 
 Array = NDArray[np.float32]
 
@@ -26,18 +26,27 @@ Array = NDArray[np.float32]
 @dataclass(frozen=True)
 class ExportedNetwork:
     """The network's files and what the manifest says of them; `trunk` is None where the base does everything, `row`
-    where the base serves single rows too, and `mixture` where it takes all weights."""
+    where the base serves single rows too, `blocked` and `blocks` where there is no faster layout, and `mixture` where
+    the base takes all weights."""
 
     spec: NetworkSpec
     base: bytes
     trunk: bytes | None = None
     row: bytes | None = None
+    blocked: bytes | None = None
+    blocks: bytes | None = None
     mixture: Mixture | None = None
 
     @property
     def files(self) -> dict[str, bytes]:
         """Those of a bundle, by name."""
-        files = {BASE_FILE: self.base, TRUNK_FILE: self.trunk, ROW_FILE: self.row}
+        files = {
+            BASE_FILE: self.base,
+            TRUNK_FILE: self.trunk,
+            ROW_FILE: self.row,
+            BLOCKED_FILE: self.blocked,
+            BLOCKS_FILE: self.blocks,
+        }
         return {name: data for name, data in files.items() if data is not None}
 
 
@@ -69,11 +78,13 @@ class Runner:
             self._base = Session(exported.base)
             self._trunk = Session(exported.trunk) if exported.trunk is not None else None
             self._row = Session(exported.row) if exported.row is not None else None
+            self._blocked = Session(exported.blocked) if exported.blocked is not None else None
+            self._blocks = Session(exported.blocks) if exported.blocks is not None else None
         except Exception as e:  # ONNX Runtime's errors have no public base class
             raise refusal("network", f"ONNX Runtime does not take the file: {reason(e)}") from e
 
     def __call__(self, thetas: Tensor, x: Tensor, coefficients: Tensor | None = None) -> list[Array]:
-        """Outputs (S, B, O) of the base, and for one row of the row's file too, where there is one.
+        """Outputs (S, B, O) of the base, of the file in blocks and, for one row, of the row's, where there are any.
 
         Args:
             thetas: weights (S, P).
@@ -91,6 +102,10 @@ class Runner:
             if mixture is not None and coefficients is not None:
                 own[MIXING] = (coefficients @ mixture.shares).numpy()
             found = [self._base.run(feeds | own)[OUTPUTS]]
+            if self._blocked is not None and self._blocks is not None:
+                laid = self._blocks.run({n: own[n] for n in self._blocks.inputs})
+                given = {n: array for n, array in (feeds | own | laid).items() if n in self._blocked.inputs}
+                found.append(self._blocked.run(given)[OUTPUTS])
             if self._row is not None and len(x) == 1:
                 given = {n: feeds[n] if n in feeds else laid_out(n, s, own) for n, s in self._row.inputs.items()}
                 found.append(self._row.run(given)[OUTPUTS])

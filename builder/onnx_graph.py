@@ -284,6 +284,7 @@ def base_of(
     weights: Sequence[ValueInfoProto],
     rows_and_outputs: tuple[int | str, int],
     constants: Sequence[TensorProto] = (),
+    operators: Sequence[str] = (),
 ) -> ModelProto:
     """The same with the weights as they are described, for any number of rows (`"B"`) or so many."""
     rows = rows_and_outputs[0]
@@ -292,7 +293,7 @@ def base_of(
     inputs = [_value(graph, v, n, rows) for v, n in zip(cut, names, strict=True)]
     inputs = inputs or [_value(graph, INPUTS, INPUTS, rows)]
     output = helper.make_tensor_value_info(OUTPUTS, TensorProto.FLOAT, ["S", *rows_and_outputs])
-    return _model(graph, nodes, [*inputs, *weights], [output], "base", constants)
+    return _model(graph, nodes, [*inputs, *weights], [output], "base", constants, operators)
 
 
 def _model(
@@ -302,10 +303,23 @@ def _model(
     outputs: Sequence[ValueInfoProto],
     name: str,
     constants: Sequence[TensorProto] = (),
+    operators: Sequence[str] = (),
 ) -> ModelProto:
+    return model_of(nodes, inputs, outputs, name, [*constants_of(graph, nodes), *constants], operators)
+
+
+def model_of(
+    nodes: Sequence[NodeProto],
+    inputs: Sequence[ValueInfoProto],
+    outputs: Sequence[ValueInfoProto],
+    name: str,
+    constants: Sequence[TensorProto],
+    operators: Sequence[str] = (),
+) -> ModelProto:
+    """A file of these nodes, checked; `operators` are operator sets beside ONNX's."""
     model = helper.make_model(
-        helper.make_graph(nodes, name, inputs, outputs, initializer=[*constants_of(graph, nodes), *constants]),
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        helper.make_graph(nodes, name, inputs, outputs, initializer=list(constants)),
+        opset_imports=[helper.make_opsetid("", OPSET), *(helper.make_opsetid(o, 1) for o in operators)],
         ir_version=IR_VERSION,
         producer_name="fiberwalk",
     )

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from builder.onnx_graph import ELEMENTWISE, ONE, Cut, Graph, GraphError, base_model, constants_of, reads
-from builder.onnx_layers import Columns
+from builder.onnx_layers import Columns, Layers
 
 _POOLING = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})
 
@@ -29,8 +29,8 @@ def images_model(graph: Graph, cut: Cut, weights: Mapping[str, Sequence[int]], o
     nodes = graph.needed([graph.output], cut)
     outer = [n for n in nodes if not set(n.output) & graph.sampled]
     sampled = [n for n in nodes if set(n.output) & graph.sampled]
-    wide = _wide_nodes(graph, sampled)
-    start, layers = _last_layers(graph, sampled)
+    wide = shared_convolutions(graph, sampled)
+    start, layers = last_layers(graph, sampled)
     rest = [n for n in sampled if n not in wide and n not in layers]
     if not wide or not any(start in n.output for n in rest):
         raise GraphError("there is no convolution that all samples share the input of, or no linear layer at the end")
@@ -38,10 +38,10 @@ def images_model(graph: Graph, cut: Cut, weights: Mapping[str, Sequence[int]], o
     made = Columns(graph, weights)
     made.nodes += outer
     for node in wide:
-        _widen(made, node)
+        widen(made, node)
     used = {name for node in rest for name in reads(node)}
     given = [n for node in wide for n in node.output if n in used]
-    stacked = [_stacked(made, name) for name in given]
+    apart = [stacked(made, name) for name in given]
     own = [n for n in weights if n + ONE in used]
     shared = {n for node in [*outer, *wide] for n in reads(node)}
     loop = helper.make_graph(
@@ -52,7 +52,7 @@ def images_model(graph: Graph, cut: Cut, weights: Mapping[str, Sequence[int]], o
         [helper.make_tensor_value_info(start, TensorProto.FLOAT, None)],
         initializer=[t for t in constants_of(graph, rest) if t.name not in shared],
     )
-    inputs = [*own, *stacked]
+    inputs = [*own, *apart]
     rows = f"{start}.stacked"
     made.nodes.append(helper.make_node("Scan", inputs, [rows], name="samples", body=loop, num_scan_inputs=len(inputs)))
     made.add("Transpose", [rows], f"{start}.turned", perm=[0, 2, 1])
@@ -63,7 +63,7 @@ def images_model(graph: Graph, cut: Cut, weights: Mapping[str, Sequence[int]], o
     return base_model(graph, cut, made.nodes, weights, outputs, made.constants)
 
 
-def _wide_nodes(graph: Graph, sampled: Sequence[NodeProto]) -> list[NodeProto]:
+def shared_convolutions(graph: Graph, sampled: Sequence[NodeProto]) -> list[NodeProto]:
     """The convolutions of what all samples share, with what follows them that treats each channel alike."""
     found: list[NodeProto] = []
     values: set[str] = set()
@@ -82,7 +82,7 @@ def _wide_nodes(graph: Graph, sampled: Sequence[NodeProto]) -> list[NodeProto]:
     return found
 
 
-def _last_layers(graph: Graph, sampled: Sequence[NodeProto]) -> tuple[str, list[NodeProto]]:
+def last_layers(graph: Graph, sampled: Sequence[NodeProto]) -> tuple[str, list[NodeProto]]:
     """The linear layers at the end, and the one value that they start from."""
     first = next((n for n in sampled if n.op_type == "Gemm"), None)
     if first is None:
@@ -95,7 +95,7 @@ def _last_layers(graph: Graph, sampled: Sequence[NodeProto]) -> tuple[str, list[
     return first.input[0], found
 
 
-def _widen(made: Columns, node: NodeProto) -> None:
+def widen(made: Layers, node: NodeProto) -> None:
     """Takes up a node, whose activations are those of all samples."""
     wide = NodeProto()
     wide.CopyFrom(node)
@@ -106,7 +106,7 @@ def _widen(made: Columns, node: NodeProto) -> None:
     made.nodes.append(wide)
 
 
-def _stacked(made: Columns, name: str) -> str:
+def stacked(made: Layers, name: str) -> str:
     """A value (B, S * c, ...) as (S, B, c, ...)."""
     shape = made.graph.row_shape(name)
     apart = made.add("Reshape", [name, made.numbers(f"{name}.shape", [0, -1, *shape])], f"{name}.apart")

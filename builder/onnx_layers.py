@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ def row_model(
     return base_of(graph, cut, layers.nodes, inputs, (1, outputs), layers.constants)
 
 
-class _Layers:
+class Layers:
     """The nodes of a base, with the constants that they need beside the graph's own."""
 
     def __init__(self, graph: Graph, weights: Mapping[str, Shape], heads: Heads | None = None) -> None:
@@ -147,7 +148,7 @@ class _Layers:
         constant = self.graph.constants.get(name)
         return self.weights[name.removesuffix(ONE)] if constant is None else constant.dims
 
-    def add(self, kind: str, inputs: list[str], output: str, **attributes: int | list[int]) -> str:
+    def add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Adds a node; returns its output."""
         self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
@@ -162,6 +163,10 @@ class _Layers:
         head = self.heads[weight]
         self.constants.append(numpy_helper.from_array(head.reshape(-1, head.shape[-1]), name=f"{weight}.head"))
         return self.add("Gemm", [data, f"{weight}.head"], f"{output}.by_column", transB=1)
+
+    def reshaped(self, weight: str, shape: list[int], output: str) -> str:
+        """Adds a weight in another shape, that of all samples together; returns its name."""
+        return self.add("Reshape", [weight.removesuffix(ONE), self.numbers(f"{output}.shape", shape)], output)
 
     def first_layer(self, data: str, weight: str, bias: str, output: str) -> None:
         """From what all samples share (B, n)."""
@@ -180,7 +185,7 @@ class _Layers:
         raise NotImplementedError
 
 
-class Columns(_Layers):
+class Columns(Layers):
     """Activations (S, n, B)."""
 
     def first_layer(self, data: str, weight: str, bias: str, output: str) -> None:
@@ -224,12 +229,8 @@ class Columns(_Layers):
     def finish(self) -> None:
         self.add("Transpose", [self.graph.output], OUTPUTS, perm=[0, 2, 1])
 
-    def reshaped(self, weight: str, shape: list[int], output: str) -> str:
-        """Adds a weight in another shape, that of all samples together; returns its name."""
-        return self.add("Reshape", [weight.removesuffix(ONE), self.numbers(f"{output}.shape", shape)], output)
 
-
-class _Row(_Layers):
+class _Row(Layers):
     """Activations (S, 1, n). The weights enter in the layouts of `model_store.layout`, which cost no node."""
 
     def __init__(self, graph: Graph, weights: Mapping[str, Shape], heads: Heads | None = None) -> None:
@@ -283,3 +284,19 @@ class _Row(_Layers):
         if self.inputs.setdefault(name, shape) != shape:
             raise GraphError(f"{name} is used in two ways")
         return name
+
+
+class Rows(_Row):
+    """Activations (S, B, n), of layers behind what differs from sample to sample. Weights enter as in the base."""
+
+    def first_layer(self, data: str, weight: str, bias: str, output: str) -> None:
+        raise GraphError("a linear layer of what all samples share")
+
+    def _given(self, weight: str, shape: list[int | str]) -> str:
+        name = weight.removesuffix(ONE)
+        if len(shape) == len(self.shape(weight)) + 1:
+            return name
+        own = f"{name}.row"
+        if all(own not in n.output for n in self.nodes):
+            self.reshaped(weight, [-1, *(n for n in shape if isinstance(n, int))], own)
+        return own

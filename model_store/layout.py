@@ -1,7 +1,11 @@
-"""The layouts in which `row.onnx` takes weights. Lengths: S weight vectors; a layer has n inputs and h outputs."""
+"""The layouts in which `row.onnx` and `blocked.onnx` take weights.
+
+Lengths: S weight vectors; a layer has n inputs and h outputs.
+"""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -12,6 +16,9 @@ Float32 = NDArray[np.float32]
 
 WIDE: Final = ".wide"
 """Suffix of an input that takes a layer's matrices of all samples side by side: (S, h, n) as (n, S * h)."""
+
+BLOCKS: Final = ".blocks"
+"""Suffix of an input of `blocked.onnx` that takes what `blocks.onnx` makes of a weight."""
 
 
 def laid_out(name: str, shape: Sequence[object], weights: Mapping[str, Float32]) -> Float32:
@@ -29,3 +36,9 @@ def laid_out(name: str, shape: Sequence[object], weights: Mapping[str, Float32])
         matrices = weights[name.removesuffix(WIDE)]
         return np.ascontiguousarray(matrices.reshape(-1, matrices.shape[-1]).T)
     return weights[name].reshape([n if isinstance(n, int) else -1 for n in shape])
+
+
+def has_blocks() -> bool:
+    """Whether ONNX Runtime surely has blocks of channels for this processor: elsewhere some releases have none, and run
+    what needs them nonetheless."""
+    return platform.machine().lower() in {"x86_64", "amd64"}

@@ -35,6 +35,14 @@ ROW_FILE: Final = "row.onnx"
 """The base for one row (B = 1), optional: where a bundle has it, it is faster. Inputs as those of the base, but each
 random parameter it takes is in a layout of its own, see `model_store.layout`."""
 
+BLOCKED_FILE: Final = "blocked.onnx"
+"""The base in the layout in which ONNX Runtime convolves fastest, optional, for processors that it has one for. Inputs
+as those of the base, some weights as `blocks.onnx` gives them, by names with the suffix `model_store.layout.BLOCKS`."""
+
+BLOCKS_FILE: Final = "blocks.onnx"
+"""With `blocked.onnx`: inputs are random parameters as those of the base, outputs the inputs that `blocked.onnx` takes
+in their place, laid out for the processor that it runs on."""
+
 ARRAYS_FILE: Final = "arrays.safetensors"
 """`nodes` (A, N, T+1, k) float32: latents of every trajectory from its anchor (position 0) to its end (1);
 `conformity_scores` (n,) float64 sorted, of out-of-fold predictions: `|y - mean| / std` for regression, one less the

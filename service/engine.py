@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
 from model_store.errors import IntegrityError
-from model_store.layout import WIDE, laid_out
-from model_store.manifest import BASE_FILE, DECODER_FILE, ROW_FILE, TRUNK_FILE
+from model_store.layout import WIDE, has_blocks, laid_out
+from model_store.manifest import BASE_FILE, BLOCKED_FILE, BLOCKS_FILE, DECODER_FILE, ROW_FILE, TRUNK_FILE
 from service.binding import BoundWeights
+from service.blocks import computes_the_same
 from service.predictive import AnchorSamples
 
 Float32 = NDArray[np.float32]
@@ -79,14 +80,25 @@ class Engine:
         self._row = _session(bundle, ROW_FILE, threads) if ROW_FILE in bundle.manifest.files else None
         self._features = features = self._network.trunk_outputs or ["inputs"]
         weights = [p.input for p in self._network.parameters]
-        self._base_inputs = [i.name for i in self._base.get_inputs()]
         _expect(bundle, DECODER_FILE, self._decoder, ["latents", "anchors"], ["weights"])
         _expect(bundle, BASE_FILE, self._base, [*features, *weights], ["outputs"])
         if self._row is not None:
             wide = [name + WIDE for name in weights]
             _expect(bundle, ROW_FILE, self._row, [*features, *weights, *wide], ["outputs"])
+        self._blocks: ort.InferenceSession | None = None
+        if {BLOCKED_FILE, BLOCKS_FILE} <= bundle.manifest.files.keys() and has_blocks():
+            self._use_blocks(bundle, weights, threads)
         if self._trunk is not None:
             _expect(bundle, TRUNK_FILE, self._trunk, ["inputs"], features)
+
+    def _use_blocks(self, bundle: Bundle, weights: list[str], threads: int) -> None:
+        """Takes the network in blocks for the base, where it computes the same on this machine."""
+        blocked, blocks = (_session(bundle, file, threads) for file in (BLOCKED_FILE, BLOCKS_FILE))
+        made = [o.name for o in blocks.get_outputs()]
+        _expect(bundle, BLOCKS_FILE, blocks, weights, [])
+        _expect(bundle, BLOCKED_FILE, blocked, [*self._features, *weights, *made], ["outputs"])
+        if computes_the_same(self._base, blocked, blocks):
+            self._base, self._blocks = blocked, blocks
 
     def decode(self, latents: Float32, anchors: Int64) -> Float32:
         """Weights (S, P) of latents (S, k), each decoded by its anchor (S,)."""
@@ -96,11 +108,15 @@ class Engine:
 
     def split(self, weights: Float32, anchors: Int64) -> WeightSet:
         """Cuts weights (S, P) into the base network's inputs, once for all later runs."""
-        arrays: dict[str, Float32] = {}
+        given: dict[str, Float32] = {}
         for p in self._network.parameters:
             part = weights[:, p.offset : p.offset + math.prod(p.shape)]
-            if p.input in self._base_inputs:
-                arrays[p.input] = np.ascontiguousarray(part).reshape(-1, *p.shape)
+            given[p.input] = np.ascontiguousarray(part).reshape(-1, *p.shape)
+        if self._blocks is not None:
+            made = [o.name for o in self._blocks.get_outputs()]
+            taken = {i.name: given[i.name] for i in self._blocks.get_inputs()}
+            given.update(zip(made, self._blocks.run(made, taken), strict=True))
+        arrays = {i.name: given[i.name] for i in self._base.get_inputs() if i.name in given}
         base, row, copied = BoundWeights(self._base, arrays, len(anchors)), None, 0
         if self._row is not None:
             own = {
