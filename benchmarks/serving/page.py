@@ -15,7 +15,6 @@ from benchmarks.data import ROOT
 from benchmarks.quality.goals import Goal
 from benchmarks.results import measured_with
 from benchmarks.serving.curve_tables import picture
-from benchmarks.serving.curve_tables import table as curves_table
 from benchmarks.serving.limits import judge_limits
 from benchmarks.serving.peers.tables import judge as judge_peers
 from benchmarks.serving.peers.tables import table as peers_table
@@ -45,6 +44,8 @@ Where the time goes:
 - Wide ones, one row: reading the weights. The first layer is read along rows that all samples share, of which a set of
   weights then holds a copy; the others are 32 products of one row each.
 - Wide ones, many rows: arithmetic, 32 times that of one network. Activations are columns, so that no weight is moved.
+- Wide ones whose first layer is mixed (*rank 8*): it is computed once for each of its nine columns, which are constants
+  that ONNX Runtime packs, and 32 samples mix the results. What is left is the weights of the other layers.
 - Convolutions: the first, whose input all samples share, is one convolution; others loop over the samples. All are in
   the layout in which ONNX Runtime convolves fastest, into which the weights of a set are brought once. About half of
   what one row of LeNet-5 takes is the reading of the weights of its linear layers.
@@ -61,8 +62,9 @@ run. *alone* has `FIBERWALK_BATCH_ROWS=1`. Medians of turns, the servers started
 
 A run of up to 16 rows of the wide network takes hardly longer than one of 2, as products are computed in blocks of 16
 columns; from 32 rows on every row costs the same, a seventh of a row alone, so that more would only make others wait.
-Convolutions cost the same a row from 8 rows on, half of a row alone. Answers are those of lone requests but for the
-last bits of the network's outputs, which are float32: 5e-7 of their size at most in what was measured.
+Answers are those of lone requests but for the last bits of the network's outputs, which are float32: 5e-7 of their size
+at most in what was measured. Behind the network it is the interpreter that binds: a process reads, routes and writes
+one request at a time, while the network's runs, which need no interpreter, go on beside it.
 """
 
 
@@ -146,10 +148,11 @@ def page(
         *_goals([*judge_limits(serving["runs"]), *judge(found)]),
     ]
     if curves is not None:
-        lines += [_CURVES, *measured_with(curves), *markdown(*curves_table(curves["runs"]))]
+        lines += [_CURVES, *measured_with(curves)]
     if http is not None:
         found = http["runs"]
-        lines += [_TOGETHER, *measured_with(http), *markdown(*http_table(found)), "", *_goals(judge_http(found))]
+        lines += [_TOGETHER, *measured_with(http), *markdown(*http_table(found)), "", *_carried(found), ""]
+        lines += _goals(judge_http(found))
     if wire is not None:
         found = wire["runs"]
         lines += [_WIRE, *measured_with(wire), *markdown(*wire_table(found)), "", *markdown(*workers_table(found))]
@@ -161,6 +164,20 @@ def page(
         found = soak["runs"]
         lines += [_SOAK, *measured_with(soak), *markdown(*soak_table(found)), "", *_goals(judge_soak(found))]
     return "\n".join(lines) + "\n"
+
+
+def _carried(found: Sequence[dict[str, Any]]) -> list[str]:
+    """What one process carries, in a sentence for each network."""
+    best: dict[str, dict[str, Any]] = {}
+    for run in found:
+        held = best.get(run["set"])
+        if held is None or run["together"]["rate"] > held["together"]["rate"]:
+            best[run["set"]] = run
+    return [
+        f"One process carries {run['together']['rate']:,.0f} answers a second of {name}, at {run['clients']} clients, "
+        f"who wait {run['together']['p50']:.0f} ms (p50)."
+        for name, run in best.items()
+    ]
 
 
 def _goals(goals: Sequence[Goal]) -> list[str]:
