@@ -15,6 +15,7 @@ import structlog
 from service.settings import Settings
 
 _GATHER_SECONDS: Final = 0.01
+_MOST_LINES: Final = 10_000
 
 
 def make_logger(settings: Settings) -> structlog.typing.FilteringBoundLogger:
@@ -31,7 +32,7 @@ def make_logger(settings: Settings) -> structlog.typing.FilteringBoundLogger:
         render = _plain
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     logger = structlog.wrap_logger(
-        structlog.PrintLogger(cast(TextIO, _Gathered(sys.stderr))),
+        structlog.WriteLogger(cast(TextIO, _Gathered(sys.stderr))),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -59,6 +60,8 @@ class _Gathered:
 
     def write(self, text: str) -> None:
         self._lines.append(text)
+        if len(self._lines) > _MOST_LINES:
+            self.drain()  # whoever reads them does not keep up: then neither may those who write
         if not self._some.is_set():
             self._some.set()
             if self._thread is None:

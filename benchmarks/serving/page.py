@@ -122,8 +122,9 @@ _CURVES = f"""\
 
 _REPLICAS = """\
 
-A replica's first answer with a set of weights that another server left in a Redis on the same machine: *fetched* with
-`FIBERWALK_REDIS_WEIGHTS=always`, *decoded* with `never`, and as the server decides by what it measured of both.
+Workers compute with one thread each (`FIBERWALK_CONCURRENCY=1`). A replica's first answer with a set of weights that
+another server left in a Redis on the same machine: *fetched* with `FIBERWALK_REDIS_WEIGHTS=always`, *decoded* with
+`never`, and as the server decides by what it measured of both.
 """
 
 

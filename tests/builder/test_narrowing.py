@@ -94,7 +94,7 @@ def test_where_answers_would_differ_all_columns_stay() -> None:
 
 def test_anchors_have_columns_of_their_own() -> None:
     own = Posterior(layers(), hardly=1e-3, anchors=3)
-    assert own.columns(own.narrowed()) == 1 + 3 * 3  # means are the same
+    assert own.columns(own.narrowed(3)) == 1 + 3 * 3  # means are the same
     many = Posterior(layers(), hardly=1e-3, anchors=12)
     assert many.narrowed() is many.decoder
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 import threading
 
 import pytest
@@ -55,6 +57,34 @@ def test_an_exception_is_shown_with_its_trace(capsys: pytest.CaptureFixture[str]
 def test_a_value_cannot_forge_a_line(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
     make_logger(Settings(store=tmp_path)).info("request", path="/x\n2026 [info] request")
     assert len(lines(capsys, 1)) == 1
+
+
+def test_lines_that_nobody_reads_hold_up_who_writes_them(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    reader, stream = os.fdopen(read), os.fdopen(write, "w")
+    monkeypatch.setattr(sys, "stderr", stream)
+    log = make_logger(Settings(store=tmp_path))
+    every, written = 60_000, 0
+
+    def talk() -> None:
+        nonlocal written
+        for i in range(every):
+            log.info("request", status=i)
+            written = i + 1
+
+    thread = threading.Thread(target=talk, daemon=True)
+    thread.start()
+    before = -1
+    while written > before:
+        before = written
+        thread.join(1.0)
+    held = written
+    found = [int(re.findall(r"status=(\d+)", reader.readline())[0]) for _ in range(every)]
+    thread.join(10)
+    monkeypatch.undo()
+    reader.close()
+    assert 10_000 <= held < every
+    assert found == list(range(every))
 
 
 def test_random_bytes_are_never_the_same() -> None:

@@ -20,7 +20,7 @@ from benchmarks.serving import page
 from benchmarks.serving.__main__ import main
 from benchmarks.serving.limits import LIMITS, Limit, What, judge_limits, measure_limit
 from benchmarks.serving.measure import by_turns
-from benchmarks.serving.models import Case, rows_of, serve
+from benchmarks.serving.models import CASES, Case, rows_of, serve
 from benchmarks.serving.tables import judge, table
 from builder.network import MLP, FunctionalNetwork
 from model_store.manifest import BASE_FILE, MIXING, RegressionTarget
@@ -132,6 +132,15 @@ def test_goals_are_of_single_rows() -> None:
     assert [g.state for g in judge([])] == ["not measured"]
     header, rows = table(found)
     assert {len(r) for r in rows} == {len(header)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_network_can_be_served(name: str) -> None:
+    case = CASES[name]
+    network = FunctionalNetwork(case.make(), case.posterior)
+    outputs = network(network.current(), torch.from_numpy(rows_of(case, 2)))
+    assert outputs.shape == (2, max(case.classes, 1))
+    assert (network.fixed_weights > network.weights) == ("last layer" in name)
 
 
 def test_limits_are_bounds_from_their_own_side() -> None:
