@@ -64,6 +64,11 @@ def serve(
             f"There is no model store at {settings.store}; build a model first, or say where with --store.",
             field="store",
         )
+    if settings.device == "cuda":
+        # Told here, once, and not by every worker. ONNX Runtime is imported by those who need it anyway.
+        from service.providers import possible_devices
+
+        possible_devices(settings.device)
     listener = _listen(settings.host, settings.port)
     with listener:
         host, port = listener.getsockname()[:2]

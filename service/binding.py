@@ -13,20 +13,25 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from service.providers import Device
+
 Float32 = NDArray[np.float32]
 
 
 class BoundWeights:
     """The weights of one set as inputs of one network, checked and wrapped once for all runs. Thread-safe."""
 
-    def __init__(self, session: ort.InferenceSession, weights: Mapping[str, Float32], samples: int) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, weights: Mapping[str, Float32], samples: int, device: Device = "cpu"
+    ) -> None:
         """Args:
         session: the network, with the output `outputs` (S, B, O).
-        weights: the inputs that stay the same from run to run, contiguous; they are not copied.
+        weights: the inputs that stay the same from run to run, contiguous; on the processor they are not copied.
         samples: S.
+        device: where they are to lie, that of the session.
         """
         self._session, self._samples = session, samples
-        self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
+        self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array, device, 0) for name, array in weights.items()}
         (output,) = (o for o in session.get_outputs() if o.name == "outputs")
         self._outputs = int(output.shape[-1])
         # As many as ever ran at the same time.

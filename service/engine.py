@@ -5,6 +5,7 @@ Lengths: S samples, B rows, P weights, O outputs, k latent dimensions.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,12 +17,15 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
-from model_store.errors import IntegrityError
+from model_store.errors import IntegrityError, StoreError
 from model_store.layout import WIDE, has_blocks, laid_out
 from model_store.manifest import BASE_FILE, BLOCKED_FILE, BLOCKS_FILE, DECODER_FILE, ROW_FILE, TRUNK_FILE
 from service.binding import BoundWeights
 from service.blocks import computes_the_same
 from service.predictive import AnchorSamples
+from service.providers import Device, Wanted, possible_devices, providers_of, runs_on
+
+_log = logging.getLogger(__name__)
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
@@ -65,19 +69,24 @@ class WeightSet:
 class Engine:
     """Decoder, base network and, where there are any, trunk and network for single rows of one bundle."""
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 1, device: Wanted = "cpu") -> None:
         """Args:
             bundle: where the files come from; their hashes are checked before ONNX Runtime sees them.
             threads: threads within one operator; 0 is one a core.
+            device: where networks are computed; `auto` is a CUDA device where one works.
 
         Raises:
             IntegrityError: a file changed, or ONNX Runtime cannot run it, or it is not what the manifest says.
+            StoreError: a CUDA device is wanted, and does not work here.
         """
         self._network = bundle.manifest.network
-        self._decoder = _session(bundle, DECODER_FILE, threads)
-        self._base = _session(bundle, BASE_FILE, threads)
-        self._trunk = _session(bundle, TRUNK_FILE, threads) if self._network.trunk_outputs else None
-        self._row = _session(bundle, ROW_FILE, threads) if ROW_FILE in bundle.manifest.files else None
+        self.device, self._base = _first_that_works(bundle, threads, device)
+        on = self.device
+        self._decoder = _session(bundle, DECODER_FILE, threads, on)
+        self._trunk = _session(bundle, TRUNK_FILE, threads, on) if self._network.trunk_outputs else None
+        # Layouts for a processor's caches and vectors are nothing for a CUDA device.
+        special = bundle.manifest.files.keys() if on == "cpu" else set[str]()
+        self._row = _session(bundle, ROW_FILE, threads, on) if ROW_FILE in special else None
         self._features = features = self._network.trunk_outputs or ["inputs"]
         weights = [p.input for p in self._network.parameters]
         _expect(bundle, DECODER_FILE, self._decoder, ["latents", "anchors"], ["weights"])
@@ -86,14 +95,14 @@ class Engine:
             wide = [name + WIDE for name in weights]
             _expect(bundle, ROW_FILE, self._row, [*features, *weights, *wide], ["outputs"])
         self._blocks: ort.InferenceSession | None = None
-        if {BLOCKED_FILE, BLOCKS_FILE} <= bundle.manifest.files.keys() and has_blocks():
+        if {BLOCKED_FILE, BLOCKS_FILE} <= special and has_blocks():
             self._use_blocks(bundle, weights, threads)
         if self._trunk is not None:
             _expect(bundle, TRUNK_FILE, self._trunk, ["inputs"], features)
 
     def _use_blocks(self, bundle: Bundle, weights: list[str], threads: int) -> None:
         """Takes the network in blocks for the base, where it computes the same on this machine."""
-        blocked, blocks = (_session(bundle, file, threads) for file in (BLOCKED_FILE, BLOCKS_FILE))
+        blocked, blocks = (_session(bundle, file, threads, self.device) for file in (BLOCKED_FILE, BLOCKS_FILE))
         made = [o.name for o in blocks.get_outputs()]
         _expect(bundle, BLOCKS_FILE, blocks, weights, [])
         _expect(bundle, BLOCKED_FILE, blocked, [*self._features, *weights, *made], ["outputs"])
@@ -117,7 +126,7 @@ class Engine:
             taken = {i.name: given[i.name] for i in self._blocks.get_inputs()}
             given.update(zip(made, self._blocks.run(made, taken), strict=True))
         arrays = {i.name: given[i.name] for i in self._base.get_inputs() if i.name in given}
-        base, row, copied = BoundWeights(self._base, arrays, len(anchors)), None, 0
+        base, row, copied = BoundWeights(self._base, arrays, len(anchors), self.device), None, 0
         if self._row is not None:
             own = {
                 i.name: laid_out(i.name, i.shape, arrays)
@@ -146,7 +155,24 @@ class Engine:
         return network.run(features)
 
 
-def _session(bundle: Bundle, file: str, threads: int) -> ort.InferenceSession:
+def _first_that_works(bundle: Bundle, threads: int, wanted: Wanted) -> tuple[Device, ort.InferenceSession]:
+    """The device to compute on, and the base on it."""
+    for device in possible_devices(wanted):
+        base = _session(bundle, BASE_FILE, threads, device)
+        if runs_on(base, device):
+            return device, base
+        _log.warning("ONNX Runtime has CUDA, but no device or driver that works")
+    raise StoreError(
+        "No CUDA device works here; see what ONNX Runtime says of its driver and libraries, or choose "
+        "FIBERWALK_DEVICE=cpu.",
+        code="no_device",
+        field="device",
+        expected="a CUDA device, its driver, and the CUDA libraries that onnxruntime-gpu names",
+        got="none that works",
+    )
+
+
+def _session(bundle: Bundle, file: str, threads: int, device: Device) -> ort.InferenceSession:
     data = bundle.read(file)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -155,7 +181,7 @@ def _session(bundle: Bundle, file: str, threads: int) -> ort.InferenceSession:
     # Idle threads that spin would take the cores from the other models and servers on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(data, options, providers=providers_of(device))
     except Exception as e:  # ONNX Runtime's own classes share no public base
         raise IntegrityError(
             f"{bundle}: ONNX Runtime cannot load {file} ({str(e)[:200]}); build and publish it again."

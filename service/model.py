@@ -17,6 +17,7 @@ from service.engine import Engine, WeightSet
 from service.inputs import InputEncoder
 from service.pace import Pace
 from service.predictive import AnchorSamples
+from service.providers import Wanted
 
 Float32 = NDArray[np.float32]
 Columns = dict[str, NDArray[Any]]
@@ -25,14 +26,16 @@ Columns = dict[str, NDArray[Any]]
 class ServedModel:
     """A bundle whose files were verified and whose networks are resident."""
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1, run_size: int = 8192) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 1, run_size: int = 8192, device: Wanted = "cpu") -> None:
         """Args:
             bundle: the version to serve.
             threads: threads within one operator; 0 is one a core.
             run_size: samples x rows in one run of the network.
+            device: where networks are computed.
 
         Raises:
             IntegrityError: the bundle does not verify or cannot be run.
+            StoreError: a CUDA device is wanted, and does not work here.
         """
         bundle.verify()
         arrays = bundle.arrays()
@@ -40,7 +43,7 @@ class ServedModel:
         self.manifest = bundle.manifest
         self.nodes: Float32 = arrays["nodes"]
         self.encoder = InputEncoder(bundle.manifest.inputs)
-        self.engine = Engine(bundle, threads=threads)
+        self.engine = Engine(bundle, threads=threads, device=device)
         self._scores: NDArray[np.float64] = arrays["conformity_scores"]
         self.detectors = Detectors(bundle.manifest.inputs, bundle.manifest.ood, arrays)
         self.pace = Pace()

@@ -201,14 +201,15 @@ class Models:
             self._loaded[version] = model
         self._forget_surplus(version)
         self._metrics.models.set(len(self._loaded))
-        self._log.info("model_loaded", model=model.reference, seconds=round(time.perf_counter() - started, 3))
+        seconds = round(time.perf_counter() - started, 3)
+        self._log.info("model_loaded", model=model.reference, device=model.engine.device, seconds=seconds)
         return model
 
     def _warmed(self, version: Version) -> ServedModel:
         settings = self._settings
         try:
             bundle = self.store.open(_reference(version))
-            model = ServedModel(bundle, threads=settings.threads, run_size=settings.run_size)
+            model = ServedModel(bundle, threads=settings.threads, run_size=settings.run_size, device=settings.device)
             x = model.encoder.typical()
             weights = self._weights.get(model, PLAN, default_samples(model, settings), 0)
             found = model.predict(weights, x, 0.9, scores=True)

@@ -67,6 +67,13 @@ class Settings(BaseSettings):
     threads: Annotated[
         int, Field(ge=0, description="Threads ONNX Runtime uses within one operator; 0 is one a core.")
     ] = 1
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(
+            description="Where networks are computed: on a CUDA device (with onnxruntime-gpu), on the processor, or on "
+            "the first of both that works (auto)."
+        ),
+    ] = "auto"
     run_size: Annotated[
         int,
         Field(ge=1, description="Samples x rows in one run of the network; larger requests are cut, to bound memory."),
