@@ -33,10 +33,10 @@ from builder.network import MLP
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "soak.json"
 NAME: Final = "MLP 784-325-128-10"
-CASE: Final = Case(lambda: MLP(784, [325, 128], 10), (784,), 10)
+CASE: Final = Case(lambda: MLP(784, [325, 128], 10), (784,), 10, rank=8)
 SAMPLES: Final = 32
 _CLIENTS, _SEEDS = 32, 12
-_CACHE_BYTES = 256 * 2**20
+_CACHE_BYTES = 32 * 2**20
 _TURN_SECONDS = 3.0
 _POINTS: Final = 20
 

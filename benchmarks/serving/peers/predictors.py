@@ -5,6 +5,7 @@ One thread each, as the server of this project has. Lengths: S = 32 samples, B r
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -58,10 +59,13 @@ def batched() -> Predict:
         return found.softmax(-1)
 
     every = vmap(one, in_dims=(0, 0, None))
+    # A module can be given weights in one thread at a time: two requests at once end in an error otherwise.
+    alone = threading.Lock()
 
     @torch.inference_mode()
     def predict(x: NDArray[np.float32]) -> dict[str, list[list[float]]]:
-        p = every(weights, buffers, torch.from_numpy(x))
+        with alone:
+            p = every(weights, buffers, torch.from_numpy(x))
         return _told(p.mean(0), p.var(0, unbiased=False))
 
     return predict
