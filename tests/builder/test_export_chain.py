@@ -9,10 +9,11 @@ import torch
 from onnx import NodeProto, helper
 from torch import Tensor, nn
 
-from builder.export import _export_one_by_torch, _exporting
+from builder.export import _exporting
 from builder.network import MLP, FunctionalNetwork
 from builder.onnx_chain import chain_graph
 from builder.onnx_graph import Graph
+from builder.onnx_traced import _one_by_torch
 
 
 def every_function() -> nn.Module:
@@ -38,7 +39,7 @@ def test_it_is_the_graph_that_torch_exports() -> None:
     network = FunctionalNetwork(every_function())
     ours = chain_graph(network, 4)
     with _exporting("network"):
-        theirs = _export_one_by_torch(network, torch.zeros(5, 4))
+        theirs = _one_by_torch(network, torch.zeros(5, 4))
     assert ours is not None
     assert described(ours) == described(theirs)
     assert ours.output == theirs.output

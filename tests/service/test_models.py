@@ -209,7 +209,7 @@ def test_a_damaged_bundle_is_reported_and_the_others_are_served(store: ModelStor
         refused = client.post("/predict", json=BODY | {"model": "sine"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "damaged_bundle")
         assert str(store.root) not in refused.text + ready.text
-        assert "changed since it was published" in server.log
+        wait_until(lambda: "changed since it was published" in server.log)
 
         assert client.post("/predict", json={"inputs": [[1, 2]], "model": "flowers"}).status_code == 200
         listed = {m["name"]: m["problem"] for m in client.get("/models").json()["models"]}
@@ -235,4 +235,4 @@ def test_a_store_that_goes_away(store: ModelStore, running: tuple[Server, httpx.
     wait_until(lambda: client.get("/readyz").status_code == 503)
     assert client.get("/readyz").json()["status"] == "failed"
     assert client.post("/predict", json=BODY).json()["error"]["code"] == "unknown_model"
-    assert "store_not_readable" in server.log
+    wait_until(lambda: "store_not_readable" in server.log)

@@ -204,7 +204,7 @@ def test_redis_killed_in_mid_load(store: Path, redis_server: RedisServer, expect
         for t in threads:
             t.join()
         assert errors(server, "connection") >= 1
-        assert "redis_failed" in server.log
+        wait_until(lambda: "redis_failed" in server.log)
         assert server.counter("fiberwalk_requests_total", route="/predict") == len(answers)
     assert all(content == expected(seed) for seed, content in answers)
     assert max(slowest) < 5
@@ -249,7 +249,7 @@ def test_rubbish_under_a_key_is_replaced(
             assert redis.get(key) == right
             assert answer(client, 5) == expected(5)
             assert decodes(server) == before + 1
-        assert "redis_value_refused" in server.log
+        wait_until(lambda: "redis_value_refused" in server.log)
 
         redis.delete(key)
         redis.rpush(key, "hello")  # Redis itself refuses to read a list as a value
@@ -274,4 +274,5 @@ def test_a_redis_that_never_answers_costs_one_short_wait(store: Path, expected: 
             assert answer(client, seed) == expected(seed)
         assert time.perf_counter() - started < 3
         assert 1 <= errors(server, "timeout") <= 2
+        wait_until(lambda: "redis_failed" in server.log)
         assert "hunter2" not in server.log + httpx.get(f"{server.url}/metrics").text

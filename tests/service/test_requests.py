@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.schemas import ClassificationAnswer, ErrorAnswer, OodAnswer, RegressionAnswer
-from tests.servers import Server
+from tests.servers import Server, wait_until
 
 GOOD = {"inputs": [[1.0, 2.0]], "model": "sine"}
 
@@ -192,7 +192,8 @@ def test_a_client_that_goes_away_costs_nothing(server: Server, client: httpx.Cli
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as s:
         s.sendall(b"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{")
-    assert client.post("/predict", json=GOOD).status_code == 200
+    assert client.post("/predict", json=GOOD, headers={"X-Request-ID": "the-one-after"}).status_code == 200
+    wait_until(lambda: "the-one-after" in server.log)
     assert "request_failed" not in server.log
 
 

@@ -317,7 +317,9 @@ def test_request_ids(client: httpx.Client, server: Server) -> None:
 
 def test_the_log_holds_no_inputs(client: httpx.Client, server: Server) -> None:
     ask(client, "/predict", inputs=[[123.456789, 0]], model="sine")
-    client.post("/predict", json={"inputs": [["987.654321", 0]], "model": "sine"})
+    last = {"X-Request-ID": "the-last-of-them"}
+    client.post("/predict", json={"inputs": [["987.654321", 0]], "model": "sine"}, headers=last)
+    wait_until(lambda: "the-last-of-them" in server.log)
     assert "123.456789" not in server.log
     assert "987.654321" not in server.log
 

@@ -59,5 +59,5 @@ def test_workers_answer_alike_and_tell_of_all(store: Path, redis_server: RedisSe
 
 def test_workers_without_a_redis_are_told_what_they_do_not_share(store: Path) -> None:
     with serving(store, workers=2) as server:
-        assert "--redis-url" in server.log
+        wait_until(lambda: "--redis-url" in server.log)
         assert len({ask(server).content for _ in range(8)}) == 1
