@@ -101,6 +101,9 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--host {host} is no address to listen on: {e.strerror}.", field="host", got=host) from e
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Inherited by the connections. Workers take the socket for one without TCP and would not set it, and then the
+        # second part of an answer waits 40 ms until the client's system acknowledges the first.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(address)
         listener.listen(2048)
     except OSError as e:

@@ -41,7 +41,7 @@ from service.model import ServedModel
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "wire.json"
 SAMPLES: Final = 32
 _LEVEL: Final = 0.9
-_CLIENTS, _ROWS = 8, 16
+_CLIENTS, _ROWS = 32, 16
 """Of the load on one and on two workers."""
 _MSGPACK: Final = "application/msgpack"
 
@@ -57,9 +57,7 @@ def waits(name: str, rows: int, binary: bool, seconds: float, turns: int) -> dic
     """One client's median wait for an answer, and that of the same call in this process, in milliseconds."""
     case, x = CASES[name], rows_of(CASES[name], rows)
     if binary:
-        packed = {"dtype": "<f4", "shape": list(x.shape), "data": x.tobytes()}
-        body = msgpack.packb({"samples": SAMPLES, "inputs": packed})
-        request = post("/predict", body, _MSGPACK, _MSGPACK)
+        request = _packed(x)
     else:
         request = post_json("/predict", {"samples": SAMPLES, "inputs": sent_rows(case, rows)})
     found: list[Load] = []
@@ -73,6 +71,11 @@ def waits(name: str, rows: int, binary: bool, seconds: float, turns: int) -> dic
                 found.append(load(server.url, [request], seconds))
                 alone.append(_median_seconds(call, seconds))
     return {"rows": rows, "binary": binary, "alone": round(1e3 * float(np.median(alone)), 4), **medians(found)}
+
+
+def _packed(x: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
+    inputs = {"dtype": "<f4", "shape": list(x.shape), "data": x.tobytes()}
+    return post("/predict", msgpack.packb({"samples": SAMPLES, "inputs": inputs}), _MSGPACK, _MSGPACK)
 
 
 def _bare(model: ServedModel, x: np.ndarray[Any, np.dtype[np.float32]]) -> Callable[[], object]:
@@ -96,7 +99,8 @@ def _median_seconds(call: Callable[[], object], seconds: float) -> float:
 def workers(name: str, seconds: float, turns: int) -> dict[str, Any]:
     """Answers a second of a server with one worker and of one with two, and the share of a core that clients took."""
     case = CASES[name]
-    requests = [post_json("/predict", {"samples": SAMPLES, "inputs": sent_rows(case, _ROWS)})] * _CLIENTS
+    # Not as JSON, which one worker reads on the second core while it computes on the first.
+    requests = [_packed(rows_of(case, _ROWS))] * _CLIENTS
     found: dict[str, list[Load]] = {"one": [], "two": []}
     used = 0.0
     with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as folder:
