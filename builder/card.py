@@ -57,6 +57,10 @@ _DETECTORS: Final[dict[DetectorName, str]] = {
     "mutual_information": "logarithm of the mutual information of label and weights, within the samples of one anchor",
     "nearest_rows": "logarithm of the mean squared distance from the five nearest of the training rows that are kept",
     "mahalanobis": "logarithm of the squared Mahalanobis distance from the middle of the training rows",
+    "nearest_features": "logarithm of the mean squared distance from the five nearest of the training rows that are "
+    "kept, in the features that the network's last layer takes",
+    "mahalanobis_features": "logarithm of the squared Mahalanobis distance from the nearest class of the training "
+    "rows, in the same features",
 }
 _SHOWN_CATEGORIES: Final = 30
 _SHOWN_VALUES: Final = 64
@@ -250,6 +254,8 @@ def _calibrated(m: Manifest) -> str:
         few = f" So few rows cannot vouch for that, and none is flagged at it; ask for {100 * lowest:.3g}% or more."
     if "nearest_rows" in m.ood.detectors:
         kept = "\n- The bundle holds encoded training rows; `calibration.reference_rows = 0` builds one without."
+    elif "nearest_features" in m.ood.detectors:
+        kept = "\n- The bundle holds features of training rows; `calibration.reference_rows = 0` builds one without."
     return (
         f"## Calibration and unfamiliar rows\n\n{first}\n- OOD detection: every detector gives the share of "
         f"{m.ood.points:,} training rows, unseen by what judged them, that look as unfamiliar as a row does. The score "

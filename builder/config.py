@@ -167,7 +167,10 @@ class CalibrationConfig(_Config):
     ] = None
     reference_rows: Annotated[
         int,
-        Field(ge=0, description="most training rows kept in the bundle, for the OOD detector nearest_rows; 0: none"),
+        Field(
+            ge=0,
+            description="most training rows kept in the bundle for OOD detectors, encoded or as features",
+        ),
     ] = 1024
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1, description="share of familiar rows that /ood may flag")] = (
         0.01

@@ -1,11 +1,11 @@
 """Out-of-distribution detectors, fitted and scored on training rows that they had not seen.
 
 A network alone is a poor judge of what it does not know: far out some samples agree for no reason, and the classes of a
-classifier say nothing of inputs between or beyond them. So two looks at a table's inputs stand beside the epistemic
-score. Each turns into a surprise, its rank among unseen rows, and the mean surprise is ranked among unseen rows again
-(`model_store.detection`).
+classifier say nothing of inputs between or beyond them. So two looks stand beside the epistemic score: at a table's
+inputs, or at the features that a network has of others. Each turns into a surprise, its rank among unseen rows, and the
+mean surprise is ranked among unseen rows again (`model_store.detection`).
 
-Lengths: A anchors, n training rows, m unseen rows, d encoded columns, D detectors.
+Lengths: A anchors, n training rows, m unseen rows, d encoded columns or features, D detectors.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from torch import Tensor
 
 from builder.calibration import Posterior, of_anchors, weights_of_anchors
 from builder.config import CalibrationConfig
+from builder.features import FeatureNetworks, features_of
 from builder.network import FunctionalNetwork
 from builder.out_of_fold import mean_of
 from model_store.detection import (
     LEAST_INFORMATION,
     LEAST_RATIO,
+    ClassMahalanobis,
     Mahalanobis,
     NearestRows,
     Scaler,
@@ -60,6 +62,7 @@ def fit_detectors(
     member: Tensor,
     inputs: InputSpec,
     config: CalibrationConfig,
+    networks: FeatureNetworks | None = None,
 ) -> Detection:
     """Fits all detectors that the data and the plan allow, and scores the rows that some anchor has not seen.
 
@@ -69,6 +72,7 @@ def fit_detectors(
         spread: noise standard deviation in standardised target units, or temperature.
         x, y: (n, ...) encoded training rows and their targets.
         member: (A, n) bool, which anchor was trained on which rows.
+        networks: whose features are looked at where inputs are no table; they are not where there are none.
 
     Raises:
         ConfigError: no detector is left.
@@ -82,6 +86,9 @@ def fit_detectors(
         scores[name] = _of_familiar(posterior, plan, spread, x[rows], ~member[:, rows], y.is_floating_point())
     if isinstance(inputs, TableInput):
         found, arrays = _of_inputs(x.cpu().numpy(), member.cpu().numpy(), rows.cpu().numpy(), inputs, config)
+        scores |= found
+    elif networks is not None:
+        found, arrays = _of_features(networks, x, y, member, rows, config)
         scores |= found
     if not scores:
         raise ConfigError(
@@ -189,12 +196,11 @@ def _of_inputs(
     u = scaler(x)
     scores: dict[DetectorName, Float64] = {}
     arrays: dict[str, NDArray[Any]] = {}
-    most = min(config.reference_rows, len(u), _MOST_VALUES // u.shape[1])
-    if most > 1:
-        chosen = np.linspace(0, len(u) - 1, most).round().astype(np.int64)
+    chosen = _kept(u, config)
+    if len(chosen) > 1:
         nearest = NearestRows(u[chosen].astype(np.float32))
         own = np.full(len(u), -1)
-        own[chosen] = np.arange(most)
+        own[chosen] = np.arange(len(chosen))
         scores["nearest_rows"] = nearest.scores(u[rows], own[rows])
         arrays["ood_rows"] = nearest.rows
     if u.shape[1] <= _MOST_COLUMNS:
@@ -203,6 +209,87 @@ def _of_inputs(
     if scores:
         arrays |= {"ood_center": scaler.center, "ood_scale": scaler.scale}
     return scores, arrays
+
+
+def _kept(u: Float64, config: CalibrationConfig) -> NDArray[np.int64]:
+    """Which of the rows u (n, d) are kept as references."""
+    most = min(config.reference_rows, len(u), _MOST_VALUES // u.shape[1])
+    return np.linspace(0, len(u) - 1, most).round().astype(np.int64)
+
+
+def _of_features(
+    networks: FeatureNetworks, x: Tensor, y: Tensor, member: Tensor, rows: Tensor, config: CalibrationConfig
+) -> tuple[dict[DetectorName, Float64], dict[str, NDArray[Any]]]:
+    """Scores (m,) of rows (m,) by the detectors of the features, and what the server needs for them.
+
+    A row is scored by one network that has not seen it, by what that network makes of the rows that it has: a server
+    asks one network too, and several together would scatter less.
+    """
+    labels = None if y.is_floating_point() else y
+    scores: dict[DetectorName, Float64] = {}
+    pending = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    pending[rows] = True
+    for theta, seen in zip(networks.anchors, member, strict=True):
+        new = pending & ~seen
+        if not bool(new.any()):
+            continue
+        features = features_of(networks.judged, theta, x)
+        if features is None:
+            return {}, {}
+        look = _FeatureLook.fit(features[seen], None if labels is None else labels[seen], config)
+        at = new.cpu().numpy()
+        for name, found in look.scores(features[new]).items():
+            scores.setdefault(name, np.zeros(len(x)))[at] = found
+        pending &= seen
+    own = features_of(networks.served, networks.anchor, x)
+    if own is None or not scores:
+        return {}, {}
+    asked = rows.cpu().numpy()
+    return {n: s[asked] for n, s in scores.items()}, _FeatureLook.fit(own, labels, config).arrays
+
+
+@dataclass(frozen=True)
+class _FeatureLook:
+    """The detectors of one network's features, as far as there are few enough of these."""
+
+    scaler: Scaler
+    nearest: NearestRows | None
+    classes: ClassMahalanobis | None
+
+    @classmethod
+    def fit(cls, features: Tensor, labels: Tensor | None, config: CalibrationConfig) -> _FeatureLook:
+        """From the features (n, d) of training rows and their classes (n,), where they have any."""
+        f = features.float().cpu().numpy()
+        scaler = Scaler.fit(f, np.ones(f.shape[1], dtype=bool))
+        u = scaler(f)
+        kept = _kept(u, config)
+        return cls(
+            scaler,
+            NearestRows(u[kept].astype(np.float32)) if len(kept) > 1 else None,
+            ClassMahalanobis.fit(u, None if labels is None else labels.cpu().numpy())
+            if u.shape[1] <= _MOST_COLUMNS
+            else None,
+        )
+
+    def scores(self, features: Tensor) -> dict[DetectorName, Float64]:
+        """(B,) of rows that the network has not seen, from their features (B, d)."""
+        u = self.scaler(features.float().cpu().numpy())
+        found: dict[DetectorName, Float64] = {}
+        if self.nearest is not None:
+            found["nearest_features"] = self.nearest.scores(u)
+        if self.classes is not None:
+            found["mahalanobis_features"] = self.classes.scores(u)
+        return found
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What a bundle holds of them."""
+        found: dict[str, NDArray[Any]] = {"ood_center": self.scaler.center, "ood_scale": self.scaler.scale}
+        if self.nearest is not None:
+            found["ood_rows"] = self.nearest.rows
+        if self.classes is not None:
+            found |= {"ood_means": self.classes.means, "ood_precision": self.classes.precision}
+        return found
 
 
 def _out_of_fold(u: Float64, member: NDArray[np.bool_], groups: list[slice]) -> Float64:

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from builder import onnx_graph
 from builder.decoder import WeightDecoder
 from builder.exported import Array, ExportedNetwork, Runner, Session, reason, refusal
+from builder.features import FeatureModule, features_of
 from builder.mixing import given_parameters, mixture_of, worthwhile
 from builder.network import FunctionalNetwork
 from builder.onnx_blocked import blocked_models
@@ -61,6 +62,7 @@ TOLERANCE = 1e-5
 _EXAMPLE_ROWS = 5
 _CHECKED_SIZES = ((1, 1), (1, 6), (3, 1), (4, 7))
 _MAX_BYTES = 2**31 - 1
+_FEATURES = "features"
 
 
 def export_decoder(decoder: WeightDecoder) -> bytes:
@@ -127,6 +129,26 @@ def export_fixed(module: nn.Module, example: Tensor) -> bytes:
         x = _rows(example, _EXAMPLE_ROWS)
         model = traced_fixed(module, x)
     return _serialise(model, "network")
+
+
+def export_features(network: FunctionalNetwork, theta: Tensor, example: Tensor) -> bytes:
+    """The features of a network with weights theta (P,) as constants: `inputs` (B, ...) -> `features` (B, d).
+
+    Raises:
+        ConfigError: as `export_network`.
+    """
+    network, theta, example = _on_cpu(network), theta.detach().cpu(), example.detach().cpu().float()
+    with _exporting("network"):
+        model = traced_fixed(FeatureModule(network, theta), _rows(example, _EXAMPLE_ROWS), _FEATURES)
+        data = _serialise(model, "network")
+        session = Session(data)
+    for rows in (1, _EXAMPLE_ROWS):
+        x = _rows(example, rows)
+        want = features_of(network, theta, x)
+        assert want is not None  # otherwise there is nothing to export
+        found = session.run({onnx_graph.INPUTS: x.numpy()})[_FEATURES]
+        _refuse_difference(found, want, "network", f"B={rows}")
+    return data
 
 
 def mixable(network: FunctionalNetwork, example: Tensor) -> list[ParameterSpec]:

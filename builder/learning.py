@@ -21,6 +21,7 @@ from builder.data import Dataset
 from builder.decoder import WeightDecoder
 from builder.detection import fit_detectors
 from builder.distributed import first, from_first, go_on_alone
+from builder.features import FeatureNetworks
 from builder.fiber import Fibers, walk_fibers
 from builder.fiber_plan import work_of
 from builder.likelihood import Likelihood, likelihood_of
@@ -152,7 +153,10 @@ def learn(
         calibrated = calibrate(judged, own.anchors, plan, x, y, member, wider)
         if config.calibration.samples is None:
             plan = with_enough_samples(plan, posterior, x, calibrated.spread, y.is_floating_point())
-        detection = fit_detectors(judged, plan, calibrated.spread, x, y, member, dataset.inputs, config.calibration)
+        networks = FeatureNetworks(own.network, own.anchors, served.network, served.anchors[0])
+        detection = fit_detectors(
+            judged, plan, calibrated.spread, x, y, member, dataset.inputs, config.calibration, networks
+        )
     return Trained(
         config,
         dataset,

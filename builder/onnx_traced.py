@@ -22,9 +22,9 @@ from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Graph
 _EXAMPLE_SAMPLES = 3
 
 
-def traced_fixed(module: nn.Module, x: Tensor) -> ModelProto:
-    """The graph of a module as it is: `inputs` (B, ...) -> `outputs` (B, O)."""
-    return _to_onnx(_Fixed(module), (x,), {"x": {0: torch.export.Dim("B")}}, [INPUTS], [OUTPUTS])
+def traced_fixed(module: nn.Module, x: Tensor, output: str = OUTPUTS) -> ModelProto:
+    """The graph of a module as it is: `inputs` (B, ...) -> `outputs` (B, O), or an output of another name."""
+    return _to_onnx(_Fixed(module), (x,), {"x": {0: torch.export.Dim("B")}}, [INPUTS], [output])
 
 
 class _Fixed(nn.Module):

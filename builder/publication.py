@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as save_arrays
 
 from builder.evaluation import LEVEL, predict_test
-from builder.export import export_decoder, export_network
+from builder.export import export_decoder, export_features, export_network
 from builder.mixing import matching_decoder
 from builder.page import make_page
 from builder.predictive import conformal_quantile, sample_outputs
@@ -27,6 +27,8 @@ from model_store.manifest import (
     ARRAYS_FILE,
     CARD_FILE,
     DECODER_FILE,
+    FEATURES_FILE,
+    OF_FEATURES,
     REPORT_FILE,
     BuildInfo,
     ClassificationCalibration,
@@ -57,6 +59,8 @@ def publish(trained: Trained, metrics: list[Metrics], warnings: list[str], secon
     exported = export_network(trained.network, trained.x[:4].cpu(), decoder.head, trained.plans["predict"].samples)
     decoder = matching_decoder(decoder, trained.network, exported.mixture)
     files = {DECODER_FILE: export_decoder(decoder), **exported.files}
+    if OF_FEATURES & set(trained.detection.described.detectors):
+        files[FEATURES_FILE] = export_features(trained.network, trained.anchors[0], trained.x[:4])
     arrays: dict[str, NDArray[Any]] = {"nodes": np.ascontiguousarray(trained.posterior.nodes)}
     scores = trained.calibrated.conformity_scores.cpu().numpy()
     arrays |= {"conformity_scores": scores, **trained.detection.arrays}

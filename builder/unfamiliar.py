@@ -11,10 +11,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from builder.detection import epistemic_score
+from builder.features import features_of
 from builder.trained import Trained
-from model_store.detection import Detectors
+from model_store.detection import Detectors, Unfamiliarity
 from model_store.encoding import TableEncoder
 from model_store.manifest import InputSpec, TableInput
 
@@ -57,17 +59,22 @@ def _columns(inputs: InputSpec, x: NDArray[np.float32]) -> list[tuple[list[int],
 
 def stand_in_scores(trained: Trained) -> dict[str, NDArray[Any]]:
     """The score (m,) that a server gives to each stand-in, by kind."""
-    inputs, detection, plan = trained.dataset.inputs, trained.detection, trained.plans["predict"]
-    detectors = Detectors(inputs, detection.described, detection.arrays)
-    weights, anchor = trained.posterior.draw(plan, plan.samples)
-    groups = [weights[anchor == a] for a in torch.unique(anchor) if (anchor == a).sum() > 1]
-    found = {}
-    for kind, rows in stand_ins(inputs, trained.x.cpu().numpy(), trained.config.seed).items():
-        epistemic = None
-        if detectors.ask_the_network:
-            x = torch.from_numpy(rows).to(trained.x.device)
-            every = torch.ones(len(groups), len(x), dtype=torch.bool, device=x.device)
-            regression = trained.y.is_floating_point()
-            epistemic = epistemic_score(trained.network, groups, trained.calibrated.spread, x, every, regression)
-        found[kind] = detectors.judge(rows, epistemic).score
-    return found
+    made = stand_ins(trained.dataset.inputs, trained.x.cpu().numpy(), trained.config.seed)
+    return {kind: judged(trained, torch.from_numpy(rows).to(trained.x.device)).score for kind, rows in made.items()}
+
+
+def judged(trained: Trained, x: Tensor) -> Unfamiliarity:
+    """How unfamiliar encoded rows x (B, ...) are, as a server finds them by default."""
+    detection, plan = trained.detection, trained.plans["predict"]
+    detectors = Detectors(trained.dataset.inputs, detection.described, detection.arrays)
+    epistemic = features = None
+    if detectors.ask_the_network:
+        weights, anchor = trained.posterior.draw(plan, plan.samples)
+        groups = [weights[anchor == a] for a in torch.unique(anchor) if (anchor == a).sum() > 1]
+        every = torch.ones(len(groups), len(x), dtype=torch.bool, device=x.device)
+        regression = trained.y.is_floating_point()
+        epistemic = epistemic_score(trained.network, groups, trained.calibrated.spread, x, every, regression)
+    if detectors.features:
+        features = features_of(trained.network, trained.anchors[0], x)
+        assert features is not None  # or there would be no such detectors
+    return detectors.judge(x.cpu().numpy(), epistemic, features.cpu().numpy() if features is not None else None)

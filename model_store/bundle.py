@@ -21,6 +21,9 @@ from model_store.manifest import (
     ARRAYS_FILE,
     BASE_FILE,
     DECODER_FILE,
+    FEATURES_FILE,
+    OF_FEATURES,
+    OF_INPUTS,
     SCHEMA_VERSION,
     TRUNK_FILE,
     FileEntry,
@@ -148,6 +151,7 @@ class Bundle:
             IntegrityError: at the first file that is missing, changed, unsafe or not listed.
         """
         needed = [DECODER_FILE, BASE_FILE, *([TRUNK_FILE] if self.manifest.network.trunk_outputs else [])]
+        needed += [FEATURES_FILE] if OF_FEATURES & set(self.manifest.ood.detectors) else []
         for file in [*needed, *self.manifest.files]:
             self.read(file)
         self.arrays()
@@ -196,25 +200,32 @@ def _are_scores(scores: NDArray[Any] | None, shape: tuple[int, ...] | None) -> b
 
 
 def _are_references(arrays: dict[str, NDArray[Any]], manifest: Manifest) -> bool:
-    """Whether there is all that the detectors of a table's inputs compare rows with."""
-    if not isinstance(manifest.inputs, TableInput):
+    """Whether there is all that the detectors of a table's inputs, or of features, compare rows with."""
+    detectors = set(manifest.ood.detectors)
+    if not detectors & (OF_INPUTS | OF_FEATURES):
         return True
-    width = TableEncoder(manifest.inputs).width
+    # How many features there are the arrays say, and the server holds that against what the network gives.
+    center = arrays.get("ood_center", np.zeros(0))
+    width = TableEncoder(manifest.inputs).width if isinstance(manifest.inputs, TableInput) else center.size
     wanted: dict[str, tuple[tuple[int, ...], type]] = {}
-    if set(manifest.ood.detectors) & {"nearest_rows", "mahalanobis"}:
-        wanted = {"ood_center": ((width,), np.float64), "ood_scale": ((width,), np.float64)}
+    wanted |= {"ood_center": ((width,), np.float64), "ood_scale": ((width,), np.float64)}
     rows = arrays.get("ood_rows")
-    if "nearest_rows" in manifest.ood.detectors:
+    if detectors & {"nearest_rows", "nearest_features"}:
         if rows is None or rows.ndim != 2 or len(rows) < 2:
             return False
         wanted["ood_rows"] = (len(rows), width), np.float32
-    if "mahalanobis" in manifest.ood.detectors:
+    if detectors & {"mahalanobis", "mahalanobis_features"}:
         wanted["ood_precision"] = (width, width), np.float64
+    means = arrays.get("ood_means")
+    if "mahalanobis_features" in detectors:
+        if means is None or means.ndim != 2 or len(means) < 1:
+            return False
+        wanted["ood_means"] = (len(means), width), np.float64
     for name, (shape, kind) in wanted.items():
         found = arrays.get(name)
         if found is None or found.shape != shape or found.dtype != kind or not np.isfinite(found).all():
             return False
-    return "ood_scale" not in wanted or bool((arrays["ood_scale"] > 0).all())
+    return width > 0 and bool((arrays["ood_scale"] > 0).all())
 
 
 def _parse_manifest(raw: bytes, path: Path) -> Manifest:

@@ -1,8 +1,9 @@
 """Out-of-distribution detection on both sides: the detectors of the inputs, and how all detectors combine.
 
 The builder scores unseen training rows with it, the server every row that it is asked about, so that both are scored
-alike. The network's own score, the epistemic one, is computed by each side from the outputs it has at hand.
-Lengths: B rows, d encoded columns, m reference rows, D detectors, n unseen training rows.
+alike. The network's own score, the epistemic one, is computed by each side from the outputs it has at hand, and so are
+the features of inputs that are no table.
+Lengths: B rows, d encoded columns or features, m reference rows, C classes, D detectors, n unseen training rows.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.encoding import TableEncoder
-from model_store.manifest import DetectorName, InputSpec, OodDetection, TableInput
+from model_store.manifest import OF_FEATURES, DetectorName, InputSpec, OodDetection, TableInput
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -42,7 +43,7 @@ _BLOCK_VALUES: Final = 2**21
 
 
 class Scaler:
-    """Brings encoded rows of a table to a common scale: `(x - center) / scale`."""
+    """Brings encoded rows of a table, or features, to a common scale: `(x - center) / scale`."""
 
     def __init__(self, center: Float64, scale: Float64) -> None:
         self.center, self.scale = center, scale
@@ -126,10 +127,7 @@ class Mahalanobis:
     @staticmethod
     def precision_of(u: Float64) -> Float64:
         """(d, d) for scaled training rows u (n, d)."""
-        centred = u - u.mean(axis=0)
-        covariance = centred.T @ centred / len(u)
-        found: Float64 = np.linalg.inv(covariance + _RIDGE * np.eye(u.shape[1]))
-        return found
+        return _precision(u - u.mean(axis=0))
 
     def __call__(self, u: Float64) -> tuple[Float64, Float64]:
         """Scores and deviations of scaled rows u (B, d).
@@ -147,6 +145,41 @@ class Mahalanobis:
         lost = np.add.reduceat(gradient * (gradient @ self._own), self._starts, axis=1)
         sign = np.where(np.diff(np.append(self._starts, u.shape[1])) == 1, np.sign(gradient[:, self._starts]), 1.0)
         return scores, sign * np.sqrt(np.maximum(lost, 0.0))
+
+
+class ClassMahalanobis:
+    """The distance from the nearest class of the training rows, in units of how rows vary within their classes (Lee et
+    al. 2018, "A simple unified framework for detecting out-of-distribution samples and adversarial attacks", section
+    2.1)."""
+
+    def __init__(self, means: Float64, precision: Float64) -> None:
+        """Args:
+        means: (C, d) the middle of each class of scaled training rows, or of all of them.
+        precision: (d, d) inverse covariance within classes.
+        """
+        self.means, self.precision = means, precision
+        self._turned = 2 * (means @ precision).T
+        self._norms = np.einsum("cd,dc->c", means, self._turned) / 2
+
+    @classmethod
+    def fit(cls, u: Float64, labels: NDArray[np.int64] | None) -> ClassMahalanobis:
+        """From scaled training rows u (n, d) and their classes (n,), where they have any."""
+        known = np.zeros(len(u), dtype=np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
+        middles: list[Float64] = [u[known == c].mean(axis=0) for c in range(known.max() + 1)]
+        means = np.stack(middles)
+        return cls(means, _precision(u - means[known]))
+
+    def scores(self, u: Float64) -> Float64:
+        """log of the squared distance (B,) of scaled rows u (B, d) from the nearest class."""
+        own = (u * (u @ self.precision)).sum(axis=1)
+        squared = own + (self._norms - u @ self._turned).min(axis=1)
+        found: Float64 = np.log(np.maximum(squared, _LEAST_SQUARE))
+        return found
+
+
+def _precision(centred: Float64) -> Float64:
+    covariance = centred.T @ centred / len(centred)
+    return np.asarray(np.linalg.inv(covariance + _RIDGE * np.eye(len(covariance))), dtype=np.float64)
 
 
 class Surprise:
@@ -242,12 +275,15 @@ class Detectors:
         self._scaler: Scaler | None = None
         self._nearest: NearestRows | None = None
         self._mahalanobis: Mahalanobis | None = None
-        if "ood_scale" in arrays and isinstance(inputs, TableInput):
+        self._classes: ClassMahalanobis | None = None
+        if "ood_scale" in arrays:
             self._scaler = Scaler(arrays["ood_center"], arrays["ood_scale"])
-            if "nearest_rows" in self._names:
-                self._nearest = NearestRows(arrays["ood_rows"])
-            if "mahalanobis" in self._names:
-                self._mahalanobis = Mahalanobis(arrays["ood_precision"], TableEncoder(inputs).groups)
+        if {"nearest_rows", "nearest_features"} & set(self._names):
+            self._nearest = NearestRows(arrays["ood_rows"])
+        if "mahalanobis" in self._names and isinstance(inputs, TableInput):
+            self._mahalanobis = Mahalanobis(arrays["ood_precision"], TableEncoder(inputs).groups)
+        if "mahalanobis_features" in self._names:
+            self._classes = ClassMahalanobis(arrays["ood_means"], arrays["ood_precision"])
 
     @property
     def ask_the_network(self) -> bool:
@@ -255,24 +291,32 @@ class Detectors:
         return bool({"epistemic_to_noise", "mutual_information"} & set(self._names))
 
     @property
+    def features(self) -> int:
+        """How many features of a row the detectors need; 0 where they need none."""
+        return len(self._scaler.center) if self._scaler is not None and OF_FEATURES & set(self._names) else 0
+
+    @property
     def points(self) -> int:
         """Familiar rows that stand behind p-values."""
         return len(self._familiar)
 
-    def judge(self, x: Float32, epistemic: Float64 | None) -> Unfamiliarity:
+    def judge(self, x: Float32, epistemic: Float64 | None, features: Float32 | None = None) -> Unfamiliarity:
         """How unfamiliar encoded rows x (B, ...) are.
 
         Args:
             epistemic: (B,) the network's score of them, where it is asked.
+            features: (B, d) of them, where they are needed.
         """
         found: dict[DetectorName, Float64] = {}
         if epistemic is not None:
             found["epistemic_to_noise"] = found["mutual_information"] = epistemic
         columns = deviations = None
         if self._scaler is not None:
-            u = self._scaler(x)
+            u = self._scaler(x if features is None else features)
             if self._nearest is not None:
-                found["nearest_rows"] = self._nearest.scores(u)
+                found["nearest_rows"] = found["nearest_features"] = self._nearest.scores(u)
+            if self._classes is not None:
+                found["mahalanobis_features"] = self._classes.scores(u)
             if self._mahalanobis is not None:
                 found["mahalanobis"], every = self._mahalanobis(u)
                 columns = (-np.abs(every)).argsort(axis=1, kind="stable")[:, :_SHOWN_COLUMNS]

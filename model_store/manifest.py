@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 
 DECODER_FILE: Final = "decoder.onnx"
 """Inputs `latents` (S, k) float32 and `anchors` (S,) int64; outputs `weights` (S, P) and `coefficients` (S, C),
@@ -43,14 +43,19 @@ BLOCKS_FILE: Final = "blocks.onnx"
 """With `blocked.onnx`: inputs are random parameters as those of the base, outputs the inputs that `blocked.onnx` takes
 in their place, laid out for the processor that it runs on."""
 
+FEATURES_FILE: Final = "features.onnx"
+"""Input `inputs` (B, ...); output `features` (B, d): what the last linear layer takes in the first anchor's network,
+where there are detectors of the features."""
+
 ARRAYS_FILE: Final = "arrays.safetensors"
 """`nodes` (A, N, T+1, k) float32: latents of every trajectory from its anchor (position 0) to its end (1);
 `conformity_scores` (n,) float64 sorted, of out-of-fold predictions: `|y - mean| / std` for regression, one less the
 probability of the true class for classification; `ood_scores` (D, n) float64, each row sorted: the scores of every
 OOD detector on n training rows that whatever it rests on had not seen; `ood_combined` (n,) float64 sorted: their
-combined scores. Where there are detectors of the inputs: `ood_center` and `ood_scale` (d,) float64, by which encoded
-rows x (d,) become `(x - center) / scale`; for `nearest_rows` `ood_rows` (m, d) float32, training rows so scaled; for
-`mahalanobis` `ood_precision` (d, d) float64."""
+combined scores. Where there are detectors of the inputs, or of the features: `ood_center` and `ood_scale` (d,) float64,
+by which encoded rows, or features, x (d,) become `(x - center) / scale`; for `nearest_rows` and `nearest_features`
+`ood_rows` (m, d) float32, training rows so scaled; for `mahalanobis` and `mahalanobis_features` `ood_precision` (d, d)
+float64, and for the latter `ood_means` (C, d) float64, the middles of the classes, or of all rows."""
 
 CARD_FILE: Final = "card.md"
 
@@ -242,7 +247,16 @@ class ClassificationCalibration(_Schema):
 Calibration = Annotated[RegressionCalibration | ClassificationCalibration, Field(discriminator="task")]
 
 
-DetectorName = Literal["epistemic_to_noise", "mutual_information", "nearest_rows", "mahalanobis"]
+DetectorName = Literal[
+    "epistemic_to_noise",
+    "mutual_information",
+    "nearest_rows",
+    "mahalanobis",
+    "nearest_features",
+    "mahalanobis_features",
+]
+OF_INPUTS: Final[frozenset[DetectorName]] = frozenset({"nearest_rows", "mahalanobis"})
+OF_FEATURES: Final[frozenset[DetectorName]] = frozenset({"nearest_features", "mahalanobis_features"})
 
 
 class OodDetection(_Schema):
@@ -251,7 +265,8 @@ class OodDetection(_Schema):
     Every detector's score is a logarithm, larger where a row is less familiar. Of the network, within each anchor's
     samples of the plan `predict` and averaged over the anchors: `epistemic_to_noise` of epistemic over aleatoric
     variance, `mutual_information` of label and weights in nats. Of the inputs of a table: `nearest_rows` of the mean
-    squared distance from the nearest training rows, `mahalanobis` of the squared Mahalanobis distance.
+    squared distance from the nearest training rows, `mahalanobis` of the squared Mahalanobis distance. Of the features
+    of inputs that are no table: `nearest_features` and `mahalanobis_features`, the latter from the nearest class.
     """
 
     detectors: Annotated[list[DetectorName], Field(min_length=1), AfterValidator(_distinct)]
@@ -312,8 +327,9 @@ class Manifest(_Schema):
         other = "mutual_information" if self.target.task == "regression" else "epistemic_to_noise"
         if other in self.ood.detectors:
             raise ValueError(f"there is no detector {other} for {self.target.task}")
-        if not isinstance(self.inputs, TableInput) and {"nearest_rows", "mahalanobis"} & set(self.ood.detectors):
-            raise ValueError("detectors of the inputs need a table")
+        table = isinstance(self.inputs, TableInput)
+        if (OF_FEATURES if table else OF_INPUTS) & set(self.ood.detectors):
+            raise ValueError("detectors of the inputs need a table, and those of the features other inputs")
         if isinstance(self.target, ClassificationTarget) and self.network.outputs != len(self.target.classes):
             raise ValueError("the network needs one output a class")
         return self

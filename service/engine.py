@@ -1,6 +1,6 @@
 """A bundle's networks in ONNX Runtime, resident.
 
-Lengths: S samples, B rows, P weights, O outputs, k latent dimensions.
+Lengths: S samples, B rows, P weights, O outputs, F features, k latent dimensions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from model_store.bundle import Bundle
 from model_store.errors import IntegrityError, StoreError
 from model_store.layout import WIDE, has_blocks, laid_out
-from model_store.manifest import BASE_FILE, BLOCKED_FILE, BLOCKS_FILE, DECODER_FILE, ROW_FILE, TRUNK_FILE
+from model_store.manifest import (
+    BASE_FILE,
+    BLOCKED_FILE,
+    BLOCKS_FILE,
+    DECODER_FILE,
+    FEATURES_FILE,
+    ROW_FILE,
+    TRUNK_FILE,
+)
 from service.binding import BoundWeights
 from service.blocks import computes_the_same
 from service.predictive import AnchorSamples
@@ -99,6 +107,29 @@ class Engine:
             self._use_blocks(bundle, weights, threads)
         if self._trunk is not None:
             _expect(bundle, TRUNK_FILE, self._trunk, ["inputs"], features)
+        self._threads = threads
+        self._looks: ort.InferenceSession | None = None
+
+    def take_features(self, bundle: Bundle, count: int) -> None:
+        """Takes up the network whose features (B, F) detectors look at.
+
+        Raises:
+            IntegrityError: it has other than `count` features, or cannot be run.
+        """
+        self._looks = _session(bundle, FEATURES_FILE, self._threads, self.device)
+        _expect(bundle, FEATURES_FILE, self._looks, ["inputs"], ["features"])
+        found = self._looks.get_outputs()[0].shape
+        if len(found) != 2 or found[1] != count:
+            raise IntegrityError(
+                f"{bundle}: {FEATURES_FILE} gives features of shape {found}, and the detectors know {count}; "
+                "build and publish it again."
+            )
+
+    def features(self, x: Float32) -> Float32:
+        """Features (B, F) of encoded rows x (B, ...), by the network of `take_features`."""
+        assert self._looks is not None
+        parts = [x[i : i + _MOST_ROWS] for i in range(0, len(x), _MOST_ROWS)]
+        return np.concatenate([self._looks.run(["features"], {"inputs": part})[0] for part in parts])
 
     def _use_blocks(self, bundle: Bundle, weights: list[str], threads: int) -> None:
         """Takes the network in blocks for the base, where it computes the same on this machine."""

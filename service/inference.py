@@ -109,7 +109,7 @@ class Inference:
     ) -> dict[str, Any]:
         """How unfamiliar encoded rows are, and which are flagged at the rate that was asked for."""
         rate = request.false_alarm_rate or model.manifest.ood.false_alarm_rate
-        found = model.detectors.judge(x, epistemic)
+        found = model.unfamiliarity(x, epistemic)
         self._feedback.scored(model, found.p_value)
         return {
             "false_alarm_rate": rate,

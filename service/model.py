@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
-from model_store.detection import Detectors
+from model_store.detection import Detectors, Unfamiliarity
 from model_store.errors import InputError
 from model_store.manifest import LatentPlan, RegressionCalibration, RegressionTarget
 from service import predictive
@@ -46,6 +46,8 @@ class ServedModel:
         self.engine = Engine(bundle, threads=threads, device=device)
         self._scores: NDArray[np.float64] = arrays["conformity_scores"]
         self.detectors = Detectors(bundle.manifest.inputs, bundle.manifest.ood, arrays)
+        if self.detectors.features:
+            self.engine.take_features(bundle, self.detectors.features)
         self.pace = Pace()
         self._run_size = run_size
 
@@ -131,6 +133,14 @@ class ServedModel:
             InputError: as `predict`.
         """
         return np.concatenate([self.network_score(p, weights.members) for p in self._outputs(weights, x)])
+
+    def unfamiliarity(self, x: Float32, epistemic: NDArray[np.float64] | None) -> Unfamiliarity:
+        """How unfamiliar encoded rows x (B, ...) are.
+
+        Args:
+            epistemic: (B,) the network's OOD score of them, where it is asked.
+        """
+        return self.detectors.judge(x, epistemic, self.engine.features(x) if self.detectors.features else None)
 
     def network_score(self, outputs: Float32, members: AnchorSamples) -> NDArray[np.float64]:
         """The network's OOD score (B,) of rows from its outputs (S, B, O) on them."""

@@ -22,13 +22,14 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save as save_safetensors
 
 from model_store.bundle import Bundle
-from model_store.detection import Mahalanobis, NearestRows, Scaler, combined, familiar_surprise
+from model_store.detection import ClassMahalanobis, Mahalanobis, NearestRows, Scaler, combined, familiar_surprise
 from model_store.encoding import TableEncoder
 from model_store.manifest import (
     ARRAYS_FILE,
     BASE_FILE,
     CARD_FILE,
     DECODER_FILE,
+    FEATURES_FILE,
     REPORT_FILE,
     TRUNK_FILE,
     BuildInfo,
@@ -60,6 +61,7 @@ PICTURE_FILE = "posterior.png"
 OPSET, IR_VERSION = 18, 10
 POINTS = 199
 ANCHORS, TRAJECTORIES, STEPS, DIMENSION, RANK = 2, 3, 4, 3, 2
+FEATURES = 5
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,13 @@ def _parts(
         found, references = _of_inputs(inputs, rng)
         ood_scores += found
         arrays |= references
+    looks: Array | None = None
+    if isinstance(inputs, TensorInput):
+        looks = rng.normal(size=(width, FEATURES))
+        detectors += ["nearest_features", "mahalanobis_features"]
+        found, references = _of_features(rng.normal(size=(POINTS, width)) @ looks, outputs, rng)
+        ood_scores += found
+        arrays |= references
     arrays["ood_scores"] = np.sort(ood_scores, axis=1)
     arrays["ood_combined"] = np.sort(combined([familiar_surprise(s) for s in ood_scores]))
     files = {
@@ -190,6 +199,8 @@ def _parts(
         REPORT_FILE: f"<!doctype html><title>{name}</title>".encode(),
         PICTURE_FILE: picture(),
     }
+    if looks is not None:
+        files[FEATURES_FILE] = features_model(_inputs(inputs, width, False)[1], looks)
     if trunk:
         files[TRUNK_FILE] = trunk_model(rng, _inputs(inputs, width, False)[1], width, features)
     manifest = Manifest(
@@ -247,6 +258,16 @@ def _of_inputs(inputs: TableInput, rng: np.random.Generator) -> tuple[list[Array
     scores = [NearestRows(rows).scores(u, np.arange(POINTS)), Mahalanobis(precision, encoder.groups)(u)[0]]
     references = {"ood_center": scaler.center, "ood_scale": scaler.scale, "ood_rows": rows, "ood_precision": precision}
     return scores, references
+
+
+def _of_features(f: Array, classes: int, rng: np.random.Generator) -> tuple[list[Array], dict[str, Array]]:
+    """The same by the detectors of made-up features f (POINTS, FEATURES)."""
+    scaler = Scaler.fit(f.astype(np.float32), np.ones(FEATURES, dtype=bool))
+    u = scaler(f.astype(np.float32))
+    rows, known = u.astype(np.float32), ClassMahalanobis.fit(u, rng.permutation(np.arange(POINTS) % classes))
+    references = {"ood_center": scaler.center, "ood_scale": scaler.scale, "ood_rows": rows}
+    references |= {"ood_means": known.means, "ood_precision": known.precision}
+    return [NearestRows(rows).scores(u, np.arange(POINTS)), known.scores(u)], references
 
 
 def _layout(features: int, hidden: int, outputs: int) -> tuple[list[ParameterSpec], int]:
@@ -346,6 +367,16 @@ def trunk_model(rng: np.random.Generator, shape: list[int | str], width: int, fe
         {"features": (TensorProto.FLOAT, ["B", features])},
         {"fixed.weight": rng.normal(size=(width, features))},
     )
+
+
+def features_model(shape: list[int | str], looks: Array) -> bytes:
+    """`features.onnx`: a linear map (width, FEATURES)."""
+    nodes = [
+        helper.make_node("Flatten", ["inputs"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "looks"], ["features"]),
+    ]
+    features: Tensors = {"features": (TensorProto.FLOAT, ["B", looks.shape[1]])}
+    return _model(nodes, {"inputs": (TensorProto.FLOAT, shape)}, features, {"looks": looks})
 
 
 def _model(nodes: list[onnx.NodeProto], inputs: Tensors, outputs: Tensors, constants: dict[str, Array]) -> bytes:

@@ -19,6 +19,7 @@ from benchmarks.quality.curves.picture import picture
 from benchmarks.quality.curves.summary import judge as judge_curves
 from benchmarks.quality.curves.summary import table as curve_table
 from benchmarks.quality.goals import judge
+from benchmarks.quality.images.summary import alarm_table, doubt_table
 from benchmarks.quality.images.summary import judge as judge_images
 from benchmarks.quality.images.summary import table as image_table
 from benchmarks.quality.images.summary import title as image_title
@@ -114,12 +115,16 @@ def _images(content: Content) -> list[str]:
         "## Images",
         "",
         "AUROC: how often a foreign image has more doubt than one of the test set; doubt is the mutual information of",
-        "class and sample, or the entropy for a single network. Written by `python -m benchmarks.quality.images`.",
+        "class and sample, or the entropy for a single network. *By score*: for fiberwalk the score of `/ood` and that",
+        "of each of its detectors; for MAP scores of the field. Written by `python -m benchmarks.quality.images`.",
         "",
         *measured_with(content),
     ]
     for s in content["summary"]:
         lines += [f"### {image_title(s)}", "", *markdown(*image_table(s)), ""]
+        lines += ["AUROC by score:", "", *markdown(*doubt_table(s)), ""]
+        if alarm_table(s)[1]:
+            lines += ["Share of the test images that `/ood` flags:", "", *markdown(*alarm_table(s)), ""]
     return lines[:-1]
 
 

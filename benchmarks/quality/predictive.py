@@ -66,11 +66,12 @@ Predictive = Gaussians | Classes
 
 @dataclass(frozen=True)
 class Outcome:
-    """A method's predictions, its cost, and what else is to be told of it."""
+    """A method's predictions, its cost, what else is to be told of it, and other scores (B,) of rows' unfamiliarity."""
 
     predictive: Predictive
     cost: Cost = field(default_factory=Cost)
     notes: dict[str, Any] = field(default_factory=dict)
+    doubts: dict[str, Tensor] = field(default_factory=dict)
 
 
 def of_samples(p: Tensor) -> Classes:

@@ -56,10 +56,8 @@ WAYS: Final = ("always", "never", "auto")
 def waits(name: str, rows: int, binary: bool, seconds: float, turns: int) -> dict[str, Any]:
     """One client's median wait for an answer, and that of the same call in this process, in milliseconds."""
     case, x = CASES[name], rows_of(CASES[name], rows)
-    if binary:
-        request = _packed(x)
-    else:
-        request = post_json("/predict", {"samples": SAMPLES, "inputs": sent_rows(case, rows)})
+    plain = {"samples": SAMPLES, "inputs": sent_rows(case, rows)}
+    request = _packed(x) if binary else post_json("/predict", plain)
     found: list[Load] = []
     alone: list[float] = []
     with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as folder:

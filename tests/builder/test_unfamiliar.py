@@ -80,11 +80,15 @@ def test_the_auroc_is_scikit_learns() -> None:
     assert histograms.auroc(own, strange) == pytest.approx(roc_auc_score(labels, np.concatenate([own, strange])))
 
 
-@pytest.mark.parametrize("kind", ["numbers", "classes"])
+@pytest.mark.parametrize("kind", ["numbers", "classes", "images"])
 def test_stand_ins_are_scored_as_a_server_does(tmp_path: Path, kind: str) -> None:
     if kind == "numbers":
         table().to_csv(tmp_path / "table.csv", index=False)
         options = config(tmp_path)
+    elif kind == "images":
+        rng = np.random.default_rng(0)
+        np.savez(tmp_path / "images.npz", x=rng.normal(size=(90, 1, 4, 4)), y=np.arange(90) % 3)
+        options = config(tmp_path, data={"file": tmp_path / "images.npz", "target": "y", "task": "classification"})
     else:
         classes().to_csv(tmp_path / "table.csv", index=False)
         options = config(tmp_path, data={"target": "kind", "task": "classification"})
@@ -92,13 +96,14 @@ def test_stand_ins_are_scored_as_a_server_does(tmp_path: Path, kind: str) -> Non
     trained = learn(options, dataset, make_factory(options, dataset), StageBars(quiet=True), {})
     publish(trained, [], [], {})
     model = ServedModel(ModelStore(options.store).open("tiny"))
+    assert bool(model.detectors.features) == (kind == "images")
     plan = model.plan("predict")
     latents, anchors = draw_latents(plan, model.nodes, plan.samples, 0)
     weights = model.engine.split(model.engine.decode(latents, anchors), anchors)
     found = stand_in_scores(trained)
     assert set(found) == {"columns shuffled", "rows shifted"}
     for name, rows in stand_ins(dataset.inputs, dataset.x[~dataset.test], 0).items():
-        score = model.detectors.judge(rows, model.epistemic_score(weights, rows)).score
+        score = model.unfamiliarity(rows, model.epistemic_score(weights, rows)).score
         np.testing.assert_allclose(found[name], score, rtol=1e-3, atol=1e-3)
 
 

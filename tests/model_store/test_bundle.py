@@ -21,6 +21,7 @@ from model_store.manifest import (
     BASE_FILE,
     CARD_FILE,
     DECODER_FILE,
+    FEATURES_FILE,
     REPORT_FILE,
     SCHEMA_VERSION,
     TRUNK_FILE,
@@ -370,6 +371,40 @@ def test_what_detectors_go_by_must_fit_the_manifest(
     del arrays[name]
     with pytest.raises(IntegrityError, match=message):
         replace_file(published, ARRAYS_FILE, save_safetensors(arrays)).verify()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("ood_center", lambda a: a[:-1]),
+        ("ood_center", lambda a: a[:0]),
+        ("ood_center", lambda a: a[None]),
+        ("ood_scale", lambda a: 0 * a),
+        ("ood_rows", lambda a: a[:, :-1]),
+        ("ood_means", lambda a: a[:0]),
+        ("ood_means", lambda a: a[0]),
+        ("ood_means", lambda a: a * np.nan),
+        ("ood_precision", lambda a: a[:, :-1]),
+    ],
+)
+def test_what_detectors_of_features_go_by(
+    tmp_path: Path, name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    published = bundles.image_classification().publish(ModelStore(tmp_path))
+    arrays = published.arrays()
+    arrays[name] = change(arrays[name])
+    with pytest.raises(IntegrityError, match="what rows are compared with"):
+        replace_file(published, ARRAYS_FILE, save_safetensors(arrays)).verify()
+    del arrays[name]
+    with pytest.raises(IntegrityError, match="what rows are compared with"):
+        replace_file(published, ARRAYS_FILE, save_safetensors(arrays)).verify()
+
+
+def test_detectors_of_features_need_their_network(tmp_path: Path) -> None:
+    parts = bundles.image_classification()
+    del parts.files[FEATURES_FILE]
+    with pytest.raises(IntegrityError, match=r"lists no file 'features\.onnx'"):
+        parts.publish(ModelStore(tmp_path)).verify()
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 8, b"\xff" * 64, (2**62).to_bytes(8, "little") + b"{}"])

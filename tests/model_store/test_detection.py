@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 
 from model_store.bundle import Bundle
 from model_store.detection import (
+    ClassMahalanobis,
     Detectors,
     Mahalanobis,
     NearestRows,
@@ -82,6 +83,28 @@ def test_mahalanobis_against_numpy() -> None:
         slope = np.linalg.solve(ridged[np.ix_(others, others)], ridged[others, j])
         left = ridged[j, j] - ridged[others, j] @ slope
         assert deviations[:, j] == pytest.approx((new[:, j] - new[:, others] @ slope) / np.sqrt(left))
+
+
+def test_mahalanobis_from_the_nearest_class_against_numpy() -> None:
+    u, new = related(300, 4), related(30, 4, seed=1)
+    labels = np.array([7, 2, 5] * 100)
+    u[labels == 5] += 3.0
+    middles = np.stack([u[labels == c].mean(axis=0) for c in (2, 5, 7)])
+    within = u - middles[np.searchsorted([2, 5, 7], labels)]
+    ridged = np.cov(within.T, bias=True) + 0.01 * np.eye(4)
+    expected = [min((row - m) @ np.linalg.solve(ridged, row - m) for m in middles) for row in new]
+    found = ClassMahalanobis.fit(u, labels)
+    assert found.scores(new) == pytest.approx(np.log(expected))
+    again = ClassMahalanobis(found.means, found.precision)
+    assert np.array_equal(again.scores(new), found.scores(new))
+    # A row in the middle of a class is not nearer than rounding knows.
+    assert np.isfinite(found.scores(middles)).all()
+
+
+def test_rows_without_classes_have_one_middle() -> None:
+    u, new = related(300, 4), related(30, 4, seed=1)
+    plain = Mahalanobis(Mahalanobis.precision_of(u), [slice(j, j + 1) for j in range(4)])
+    assert ClassMahalanobis.fit(u, None).scores(new) == pytest.approx(plain(new - u.mean(axis=0))[0])
 
 
 def test_a_category_deviates_as_a_whole() -> None:
@@ -198,10 +221,10 @@ def test_a_planted_outlier_names_its_column_first(tmp_path: Any, column: int) ->
 def test_inputs_without_columns_name_none(tmp_path: Any) -> None:
     published = bundles.image_classification().publish(tmp_path)
     assert isinstance(published.manifest.inputs, TensorInput)
-    found = detectors(published).judge(np.zeros((2, 1, 4, 4), dtype=np.float32), np.array([-3.0, 0.5]))
+    features = np.zeros((2, bundles.FEATURES), dtype=np.float32)
+    found = detectors(published).judge(np.zeros((2, 1, 4, 4), dtype=np.float32), np.array([-3.0, 0.5]), features)
     assert found.columns is None and found.deviations is None
-    assert list(found.detectors) == ["mutual_information"]
-    assert found.p_value == pytest.approx(found.detectors["mutual_information"][1])
+    assert list(found.detectors) == ["mutual_information", "nearest_features", "mahalanobis_features"]
 
 
 def test_many_rows_are_scored_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,7 @@ def test_a_new_manifest_carries_the_current_schema_version() -> None:
         ("ood.detectors", [], "at least 1 item"),
         ("ood.detectors", ["mahalanobis", "mahalanobis"], "no value may stand twice"),
         ("ood.detectors", ["guess"], "epistemic_to_noise"),
+        ("ood.detectors", ["nearest_features"], "those of the features other inputs"),
         ("ood.detectors", ["mutual_information"], "no detector mutual_information for regression"),
         ("ood.points", 1, "greater than or equal to 2"),
         ("ood.false_alarm_rate", 0, "greater than 0"),

@@ -5,11 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from model_store.bundle import Bundle
 from model_store.errors import IntegrityError
-from model_store.manifest import BASE_FILE, DECODER_FILE, ROW_FILE
+from model_store.manifest import BASE_FILE, DECODER_FILE, FEATURES_FILE, ROW_FILE
 from model_store.plan import draw_latents
 from service.engine import Engine, WeightSet
 from tests import bundles
@@ -102,6 +103,22 @@ def test_outputs_outlive_the_next_run(tmp_path: Path) -> None:
     kept = first.copy()
     next(iter(engine.outputs(split, x + 1, 8192)))
     assert np.array_equal(first, kept)
+
+
+@pytest.mark.parametrize("rows", [1, 64, 150])
+def test_features_are_those_of_the_file(tmp_path: Path, rows: int) -> None:
+    bundle = bundles.image_classification().publish(tmp_path)
+    engine, x = Engine(bundle), encoded(bundle, rows)
+    engine.take_features(bundle, bundles.FEATURES)
+    session = ort.InferenceSession(bundle.read(FEATURES_FILE), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(["features"], {"inputs": x})
+    assert engine.features(x) == pytest.approx(expected, abs=1e-5)
+
+
+def test_features_that_detectors_do_not_know_are_named(tmp_path: Path) -> None:
+    bundle = bundles.image_classification().publish(tmp_path)
+    with pytest.raises(IntegrityError, match=r"features\.onnx gives features of shape .*, and the detectors know 4"):
+        Engine(bundle).take_features(bundle, 4)
 
 
 def test_a_changed_file_is_not_run(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from benchmarks.figures import auroc
 from benchmarks.quality.building import build
 from benchmarks.quality.images.data import ImageSet
+from benchmarks.quality.images.doubts import P_VALUE, of_build, of_network
 from benchmarks.quality.methods import dropout, ensemble, fiberwalk, laplace, swag
 from benchmarks.quality.predictive import Classes, Cost, Outcome, entropy, figures
 from benchmarks.quality.problem import Problem
@@ -32,6 +34,8 @@ METHODS: Final = {
 """What the methods are called, in their order."""
 
 TUNING: Final = "tuning"
+RATES: Final = (0.01, 0.05, 0.1)
+"""Of false alarms, asked of `/ood`."""
 FIBERS: Final = 20
 """Of all anchors of a build together."""
 
@@ -52,12 +56,13 @@ def ours(problem: Problem, tuned: Tuned, anchors: int) -> dict[str, Outcome]:
     with learned.cost.clock():
         outcome = fiberwalk.served(problem, learned.trained, learned.cost)
     notes = {"stage_seconds": learned.seconds, "reach": learned.trained.reach.node}
-    return {f"fiberwalk_{anchors}": replace(outcome, notes=notes)}
+    doubts = of_build(problem, learned.trained)
+    return {f"fiberwalk_{anchors}": replace(outcome, notes=notes, doubts=doubts)}
 
 
 FAMILIES: Final[dict[str, Callable[[Problem, Tuned], dict[str, Outcome]]]] = {
     "fiberwalk_1": partial(ours, anchors=1),
-    "ensemble": ensemble.run,
+    "ensemble": partial(ensemble.run, doubts=of_network),
     "laplace": last_layer,
     "swag": swag.run,
     "fiberwalk_5": partial(ours, anchors=5),
@@ -96,12 +101,22 @@ def scored(problem: Problem, images: ImageSet, outcome: Outcome) -> dict[str, An
     own, probabilities = len(problem.y_test), outcome.predictive.probabilities.cpu()
     doubt = outcome.predictive.information
     doubt = entropy(probabilities) if doubt is None else doubt.cpu()
-    parts = [part.numpy() for part in torch.split(doubt, [own, *(len(x) for x in images.foreign.values())])]
+    sizes = [own, *(len(x) for x in images.foreign.values())]
+
+    def told(score: Tensor) -> dict[str, float]:
+        parts = [part.numpy() for part in torch.split(score.cpu(), sizes)]
+        return {name: auroc(parts[0], part) for name, part in zip(images.foreign, parts[1:], strict=True)}
+
     found = figures(Classes(probabilities[:own]), problem.y_test)
-    found |= {f"auroc_{name}": auroc(parts[0], part) for name, part in zip(images.foreign, parts[1:], strict=True)}
+    found |= {f"auroc_{name}": value for name, value in told(doubt).items()}
+    more: dict[str, Any] = {"doubts": {n: told(s) for n, s in outcome.doubts.items() if n != P_VALUE}}
+    if P_VALUE in outcome.doubts:
+        flagged = outcome.doubts[P_VALUE][:own]
+        more["false_alarms"] = {f"{rate:g}": float((flagged <= rate).double().mean()) for rate in RATES}
     return {
         "figures": found,
         "gradient_evaluations": outcome.cost.gradient_evaluations,
         "seconds": round(outcome.cost.seconds, 3),
+        **more,
         **outcome.notes,
     }

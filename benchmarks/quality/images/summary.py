@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from benchmarks.quality.goals import NOT_MEASURED, Goal
 from benchmarks.quality.images.data import SOURCES
+from benchmarks.quality.images.doubts import SERVED
 from benchmarks.quality.images.run import METHODS
 from benchmarks.quality.published import FASHION_ENSEMBLE
 from benchmarks.results import Run
@@ -18,6 +19,14 @@ WHOLE: Final = 60_000
 """Training images of the whole of FashionMNIST."""
 _MOST_ECE: Final = 0.01
 _MOST_CIFAR_NLL: Final = 0.16
+_LEAST_AUROC: Final = 0.97
+_MOST_OFF: Final = 0.005
+_CALLED: Final = {
+    "doubt": "mutual information, or entropy",
+    "nearest_neighbours": "nearest neighbours in features",
+    "max_probability": "maximum probability",
+    "mutual_information": "mutual information",
+}
 _SHOWN: Final = {"nll": "NLL", "accuracy": "accuracy", "ece": "ECE"}
 
 
@@ -39,6 +48,8 @@ def summarize(name: str, runs: Sequence[Run]) -> Summary | None:
             "figures": {k: {"mean": e.mean, "standard_error": e.standard_error} for k, e in means.items()},
             "gradient_evaluations": sum(e["gradient_evaluations"] for e in each) / len(each),
             "seconds": sum(e["seconds"] for e in each) / len(each),
+            "doubts": _means([e.get("doubts", {}) for e in each]),
+            "false_alarms": _means([{"": e.get("false_alarms", {})} for e in each])[""],
         }
     (size,) = {(r["rows"], r["test_rows"]) for r in runs}
     seeds = max(len(each) for each in found.values())
@@ -54,6 +65,35 @@ def table(summary: Summary) -> tuple[list[str], list[list[str]]]:
         cells = [Estimate(**found["figures"][figure]).text() for figure in shown]
         rows.append([METHODS[method], *cells, f"{found['gradient_evaluations'] / 1e6:.2f} M, {found['seconds']:.0f} s"])
     return ["method", *shown.values(), "row gradients, time"], rows
+
+
+def doubt_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: AUROC of every score of how unfamiliar images are, by foreign set and on average."""
+    rows = []
+    for method, found in summary["methods"].items():
+        for score, each in _scores(found).items():
+            values = [*each.values(), sum(each.values()) / len(each)]
+            rows.append([METHODS[method], _CALLED.get(score, score), *[f"{v:.3f}" for v in values]])
+    return ["method", "score", *SOURCES[summary["set"]].foreign, "mean"], rows
+
+
+def alarm_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the share of test images that `/ood` flags, by the rate asked; no rows where it is not known."""
+    told = {m: found["false_alarms"] for m, found in summary["methods"].items() if found["false_alarms"]}
+    rates: dict[str, float] = next(iter(told.values()), {})
+    rows = [[METHODS[m], *[f"{share:.1%}" for share in each.values()]] for m, each in told.items()]
+    return ["method", *[f"{float(rate):.0%} asked" for rate in rates]], rows
+
+
+def _means(each: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of the same numbers of several seeds."""
+    return {k: {n: sum(e[k][n] for e in each) / len(each) for n in values} for k, values in each[0].items()}
+
+
+def _scores(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """AUROC of a method's scores by foreign set: of what it was asked for more, or of its doubt."""
+    doubt = {k.removeprefix("auroc_"): v["mean"] for k, v in found["figures"].items() if k.startswith("auroc_")}
+    return found["doubts"] or {"doubt": doubt}
 
 
 def title(summary: Summary) -> str:
@@ -84,7 +124,35 @@ def judge(summary: Sequence[Summary]) -> list[Goal]:
             "CIFAR-10 subset, five anchors: NLL below the ensemble of 5", cifar, "fiberwalk_5", "ensemble_5", "nll"
         ),
         _reached("CIFAR-10, five anchors, whole set", sets.get("cifar10_whole"), _MOST_CIFAR_NLL),
+        _knows(f"{one}: AUROC of /ood at least {_LEAST_AUROC}, and above every peer's score on each", fashion, True),
+        _knows("CIFAR-10 subset, one anchor: AUROC of /ood above every peer's score", cifar, False),
+        *(_alarms(f"{name}: false alarms of /ood", s) for name, s in ((one, fashion), ("CIFAR-10 subset", cifar))),
     ]
+
+
+def _knows(text: str, s: Summary | None, enough: bool) -> Goal:
+    """Whether `/ood` knows foreign images better than any score of a peer, and well enough where that is asked."""
+    if s is None or not {"fiberwalk_1", "map", "ensemble_5"} <= set(s["methods"]):
+        return Goal(text, NOT_MEASURED, "")
+    own = s["methods"]["fiberwalk_1"]["doubts"].get(SERVED)
+    if own is None:
+        return Goal(text, NOT_MEASURED, "")
+    peers = [each for m, f in s["methods"].items() if not m.startswith("fiberwalk") for each in _scores(f).values()]
+    best = {name: max(peer[name] for peer in peers) for name in own}
+    mean = sum(own.values()) / len(own)
+    met = all(own[name] > best[name] for name in own) and (not enough or mean >= _LEAST_AUROC)
+    each = ", ".join(f"{own[name]:.3f} against {best[name]:.3f} ({name})" for name in own)
+    return Goal(text, mark(met), f"{mean:.3f}: {each}" if len(own) > 1 else each)
+
+
+def _alarms(text: str, s: Summary | None) -> Goal:
+    """Whether `/ood` flags as many test images as was asked for."""
+    text += f" within {100 * _MOST_OFF:g} points of what was asked"
+    rates = s["methods"].get("fiberwalk_1", {}).get("false_alarms", {}) if s is not None else {}
+    if not rates:
+        return Goal(text, NOT_MEASURED, "")
+    met = all(abs(share - float(rate)) <= _MOST_OFF for rate, share in rates.items())
+    return Goal(text, mark(met), ", ".join(f"{share:.1%} at {float(rate):.0%}" for rate, share in rates.items()))
 
 
 def _better(text: str, s: Summary | None, ours: str, peer: str, figure: str) -> Goal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from builder.map import Members, initial_weights, train_members
 from builder.predictive import sample_outputs
 
 SIZES = (5, 10)
+Doubts = Callable[[Problem, Tensor, Tensor], dict[str, Tensor]]
+"""Scores (B,) of how unfamiliar the test rows are, from a network's weights (P,) and its outputs (B, O) on them."""
 
 
 def train_full(problem: Problem, tuned: Tuned, members: int) -> Members:
@@ -27,9 +29,11 @@ def train_full(problem: Problem, tuned: Tuned, members: int) -> Members:
     )
 
 
-def run(problem: Problem, tuned: Tuned, sizes: Sequence[int] = SIZES) -> dict[str, Outcome]:
+def run(
+    problem: Problem, tuned: Tuned, sizes: Sequence[int] = SIZES, doubts: Doubts = lambda *_: {}
+) -> dict[str, Outcome]:
     """`map` with the noise it learned itself or temperature 1, `map_tuned` and the ensembles of these sizes with the
-    noise or temperature that out-of-fold rows want beside so many networks."""
+    noise or temperature that out-of-fold rows want beside so many networks. `doubts` are those of `map`."""
     cost, members = Cost(), max(sizes)
     with cost.clock():
         trained = train_full(problem, tuned, members)
@@ -37,7 +41,9 @@ def run(problem: Problem, tuned: Tuned, sizes: Sequence[int] = SIZES) -> dict[st
     each = Cost(trained.gradient_evaluations // members, cost.seconds / members)
     own = float(trained.noise_std[0] ** 2)
     found = {
-        "map": Outcome(predict(problem, outputs[:1], own, 1.0), each),
+        "map": Outcome(
+            predict(problem, outputs[:1], own, 1.0), each, doubts=doubts(problem, trained.weights[0], outputs[0])
+        ),
         "map_tuned": Outcome(predict(problem, outputs[:1], tuned.noise_variance, tuned.temperature), each + tuned.cost),
     }
     for size in sizes:

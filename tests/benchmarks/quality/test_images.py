@@ -20,14 +20,17 @@ from benchmarks.networks import lenet5, resnet18, resnet20
 from benchmarks.quality.goals import NOT_MEASURED
 from benchmarks.quality.images import problem, run
 from benchmarks.quality.images.data import SOURCES, read_images
+from benchmarks.quality.images.doubts import SERVED
 from benchmarks.quality.images.run import METHODS
-from benchmarks.quality.images.summary import judge, summarize
+from benchmarks.quality.images.summary import _CALLED, judge, summarize
 from benchmarks.quality.page import page
 from benchmarks.table import MET, NOT_MET
 from builder.network import FunctionalNetwork
 from model_store.errors import DataError
 
 SIDE, CLASSES = 8, 3
+CIFAR = NOT_MEASURED
+"""What is said of goals of the set that is not run."""
 QUICK: dict[str, dict[str, Any]] = {
     "map": {"batch_rows": 20, "learning_rate": 0.01, "prior_precision": [1.0]},
     "fiber": {"steps": 3, "refinement": 4},
@@ -128,6 +131,11 @@ def test_every_method_answers_and_knows_foreign_images(folder: Path, capsys: pyt
         assert method["gradient_evaluations"] > 0 and method["seconds"] > 0
     text = page({"summary": [], "environments": {}}, None, content)
     assert all(f"| {name} |" in text for name in METHODS.values())
+    scores = {SERVED, "mutual_information", "nearest_features", "mahalanobis_features"}
+    assert set(summary["methods"]["fiberwalk_1"]["doubts"]) == scores
+    assert set(summary["methods"]["map"]["doubts"]) == {"max_probability", "energy", "nearest_neighbours"}
+    assert all(f"| {METHODS['fiberwalk_5']} | {_CALLED.get(score, score)} |" in text for score in scores)
+    assert set(summary["methods"]["fiberwalk_5"]["false_alarms"]) == {"0.01", "0.05", "0.1"}
 
 
 def test_a_family_that_fails_is_named_and_tried_again(
@@ -152,7 +160,11 @@ def measured(rows: int, ours: float, peers: float) -> Any:
         foreign = {f"auroc_{name}": 1 - value for name in SOURCES["fashion_mnist"].foreign}
         return {"nll": value, "accuracy": 0.9, "ece": value, **foreign}
 
-    methods = {m: {"figures": figures(ours if m.startswith("fiber") else peers)} for m in METHODS}
+    methods: Any = {m: {"figures": figures(ours if m.startswith("fiber") else peers)} for m in METHODS}
+    foreign = SOURCES["fashion_mnist"].foreign
+    methods["fiberwalk_1"]["doubts"] = {SERVED: dict.fromkeys(foreign, 1 - ours)}
+    methods["fiberwalk_1"]["false_alarms"] = {"0.01": 0.01, "0.05": 0.05 - ours / 2}
+    methods["map"]["doubts"] = {"energy": dict.fromkeys(foreign, 1 - peers)}
     return {
         "split": 0,
         "rows": rows,
@@ -165,9 +177,10 @@ def measured(rows: int, ours: float, peers: float) -> Any:
 @pytest.mark.parametrize(
     ("rows", "ours", "peers", "states"),
     [
-        (60_000, 0.005, 0.2, [MET] * 7 + [NOT_MEASURED] * 2),
-        (60_000, 0.25, 0.2, [NOT_MET] * 7 + [NOT_MEASURED] * 2),
-        (5_000, 0.005, 0.2, [MET] * 6 + [NOT_MEASURED] * 3),
+        (60_000, 0.005, 0.2, [*[MET] * 7, CIFAR, CIFAR, MET, CIFAR, MET, CIFAR]),
+        (60_000, 0.25, 0.2, [*[NOT_MET] * 7, CIFAR, CIFAR, NOT_MET, CIFAR, NOT_MET, CIFAR]),
+        (60_000, 0.04, 0.05, [*[MET] * 6, NOT_MET, CIFAR, CIFAR, NOT_MET, CIFAR, NOT_MET, CIFAR]),
+        (5_000, 0.005, 0.2, [*[MET] * 6, NOT_MEASURED, CIFAR, CIFAR, MET, CIFAR, MET, CIFAR]),
     ],
 )
 def test_goals(rows: int, ours: float, peers: float, states: list[str]) -> None:
