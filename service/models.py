@@ -213,7 +213,7 @@ class Models:
             x = model.encoder.typical()
             weights = self._weights.get(model, PLAN, default_samples(model, settings), 0)
             found = model.predict(weights, x, 0.9, scores=True)
-            model.detectors.judge(x, found["epistemic_score"])
+            model.unfamiliarity(x, found["epistemic_score"])
         except FiberwalkError as e:
             if isinstance(e, StoreError):
                 raise
