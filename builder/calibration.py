@@ -35,7 +35,7 @@ from builder.predictive import conformal_quantile, mixture_probabilities, rows_a
 from model_store.manifest import LatentPlan
 from model_store.plan import draw_latents
 
-_NLL_LOSS = 0.001, 0.012
+_NLL_LOSS = 0.001, 0.004
 _SAMPLES_PER_ANCHOR = 64
 _FEWEST_SAMPLES, _MOST_WEIGHTS = 8, 2**28
 """Of an anchor, and of all anchors' samples together (1 GB)."""
@@ -98,7 +98,7 @@ def _furthest_as_good_as_best(nll: Tensor) -> int:
 
     Where familiar rows do not decide, more of the posterior is the honest choice: it is needed where there are none.
     A difference counts as none up to two standard errors of the paired differences, which in turn count as no less
-    than a thousandth of a nat (where all nodes predict alike they mean nothing) and no more than twelve thousandths.
+    than a thousandth of a nat (where all nodes predict alike they mean nothing) and no more than four thousandths.
     """
     mean = torch.nan_to_num(nll.mean(1), nan=math.inf)
     worse = nll - nll[mean.argmin()]

@@ -41,6 +41,7 @@ Float64 = NDArray[np.float64]
 
 _MOST_COLUMNS: Final = 512
 """Encoded columns beyond which how they vary together is neither known well nor cheap to ask."""
+_LEVEL_ROWS: Final = 1000
 _MOST_VALUES: Final = 2**21
 """Of all reference rows together (8 MB)."""
 
@@ -63,6 +64,7 @@ def fit_detectors(
     inputs: InputSpec,
     config: CalibrationConfig,
     networks: FeatureNetworks | None = None,
+    served: Posterior | None = None,
 ) -> Detection:
     """Fits all detectors that the data and the plan allow, and scores the rows that some anchor has not seen.
 
@@ -73,6 +75,7 @@ def fit_detectors(
         x, y: (n, ...) encoded training rows and their targets.
         member: (A, n) bool, which anchor was trained on which rows.
         networks: whose features are looked at where inputs are no table; they are not where there are none.
+        served: the posterior that a server draws from, where that is another one.
 
     Raises:
         ConfigError: no detector is left.
@@ -84,6 +87,8 @@ def fit_detectors(
     if plan.samples > len(member):
         name: DetectorName = "epistemic_to_noise" if y.is_floating_point() else "mutual_information"
         scores[name] = _of_familiar(posterior, plan, spread, x[rows], ~member[:, rows], y.is_floating_point())
+        if served is not None:
+            scores[name] += _level(posterior, served, plan, spread, x, member, y.is_floating_point())
     if isinstance(inputs, TableInput):
         found, arrays = _of_inputs(x.cpu().numpy(), member.cpu().numpy(), rows.cpu().numpy(), inputs, config)
         scores |= found
@@ -116,6 +121,21 @@ def _of_familiar(
     weights = weights_of_anchors(posterior, plan, max(2, round(plan.samples / count)))
     found = _epistemic(posterior.network, weights, spread, x, torch.ones_like(unseen), regression)
     return _score(as_unseen(found, unseen), torch.ones_like(unseen), regression)
+
+
+def _level(
+    judged: Posterior, served: Posterior, plan: LatentPlan, spread: float, x: Tensor, member: Tensor, regression: bool
+) -> float:
+    """By how much epistemic scores of the served posterior are above those of the judged one, on rows that were trained
+    on: how much the samples around an anchor scatter is its own, by how much more on a row that it lacks is not."""
+    rows = member.any(0).nonzero().squeeze(1)
+    rows = rows[:: max(1, len(rows) // _LEVEL_ROWS)]
+    seen, samples = member[:, rows], max(2, round(plan.samples / len(member)))
+    was, now = (
+        epistemic_score(p.network, weights_of_anchors(p, plan, samples), spread, x[rows], seen, regression)
+        for p in (judged, served)
+    )
+    return float(np.median(now - was))
 
 
 def as_unseen(values: Tensor, unseen: Tensor) -> Tensor:
@@ -223,29 +243,28 @@ def _of_features(
     """Scores (m,) of rows (m,) by the detectors of the features, and what the server needs for them.
 
     A row is scored by one network that has not seen it, by what that network makes of the rows that it has: a server
-    asks one network too, and several together would scatter less.
+    asks one network too, the first, and several together would scatter less.
     """
     labels = None if y.is_floating_point() else y
     scores: dict[DetectorName, Float64] = {}
+    served: _FeatureLook | None = None
     pending = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     pending[rows] = True
     for theta, seen in zip(networks.anchors, member, strict=True):
         new = pending & ~seen
         if not bool(new.any()):
             continue
-        features = features_of(networks.judged, theta, x)
+        features = features_of(networks.network, theta, x)
         if features is None:
             return {}, {}
         look = _FeatureLook.fit(features[seen], None if labels is None else labels[seen], config)
+        served = served or look
         at = new.cpu().numpy()
         for name, found in look.scores(features[new]).items():
             scores.setdefault(name, np.zeros(len(x)))[at] = found
         pending &= seen
-    own = features_of(networks.served, networks.anchor, x)
-    if own is None or not scores:
-        return {}, {}
     asked = rows.cpu().numpy()
-    return {n: s[asked] for n, s in scores.items()}, _FeatureLook.fit(own, labels, config).arrays
+    return {n: s[asked] for n, s in scores.items()}, served.arrays if served is not None else {}
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from builder import onnx_graph
 from builder.decoder import WeightDecoder
 from builder.exported import Array, ExportedNetwork, Runner, Session, reason, refusal
-from builder.features import FeatureModule, features_of
+from builder.features import FeatureModule, FeatureNetworks
 from builder.mixing import given_parameters, mixture_of, worthwhile
 from builder.network import FunctionalNetwork
 from builder.onnx_blocked import blocked_models
@@ -131,20 +131,22 @@ def export_fixed(module: nn.Module, example: Tensor) -> bytes:
     return _serialise(model, "network")
 
 
-def export_features(network: FunctionalNetwork, theta: Tensor, example: Tensor) -> bytes:
-    """The features of a network with weights theta (P,) as constants: `inputs` (B, ...) -> `features` (B, d).
+def export_features(networks: FeatureNetworks, example: Tensor) -> bytes:
+    """The features that a server looks at, with weights as constants: `inputs` (B, ...) -> `features` (B, d).
 
     Raises:
         ConfigError: as `export_network`.
     """
-    network, theta, example = _on_cpu(network), theta.detach().cpu(), example.detach().cpu().float()
+    networks = FeatureNetworks(_on_cpu(networks.network), networks.anchors[:1].detach().cpu())
+    example = example.detach().cpu().float()
+    module = FeatureModule(networks.network, networks.anchors[0])
     with _exporting("network"):
-        model = traced_fixed(FeatureModule(network, theta), _rows(example, _EXAMPLE_ROWS), _FEATURES)
+        model = traced_fixed(module, _rows(example, _EXAMPLE_ROWS), _FEATURES)
         data = _serialise(model, "network")
         session = Session(data)
     for rows in (1, _EXAMPLE_ROWS):
         x = _rows(example, rows)
-        want = features_of(network, theta, x)
+        want = networks.served(x)
         assert want is not None  # otherwise there is nothing to export
         found = session.run({onnx_graph.INPUTS: x.numpy()})[_FEATURES]
         _refuse_difference(found, want, "network", f"B={rows}")

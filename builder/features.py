@@ -19,17 +19,19 @@ from builder.predictive import rows_at_once
 
 @dataclass(frozen=True)
 class FeatureNetworks:
-    """The networks whose features tell unfamiliar rows from others.
+    """The networks whose features tell unfamiliar rows from others: one with weights (A, P), each trained on some of
+    the rows.
 
-    Attributes:
-        judged, anchors: the network and its weights (A, P), each trained on some of the rows.
-        served, anchor: the network and its weights (P,) with whose features a server answers.
+    A server looks at the features of the first. It is not trained anew on all rows: what it makes of the rows that it
+    lacks would not tell what another network makes of new ones.
     """
 
-    judged: FunctionalNetwork
+    network: FunctionalNetwork
     anchors: Tensor
-    served: FunctionalNetwork
-    anchor: Tensor
+
+    def served(self, x: Tensor) -> Tensor | None:
+        """Features (n, d) of rows x (n, ...) as a server has them."""
+        return features_of(self.network, self.anchors[0], x)
 
 
 def features_of(network: FunctionalNetwork, theta: Tensor, x: Tensor) -> Tensor | None:

@@ -103,7 +103,7 @@ def walk_fibers(
     """
     last = last or config.steps
     generator = torch.Generator().manual_seed(seed + 7919)
-    walk = _Walk(network, anchors, x, y, member, likelihood, prior_precision, config, generator, last, augment)
+    walk = _Walk(network, anchors, x, y, member, likelihood, prior_precision, config, generator, augment)
     scales = drift_scales(config)[: last + 1]
     nodes, losses = [walk.position.clone()], [walk.plain_loss(walk.position)]
     for t in range(1, last + 1):
@@ -145,13 +145,12 @@ class _Walk:
         prior_precision: Tensor,
         config: FiberConfig,
         generator: torch.Generator,
-        last: int,
         augment: Sequence[Augmentation] = (),
     ) -> None:
         self.augment = augment
         self.network, self.x, self.y, self.likelihood = network, x, y, likelihood
         self.prior_precision, self.config, self.generator = prior_precision, config, generator
-        plan = plan_work(network, x, len(anchors), config, last)
+        plan = plan_work(network, x, len(anchors), config)
         self.particles, self.refinement, self.batch_rows = plan.trajectories, plan.refinement, plan.rows
         n, device = len(x), x.device
         self.exact = self.batch_rows == n

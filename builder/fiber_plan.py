@@ -33,10 +33,11 @@ def work_of(config: FiberConfig, anchors: int) -> float:
     return config.work if config.work is not None else min(1e11 * anchors, 6e11)
 
 
-def plan_work(
-    network: FunctionalNetwork, x: Tensor, anchors: int, config: FiberConfig, last: int | None = None
-) -> Plan:
-    """Spends the config's work budget where it helps most, on the walk to node `last` (default T).
+def plan_work(network: FunctionalNetwork, x: Tensor, anchors: int, config: FiberConfig) -> Plan:
+    """Spends the config's work budget where it helps most, on the walk to node T.
+
+    A walk that ends earlier has the same plan, and leaves work over: what refinement on part of the rows scatters is
+    part of what was judged, and with more rows or steps it would not be what is served.
 
     Refinement is cut first, from 30 steps to 15, then trajectories, from 160 in all (8 to 32 an anchor) to half of it;
     only then are gradients taken on part of the rows, unless that part is most of them: all rows then are worth their
@@ -44,7 +45,7 @@ def plan_work(
     """
     most = min(32, max(8, 160 // anchors))
     least = max(1, min(8, 80 // anchors))
-    each = 3.0 * network.operations(x[:1]) * (last or config.steps) * anchors
+    each = 3.0 * network.operations(x[:1]) * config.steps * anchors
     rows, work = len(x), work_of(config, anchors)
 
     def share(fixed: int | None, high: int, low: int, cost: float) -> int:

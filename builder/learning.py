@@ -153,9 +153,18 @@ def learn(
         calibrated = calibrate(judged, own.anchors, plan, x, y, member, wider)
         if config.calibration.samples is None:
             plan = with_enough_samples(plan, posterior, x, calibrated.spread, y.is_floating_point())
-        networks = FeatureNetworks(own.network, own.anchors, served.network, served.anchors[0])
+        networks = FeatureNetworks(full, anchors.weights)
         detection = fit_detectors(
-            judged, plan, calibrated.spread, x, y, member, dataset.inputs, config.calibration, networks
+            judged,
+            plan,
+            calibrated.spread,
+            x,
+            y,
+            member,
+            dataset.inputs,
+            config.calibration,
+            networks,
+            posterior if refit else None,
         )
     return Trained(
         config,
@@ -174,6 +183,7 @@ def learn(
         posterior,
         calibrated,
         detection,
+        networks,
         evaluations,
     )
 

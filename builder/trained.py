@@ -11,6 +11,7 @@ from builder.calibration import Calibrated, DecodedPosterior, Reach
 from builder.config import BuildConfig
 from builder.data import Dataset
 from builder.detection import Detection
+from builder.features import FeatureNetworks
 from builder.fiber import Fibers
 from builder.map import Anchors
 from builder.network import FunctionalNetwork
@@ -31,6 +32,7 @@ class Trained:
         fibers: from the anchors, as far as a plan reaches at least; `cross_fitted` itself where these are served.
         plans: latent plans by name.
         posterior: the decoded posterior, as a server draws from it.
+        features: the networks whose features detectors look at, where inputs are no table.
         training_gradients: row gradients that training took.
     """
 
@@ -50,6 +52,7 @@ class Trained:
     posterior: DecodedPosterior
     calibrated: Calibrated
     detection: Detection
+    features: FeatureNetworks
     training_gradients: int
 
     @property

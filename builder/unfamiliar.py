@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from builder.detection import epistemic_score
-from builder.features import features_of
 from builder.trained import Trained
 from model_store.detection import Detectors, Unfamiliarity
 from model_store.encoding import TableEncoder
@@ -75,6 +74,6 @@ def judged(trained: Trained, x: Tensor) -> Unfamiliarity:
         regression = trained.y.is_floating_point()
         epistemic = epistemic_score(trained.network, groups, trained.calibrated.spread, x, every, regression)
     if detectors.features:
-        features = features_of(trained.network, trained.anchors[0], x)
+        features = trained.features.served(x)
         assert features is not None  # or there would be no such detectors
     return detectors.judge(x.cpu().numpy(), epistemic, features.cpu().numpy() if features is not None else None)

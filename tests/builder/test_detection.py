@@ -190,6 +190,21 @@ def test_very_many_columns_have_no_covariance() -> None:
     assert "ood_precision" not in found.arrays
 
 
+def test_the_level_is_that_of_the_samples_that_are_served() -> None:
+    """Samples that scatter half as far have a quarter of the variance, on familiar rows too."""
+    network, x = FunctionalNetwork(nn.Linear(3, 1)), torch.from_numpy(table(80, 3))
+    nodes = np.random.default_rng(0).normal(size=(10, 4, 1, 4)).astype(np.float32).repeat(2, axis=2)
+    judged, served = (DecodedPosterior(network, Identity(), scale * nodes) for scale in (1.0, 0.5))
+    plan, member = LatentPlan(name="predict", samples=32, drift_scale=1.0), two_rounds(80, 10)
+    plain, levelled = (
+        fit_detectors(judged, plan, 1.0, x, x[:, 0], member, columns(3), CalibrationConfig(), served=s)
+        for s in (None, served)
+    )
+    shift = levelled.arrays["ood_scores"] - plain.arrays["ood_scores"]
+    assert shift[0] == pytest.approx(np.log(0.25), abs=1e-3)
+    assert (shift[1:] == 0).all()
+
+
 def test_categories_are_not_scaled() -> None:
     inputs = TableInput(columns=[CategoricalColumn(name="c", categories=["u", "v"]), NumericColumn(name="a")])
     x = np.column_stack([np.tile([[1, 0], [0, 1]], (40, 1)), 5 * table(80, 1)]).astype(np.float32)

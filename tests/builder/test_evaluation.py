@@ -97,6 +97,7 @@ def made(task: str = "regression", nodes: Array | None = None, tested: int = TES
             coverage=0.9,
         ),
         detection=unused,
+        features=unused,
         training_gradients=0,
     )
 

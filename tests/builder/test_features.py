@@ -79,10 +79,10 @@ def test_some_networks_have_none(module: nn.Module) -> None:
 
 def test_the_exported_network_gives_the_same() -> None:
     network = FunctionalNetwork(convolutional())
-    theta, (x, _) = network.current() - 0.05, images(9)
-    session = ort.InferenceSession(export_features(network, theta, x[:4]), providers=["CPUExecutionProvider"])
+    networks, (x, _) = FeatureNetworks(network, network.current() - torch.tensor([[0.05], [0.1]])), images(9)
+    session = ort.InferenceSession(export_features(networks, x[:4]), providers=["CPUExecutionProvider"])
     (found,) = session.run(["features"], {"inputs": x.numpy()})
-    expected = features_of(network, theta, x)
+    expected = networks.served(x)
     assert expected is not None
     assert found == pytest.approx(expected.numpy(), abs=1e-5)
 
@@ -91,13 +91,12 @@ def test_the_exported_network_gives_the_same() -> None:
 
 
 def fitted(module: nn.Module, y: Tensor, **options: Any) -> tuple[Detection, FeatureNetworks, Tensor, Tensor]:
-    """For networks of random weights, judged on the rows that each lacks; served is another one."""
+    """For networks of random weights, judged on the rows that each lacks."""
     network = FunctionalNetwork(module)
     rng = np.random.default_rng(0)
     nodes = rng.normal(size=(ANCHORS, 4, 1, network.weights)).astype(np.float32).repeat(2, axis=2)
     posterior = DecodedPosterior(network, Identity(), 0.3 * nodes)
-    anchors = torch.from_numpy(0.3 * nodes[:, 0, 0])
-    networks = FeatureNetworks(network, anchors, network, network.current())
+    networks = FeatureNetworks(network, torch.from_numpy(0.3 * nodes[:, 0, 0]))
     member = two_rounds(len(y), ANCHORS)
     plan = LatentPlan(name="predict", samples=32, drift_scale=1.0)
     x, _ = images(len(y))
@@ -112,7 +111,7 @@ def test_rows_are_scored_by_a_network_that_lacks_them() -> None:
     nearest, classes = np.zeros(ROWS), np.zeros(ROWS)
     for i in range(ROWS):
         a = int((~member[:, i]).nonzero()[0])
-        f = features_of(networks.judged, networks.anchors[a], x)
+        f = features_of(networks.network, networks.anchors[a], x)
         assert f is not None
         seen = f[member[a]].numpy()
         scaler = Scaler.fit(seen, np.ones(8, dtype=bool))
@@ -123,19 +122,19 @@ def test_rows_are_scored_by_a_network_that_lacks_them() -> None:
     assert found.arrays["ood_scores"][2] == pytest.approx(np.sort(classes), abs=1e-6)
 
 
-def test_a_server_compares_with_the_served_network() -> None:
+def test_a_server_compares_with_the_rows_of_the_first_network() -> None:
     _, y = images(ROWS)
-    found, networks, x, _ = fitted(convolutional(), y)
-    own = features_of(networks.served, networks.anchor, x)
+    found, networks, x, member = fitted(convolutional(), y)
+    own, seen = networks.served(x), member[0]
     assert own is not None
     detectors = Detectors(INPUTS, found.described, found.arrays)
     assert detectors.features == 8 and detectors.ask_the_network
-    assert found.arrays["ood_center"] == pytest.approx(own.numpy().mean(axis=0), abs=1e-6)
-    assert found.arrays["ood_means"].shape == (CLASSES, 8) and found.arrays["ood_rows"].shape == (ROWS, 8)
+    assert found.arrays["ood_center"] == pytest.approx(own[seen].numpy().mean(axis=0), abs=1e-6)
+    assert found.arrays["ood_means"].shape == (CLASSES, 8) and found.arrays["ood_rows"].shape == (int(seen.sum()), 8)
     assert detectors.judge(x.numpy(), np.zeros(ROWS), own.numpy()).columns is None
 
     # What is far from all classes is known for it, as nothing of the network's own says.
-    strange = features_of(networks.served, networks.anchor, 4 * images(50, seed=1)[0].roll(3, dims=-1))
+    strange = networks.served(4 * images(50, seed=1)[0].roll(3, dims=-1))
     assert strange is not None
     familiar = np.zeros(50)
     said = detectors.judge(x.numpy()[:50], familiar, strange.numpy()).detectors

@@ -164,14 +164,16 @@ def fitted() -> tuple[FunctionalNetwork, Tensor, Tensor, Tensor]:
     return network, theta.detach()[None], x, y
 
 
-def walk_sine(fitted: tuple[FunctionalNetwork, Tensor, Tensor, Tensor], seed: int = 0, **options: Any) -> Fibers:
+def walk_sine(
+    fitted: tuple[FunctionalNetwork, Tensor, Tensor, Tensor], seed: int = 0, last: int | None = None, **options: Any
+) -> Fibers:
     network, anchor, x, y = fitted
     member = torch.arange(len(x))[None] % 5 != 0
     config = FiberConfig(
         **{"trajectories": 12, "steps": 5, "refinement": 15, "drift_scale": 1.28, "work": 1e18, **options}
     )
     precision = torch.ones(network.weights)
-    return walk_fibers(network, anchor, x, y, member, GaussianLikelihood(0.1), precision, config, seed)
+    return walk_fibers(network, anchor, x, y, member, GaussianLikelihood(0.1), precision, config, seed, last=last)
 
 
 Fitted = tuple[FunctionalNetwork, Tensor, Tensor, Tensor]
@@ -281,6 +283,14 @@ def test_losses_are_of_some_rows_where_gradients_are(fitted: Fitted, monkeypatch
         rows = judged[seen[judged]]
         outputs = network.batched(node, x[rows])
         assert torch.allclose(loss, GaussianLikelihood(0.1).nll(outputs, y[rows]).mean(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("work", [1e18, 1.0])
+def test_a_walk_that_ends_earlier_is_the_beginning_of_the_longer_one(fitted: Fitted, work: float) -> None:
+    """Whatever the budget: what was judged on the longer one is what is served of the other."""
+    whole, part = (walk_sine(fitted, last=last, work=work) for last in (None, 2))
+    assert torch.equal(part.nodes, whole.nodes[:3]) and torch.equal(part.scales, whole.scales[:3])
+    assert torch.equal(part.loss, whole.loss[:3])
 
 
 def test_a_walk_follows_its_seed_bit_for_bit(fitted: Fitted) -> None:

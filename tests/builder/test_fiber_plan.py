@@ -63,13 +63,6 @@ def test_many_anchors_share_the_trajectories(anchors: int, trajectories: int) ->
     assert plan_work(network, x, anchors, FiberConfig()).trajectories == trajectories
 
 
-def test_a_shorter_walk_has_the_budget_for_itself() -> None:
-    network, x = network_and_rows(1000)
-    half, steps = FiberConfig(work=1e9), FiberConfig().steps
-    assert plan_work(network, x, 2, half, steps // 2) == plan_work(network, x, 2, FiberConfig(work=2e9))
-    assert plan_work(network, x, 2, half, steps // 2) != plan_work(network, x, 2, half)
-
-
 @pytest.mark.parametrize(
     ("given", "anchors", "work"), [(None, 1, 1e11), (None, 4, 4e11), (None, 20, 6e11), (7.0, 20, 7.0)]
 )
