@@ -19,7 +19,8 @@ from model_store.errors import ConfigError, FiberwalkError
 
 PACKAGES: Final = ["benchmarks", "builder", "fiberwalk", "model_store", "service"]
 _SOURCES: Final = [f":(glob){package}/**/*.py" for package in PACKAGES]
-_LIBRARIES: Final = ["fiberwalk", "torch", "onnx", "onnxruntime", "numpy", "pandas", "fastapi", "pydantic"]
+_PEERS: Final = ["scikit-learn", "mapie", "laplace-torch", "numpyro"]
+_LIBRARIES: Final = ["fiberwalk", "torch", "onnx", "onnxruntime", "numpy", "pandas", "fastapi", "pydantic", *_PEERS]
 
 Run = dict[str, Any]
 
