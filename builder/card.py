@@ -57,10 +57,8 @@ _DETECTORS: Final[dict[DetectorName, str]] = {
     "mutual_information": "logarithm of the mutual information of label and weights, within the samples of one anchor",
     "nearest_rows": "logarithm of the mean squared distance from the five nearest of the training rows that are kept",
     "mahalanobis": "logarithm of the squared Mahalanobis distance from the middle of the training rows",
-    "nearest_features": "logarithm of the mean squared distance from the five nearest of the training rows that are "
-    "kept, in the features that the network's last layer takes",
-    "mahalanobis_features": "logarithm of the squared Mahalanobis distance from the nearest class of the training "
-    "rows, in the same features",
+    "nearest_features": "the same as `nearest_rows`, in the features that the network's last layer takes",
+    "mahalanobis_features": "logarithm of the squared Mahalanobis distance from the nearest class, in the features",
 }
 _SHOWN_CATEGORIES: Final = 30
 _SHOWN_VALUES: Final = 64

@@ -200,9 +200,9 @@ def _parts(
         PICTURE_FILE: picture(),
     }
     if looks is not None:
-        files[FEATURES_FILE] = features_model(_inputs(inputs, width, False)[1], looks)
+        files[FEATURES_FILE] = features_model(_inputs(inputs, width, False)[1], looks, "Identity")
     if trunk:
-        files[TRUNK_FILE] = trunk_model(rng, _inputs(inputs, width, False)[1], width, features)
+        files[TRUNK_FILE] = features_model(_inputs(inputs, width, False)[1], rng.normal(size=(width, features)), "Relu")
     manifest = Manifest(
         name=name,
         version=1,
@@ -354,29 +354,15 @@ def base_model(parameters: Sequence[ParameterSpec], entering: tuple[str, list[in
     return _model(nodes, inputs, {"outputs": (TensorProto.FLOAT, ["S", "B", outputs])}, {"rows": np.array([1])})
 
 
-def trunk_model(rng: np.random.Generator, shape: list[int | str], width: int, features: int) -> bytes:
-    """`trunk.onnx`: one fixed layer with ReLU."""
+def features_model(shape: list[int | str], weights: Array, last: str) -> bytes:
+    """`trunk.onnx` or `features.onnx`: one fixed layer, of these weights (width, features), and an operator."""
     nodes = [
         helper.make_node("Flatten", ["inputs"], ["flat"], axis=1),
         helper.make_node("MatMul", ["flat", "fixed.weight"], ["linear"]),
-        helper.make_node("Relu", ["linear"], ["features"]),
+        helper.make_node(last, ["linear"], ["features"]),
     ]
-    return _model(
-        nodes,
-        {"inputs": (TensorProto.FLOAT, shape)},
-        {"features": (TensorProto.FLOAT, ["B", features])},
-        {"fixed.weight": rng.normal(size=(width, features))},
-    )
-
-
-def features_model(shape: list[int | str], looks: Array) -> bytes:
-    """`features.onnx`: a linear map (width, FEATURES)."""
-    nodes = [
-        helper.make_node("Flatten", ["inputs"], ["flat"], axis=1),
-        helper.make_node("MatMul", ["flat", "looks"], ["features"]),
-    ]
-    features: Tensors = {"features": (TensorProto.FLOAT, ["B", looks.shape[1]])}
-    return _model(nodes, {"inputs": (TensorProto.FLOAT, shape)}, features, {"looks": looks})
+    features: Tensors = {"features": (TensorProto.FLOAT, ["B", weights.shape[1]])}
+    return _model(nodes, {"inputs": (TensorProto.FLOAT, shape)}, features, {"fixed.weight": weights})
 
 
 def _model(nodes: list[onnx.NodeProto], inputs: Tensors, outputs: Tensors, constants: dict[str, Array]) -> bytes:

@@ -18,6 +18,7 @@ _NAMES: Final = {
     "rank": "rank of the decoder's head",
 }
 _COLORS: Final = (BLUE, GREEN, ORANGE)
+_LEAST_SPAN: Final = 3.0
 
 
 def table(points: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -59,6 +60,10 @@ def _lines(at: Axes, points: Sequence[dict[str, Any]], figure: str, name: str) -
         x = [p["weights"] if p["curve"] == "weights" else p["at"] for p in own]
         at.plot(x, [p[figure] for p in own], marker="o", ms=3, color=color, label=network)
     at.set(xscale="log", yscale="log", ylabel=name)
+    low, high = at.get_ylim()
+    # What hardly varies is to look so.
+    if high < _LEAST_SPAN * low:
+        at.set_ylim(low / _LEAST_SPAN, high * _LEAST_SPAN)
 
 
 def _clients(at: Axes, runs: Sequence[dict[str, Any]]) -> None:

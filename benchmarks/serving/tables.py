@@ -84,7 +84,8 @@ def soak_table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[st
     """Header and rows of what a server takes, by the requests that it answered."""
     rows = []
     for f in found:
-        at = [0, *range(len(f["requests"]))[:: max(1, len(f["requests"]) // 5)], -1]
+        last = len(f["requests"]) - 1
+        at = [0, *range(0, last, max(1, last // 5)), last]
         rows += [[f"{f['requests'][i]:,}", f"{f['memory'][i] / 1e6:,.0f}"] for i in dict.fromkeys(at)]
     return ["requests answered", "memory MB"], rows
 

@@ -264,9 +264,10 @@ def test_file_names_that_leave_the_bundle(published: Bundle, name: str) -> None:
         rewrite_manifest(published, lambda m: m["files"].update({name: entry}))
 
 
-@pytest.mark.parametrize("file", [DECODER_FILE, BASE_FILE, ARRAYS_FILE, TRUNK_FILE])
+@pytest.mark.parametrize("file", [DECODER_FILE, BASE_FILE, ARRAYS_FILE, TRUNK_FILE, FEATURES_FILE])
 def test_a_bundle_without_a_file_that_serving_needs(tmp_path: Path, file: str) -> None:
-    bundle = bundles.mixed_regression(trunk=True).publish(tmp_path)
+    parts = bundles.image_classification() if file == FEATURES_FILE else bundles.mixed_regression(trunk=True)
+    bundle = parts.publish(tmp_path)
     (bundle.path / file).unlink()
     with pytest.raises(IntegrityError, match=f"lists no file '{file}'"):
         rewrite_manifest(bundle, lambda m: m["files"].pop(file)).verify()
@@ -358,11 +359,20 @@ def test_arrays_that_do_not_fit_the_manifest(published: Bundle, arrays: dict[str
         ("ood_rows", lambda a: a.astype(np.float64)),
         ("ood_precision", lambda a: a[:-1]),
         ("ood_precision", lambda a: a * np.inf),
+        ("features' ood_means", lambda a: a[:0]),
+        ("features' ood_means", lambda a: a[0]),
+        ("features' ood_means", lambda a: a * np.nan),
+        ("features' ood_means", lambda a: a[:, :-1]),
+        ("features' ood_center", lambda a: a[:-1]),
+        ("features' ood_center", lambda a: a[:0]),
+        ("features' ood_center", lambda a: a[None]),
     ],
 )
 def test_what_detectors_go_by_must_fit_the_manifest(
-    published: Bundle, name: str, change: Callable[[np.ndarray], np.ndarray]
+    tmp_path: Path, name: str, change: Callable[[np.ndarray], np.ndarray]
 ) -> None:
+    *of_features, name = name.split()
+    published = (bundles.image_classification if of_features else bundles.mixed_regression)().publish(tmp_path)
     arrays = published.arrays()
     message = name if name in {"ood_scores", "ood_combined"} else "what rows are compared with"
     arrays[name] = change(arrays[name])
@@ -371,40 +381,6 @@ def test_what_detectors_go_by_must_fit_the_manifest(
     del arrays[name]
     with pytest.raises(IntegrityError, match=message):
         replace_file(published, ARRAYS_FILE, save_safetensors(arrays)).verify()
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("ood_center", lambda a: a[:-1]),
-        ("ood_center", lambda a: a[:0]),
-        ("ood_center", lambda a: a[None]),
-        ("ood_scale", lambda a: 0 * a),
-        ("ood_rows", lambda a: a[:, :-1]),
-        ("ood_means", lambda a: a[:0]),
-        ("ood_means", lambda a: a[0]),
-        ("ood_means", lambda a: a * np.nan),
-        ("ood_precision", lambda a: a[:, :-1]),
-    ],
-)
-def test_what_detectors_of_features_go_by(
-    tmp_path: Path, name: str, change: Callable[[np.ndarray], np.ndarray]
-) -> None:
-    published = bundles.image_classification().publish(ModelStore(tmp_path))
-    arrays = published.arrays()
-    arrays[name] = change(arrays[name])
-    with pytest.raises(IntegrityError, match="what rows are compared with"):
-        replace_file(published, ARRAYS_FILE, save_safetensors(arrays)).verify()
-    del arrays[name]
-    with pytest.raises(IntegrityError, match="what rows are compared with"):
-        replace_file(published, ARRAYS_FILE, save_safetensors(arrays)).verify()
-
-
-def test_detectors_of_features_need_their_network(tmp_path: Path) -> None:
-    parts = bundles.image_classification()
-    del parts.files[FEATURES_FILE]
-    with pytest.raises(IntegrityError, match=r"lists no file 'features\.onnx'"):
-        parts.publish(ModelStore(tmp_path)).verify()
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 8, b"\xff" * 64, (2**62).to_bytes(8, "little") + b"{}"])
