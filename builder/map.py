@@ -23,6 +23,7 @@ from builder.network import FunctionalNetwork, NetworkFactory
 from builder.progress import StepReport, silent
 
 _SMALL_NETWORK = 10_000
+_PASSES, _STEPS = 400, (4_000, 16_000)
 """Weights up to which the larger rate is better out of fold, most where noise is small."""
 
 
@@ -55,6 +56,16 @@ def initial_weights(factory: NetworkFactory, network: FunctionalNetwork, seeds: 
             torch.manual_seed(seed)
             found.append(network.flatten(dict(factory().named_parameters())))
     return torch.stack(found)
+
+
+def training_steps(config: MapConfig, network: FunctionalNetwork, rows: int) -> int:
+    """Optimiser steps of training on so many rows: small networks take more where there are many, as they are far from
+    converged otherwise, above all where there is little noise."""
+    if config.steps is not None:
+        return config.steps
+    least, most = _STEPS
+    passes = _PASSES * rows // min(config.batch_rows, rows)
+    return min(max(least, passes), most) if network.weights <= _SMALL_NETWORK else least
 
 
 def learning_rate(config: MapConfig, network: FunctionalNetwork) -> float:
@@ -108,12 +119,12 @@ def train_members(
     weight, precision = member[own].float(), precision[own]
     regression = y.is_floating_point()
 
-    rate = learning_rate(config, network)
+    rate, steps = learning_rate(config, network), training_steps(config, network, len(x))
     learned = [theta, log_noise] if regression else [theta]
     optimiser = _optimiser(config, learned, rate)
     # torch divides by zero where the share of the steps that rise is exactly one step; of 0.11 it never is.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, total_steps=config.steps, pct_start=0.11, anneal_strategy="cos"
+        optimiser, rate, total_steps=steps, pct_start=0.11, anneal_strategy="cos"
     )
     generator = torch.Generator().manual_seed(seed)
     rows = weight.sum(1)
@@ -127,7 +138,7 @@ def train_members(
 
     recorded = Recorded(gradients)
     loss = torch.zeros(len(theta))
-    for step in range(config.steps):
+    for step in range(steps):
         if batch < len(x):
             chosen = torch.randint(len(x), (batch,), generator=generator).to(x.device)
             xb, yb, wb = x[chosen], y[chosen], weight[:, chosen]
@@ -139,10 +150,10 @@ def train_members(
             value.grad = gradient
         optimiser.step()
         schedule.step()
-        if step % 20 == 0 or step == config.steps - 1:
-            report(step + 1, config.steps, float(loss.mean()))
+        if step % 20 == 0 or step == steps - 1:
+            report(step + 1, steps, float(loss.mean()))
     weights, noise, loss = (gathered(part.detach(), count) for part in (theta, log_noise.exp(), loss))
-    return Members(weights, noise, loss, config.steps * batch * count)
+    return Members(weights, noise, loss, steps * batch * count)
 
 
 def _optimiser(config: MapConfig, learned: list[Tensor], rate: float) -> torch.optim.Optimizer:
@@ -172,7 +183,8 @@ def train_anchors(
     left_out = (~member).cumsum(0).bool().all(1)
     first = int(left_out.int().argmax()) + 1 if len(precisions) > 1 and bool(left_out.any()) else anchors
     start = _starts(factory, network, anchors, seed).to(x.device)
-    steps = config.steps * (1 if first == anchors else 2)
+    once = training_steps(config, network, len(x))
+    steps = once * (1 if first == anchors else 2)
 
     def train(part: slice, tried: list[float], done: int) -> Members:
         def shifted(step: int, _steps: int, loss: float) -> None:
@@ -196,7 +208,7 @@ def train_anchors(
     weights, noise, loss = trained.weights[chosen], trained.noise_std[chosen], trained.loss[chosen]
     evaluations = trained.gradient_evaluations
     if first < anchors:
-        others = train(slice(first, anchors), [best], config.steps)
+        others = train(slice(first, anchors), [best], once)
         weights = torch.cat([weights, others.weights])
         noise, loss = torch.cat([noise, others.noise_std]), torch.cat([loss, others.loss])
         evaluations += others.gradient_evaluations

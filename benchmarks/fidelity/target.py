@@ -18,7 +18,7 @@ from benchmarks.quality.predictive import Classes, Gaussians, Predictive
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import Tuned, tune
 from builder.likelihood import CategoricalLikelihood, GaussianLikelihood, Likelihood
-from builder.map import initial_weights, learning_rate
+from builder.map import initial_weights, learning_rate, training_steps
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,14 @@ def find_maps(target: Target, count: int, seed: int) -> tuple[Tensor, int]:
     seeds = [seed * 1009 + 700 + m for m in range(count)]
     theta = initial_weights(problem.factory, problem.network, seeds).requires_grad_()
     rate = learning_rate(budget, problem.network)
+    steps = training_steps(budget, problem.network, len(problem.x))
     optimiser = torch.optim.Adam([theta], lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, total_steps=budget.steps, pct_start=0.11, anneal_strategy="cos"
+        optimiser, rate, total_steps=steps, pct_start=0.11, anneal_strategy="cos"
     )
-    for _ in range(budget.steps):
+    for _ in range(steps):
         optimiser.zero_grad()
         torch.autograd.backward(target.potential(theta).sum() / len(problem.x))
         optimiser.step()
         schedule.step()
-    return theta.detach(), budget.steps * len(problem.x) * count
+    return theta.detach(), steps * len(problem.x) * count

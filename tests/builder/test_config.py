@@ -9,6 +9,8 @@ import pytest
 
 from builder.config import PRESETS, BuildConfig, make_config, read_recipe
 from builder.fiber_plan import work_of
+from builder.map import training_steps
+from builder.network import MLP, FunctionalNetwork
 from model_store.errors import ConfigError
 
 LEAST: dict[str, Any] = {"name": "m", "data": {"task": "regression"}}
@@ -29,12 +31,16 @@ def test_a_preset_sets_what_it_names_and_nothing_else(preset: str) -> None:
 
 def test_presets_do_ever_more_work() -> None:
     fast, default, thorough = (make_config({**LEAST, "preset": p}) for p in ("fast", "default", "thorough"))
-    work = [
-        c.map.steps * len(c.map.prior_precision) * work_of(c.fiber, 20) * c.autoencoder.steps for c in (fast, default)
-    ]
-    work.append(thorough.map.steps * len(thorough.map.prior_precision) * work_of(thorough.fiber, 20))
-    work[2] *= thorough.autoencoder.steps
-    assert work[0] < work[1] < work[2]
+    network = FunctionalNetwork(MLP(4, [50], 1))
+    for rows in (100, 5_000, 50_000):
+        work = [
+            training_steps(c.map, network, rows)
+            * len(c.map.prior_precision)
+            * work_of(c.fiber, 20)
+            * c.autoencoder.steps
+            for c in (fast, default, thorough)
+        ]
+        assert work[0] < work[1] < work[2]
 
 
 def test_what_is_given_wins_over_the_preset() -> None:

@@ -19,6 +19,7 @@ from builder.map import (
     own_fold_outputs,
     refit_anchors,
     train_anchors,
+    training_steps,
 )
 from builder.network import MLP, FunctionalNetwork, NetworkFactory
 
@@ -251,6 +252,23 @@ def test_a_given_classifier_has_no_noise() -> None:
             CategoricalLikelihood(2).nll(network(network.current(), x[member[0]]), (score > 0).long()[member[0]]).mean()
         )
     assert torch.equal(anchors.noise_std, torch.ones(1)) and anchors.loss == pytest.approx(float(loss))
+
+
+@pytest.mark.parametrize(
+    ("rows", "hidden", "given", "steps"),
+    [
+        (200, [50], {}, 4_000),
+        (5_120, [50], {}, 4_000),
+        (10_240, [50], {}, 8_000),
+        (10_240, [50], {"batch_rows": 1024}, 4_000),
+        (100_000, [50], {}, 16_000),
+        (100_000, [200, 200], {}, 4_000),
+        (100_000, [50], {"steps": 7}, 7),
+    ],
+)
+def test_many_rows_take_more_steps(rows: int, hidden: list[int], given: dict[str, int], steps: int) -> None:
+    network = FunctionalNetwork(MLP(4, hidden, 1))
+    assert training_steps(MapConfig(**given), network, rows) == steps  # type: ignore[arg-type]
 
 
 def test_progress_ends_at_the_last_step() -> None:

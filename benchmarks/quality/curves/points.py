@@ -20,6 +20,7 @@ from benchmarks.quality.predictive import Outcome
 from benchmarks.quality.problem import Problem, make_problem
 from benchmarks.quality.run import METHODS, attempt, described, scored
 from benchmarks.quality.tuning import Tuned, tune
+from builder.map import training_steps
 from builder.work import WorkFolder
 
 SIZES: Final = (1, 2, 3, 5, 10, 20)
@@ -87,7 +88,7 @@ def swags(problem: Problem, tuned: Tuned) -> dict[str, Points]:
 
 def dropouts(problem: Problem, tuned: Tuned) -> dict[str, Points]:
     """By the steps of training; passes cost no gradient."""
-    steps = problem.config.map.steps
+    steps = training_steps(problem.config.map, problem.network, len(problem.x))
     return {
         "mc_dropout": {
             f"{share:g}": dropout.run(_with(problem, "map", steps=max(1, round(share * steps))), tuned)["mc_dropout"]

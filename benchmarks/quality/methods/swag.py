@@ -17,7 +17,7 @@ from benchmarks.quality.predictive import Cost, Outcome, figures
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import Choice, Tuned
 from builder.likelihood import CategoricalLikelihood
-from builder.map import initial_weights, train_members
+from builder.map import initial_weights, train_members, training_steps
 from builder.predictive import sample_outputs
 from builder.preparation import assign_members
 
@@ -121,7 +121,7 @@ def collect(
     """
     x, y = problem.x[rows], problem.y[rows]
     batch = min(problem.config.map.batch_rows, max(1, len(x) // _LEAST_BATCHES))
-    steps = max(2, round(share * problem.config.map.steps))
+    steps = max(2, round(share * training_steps(problem.config.map, problem.network, len(problem.x))))
     every = max(1, steps // _COLLECTIONS)
     decay = 0.5 * tuned.precision / len(x) * (noise_std**2 if problem.regression else torch.ones(len(start)))
     generator = torch.Generator().manual_seed(problem.seed + 3)
