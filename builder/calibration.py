@@ -35,7 +35,9 @@ from builder.predictive import conformal_quantile, mixture_probabilities, rows_a
 from model_store.manifest import LatentPlan
 from model_store.plan import draw_latents
 
-_NLL_LOSS = 0.001, 0.004
+_NLL_LOSS = 0.001, 0.012
+_LEAST_NEAR = 0.5
+"""Share of the particles of a node."""
 _SAMPLES_PER_ANCHOR = 64
 _FEWEST_SAMPLES, _MOST_WEIGHTS = 8, 2**28
 """Of an anchor, and of all anchors' samples together (1 GB)."""
@@ -89,21 +91,26 @@ def choose_reach(network: FunctionalNetwork, fibers: Fibers, x: Tensor, y: Tenso
             found.append(moments_of(used, unseen, y[rows], log_weight.exp(), wider=wider).fit()[1])
         else:
             found.append(gather(used, unseen, y[rows]).fit(log_weight)[1])
-    node = _furthest_as_good_as_best(torch.stack(found))
+    near = (fibers.loss <= fibers.unseen[:, None]).double().mean((1, 2)) >= _LEAST_NEAR
+    node = _furthest_as_good_as_best(torch.stack(found), near)
     return Reach(node=node, used=max(node, 1), shown=wide(node), out_of_fold=[float(r.mean()) for r in found])
 
 
-def _furthest_as_good_as_best(nll: Tensor) -> int:
-    """The last of the nodes whose NLL (T+1, B) the rows cannot tell from the best one's.
+def _furthest_as_good_as_best(nll: Tensor, near: Tensor) -> int:
+    """The last of the nodes whose NLL (T+1, B) the rows cannot tell from the best one's; beyond the best, of those that
+    are `near` (T+1,).
 
     Where familiar rows do not decide, more of the posterior is the honest choice: it is needed where there are none.
     A difference counts as none up to two standard errors of the paired differences, which in turn count as no less
-    than a thousandth of a nat (where all nodes predict alike they mean nothing) and no more than four thousandths.
+    than a thousandth of a nat (where all nodes predict alike they mean nothing) and no more than twelve thousandths.
+    Nor is it the posterior any more where half of the particles have left the low-loss set, and explain rows that they
+    were trained on worse than the anchor explains rows that it was not: their average may still do.
     """
     mean = torch.nan_to_num(nll.mean(1), nan=math.inf)
     worse = nll - nll[mean.argmin()]
     tolerated = 2 * worse.std(1) / nll.shape[1] ** 0.5
-    good = (worse.mean(1) <= torch.nan_to_num(tolerated).clamp(*_NLL_LOSS)).nonzero()
+    near = near | (torch.arange(len(near), device=near.device) <= mean.argmin())
+    good = (near & (worse.mean(1) <= torch.nan_to_num(tolerated).clamp(*_NLL_LOSS))).nonzero()
     return int(good.max()) if len(good) else 0
 
 

@@ -45,6 +45,7 @@ from builder.fiber_plan import drift_scales, plan_work
 from builder.hamiltonian import adapted, move
 from builder.likelihood import Likelihood
 from builder.network import FunctionalNetwork
+from builder.predictive import sample_outputs
 from builder.progress import StepReport, silent
 from builder.runtime import concurrently, side_by_side, values_at_once
 from model_store.errors import ConfigError
@@ -63,6 +64,7 @@ class Fibers:
         nodes: (T+1, A, N, P), position 0 the anchors.
         scales: (T+1,) drift scale c_t of each node.
         loss: (T+1, A, N) unperturbed loss for each training row; of some, evenly chosen, where gradients are of a part.
+        unseen: (A,) the same of each anchor for the rows that it was not trained on; infinite where there are none.
         drift_length: (A, N) length of the whole drift, without refinement.
         stranded: (A, N) bool, particles that diverged and stay at their last sound node.
         gradient_evaluations: row gradients taken.
@@ -71,6 +73,7 @@ class Fibers:
     nodes: Tensor
     scales: Tensor
     loss: Tensor
+    unseen: Tensor
     drift_length: Tensor
     stranded: Tensor
     gradient_evaluations: int
@@ -125,10 +128,22 @@ def walk_fibers(
         nodes=torch.stack([gathered(node, walk.count) for node in nodes]).reshape(*shape, -1),
         scales=scales.to(torch.float32),
         loss=torch.stack([gathered(loss, walk.count) for loss in losses]).reshape(shape),
+        unseen=_unseen_loss(network, anchors, x, y, member, likelihood),
         drift_length=gathered((scales[-1] * walk.direction.norm(dim=1)).float(), walk.count).reshape(shape[1:]),
         stranded=gathered(walk.stranded, walk.count).reshape(shape[1:]),
         gradient_evaluations=walk.gradient_evaluations,
     )
+
+
+def _unseen_loss(
+    network: FunctionalNetwork, anchors: Tensor, x: Tensor, y: Tensor, member: Tensor, likelihood: Likelihood
+) -> Tensor:
+    found = torch.full((len(anchors),), math.inf, device=x.device)
+    for a, (theta, seen) in enumerate(zip(anchors, member, strict=True)):
+        rows = (~seen).nonzero().squeeze(1)
+        if len(rows):
+            found[a] = likelihood.nll(sample_outputs(network, theta[None], x[rows]), y[rows]).mean()
+    return found
 
 
 class _Walk:

@@ -47,6 +47,7 @@ def line_fibers(anchor: float, end: float, spread: float, particles: int = 8, st
         nodes=nodes,
         scales=torch.linspace(0, 1, steps + 1),
         loss=torch.zeros(shape),
+        unseen=torch.full((2,), math.inf),
         drift_length=torch.ones(shape[1:]),
         stranded=torch.zeros(shape[1:], dtype=torch.bool),
         gradient_evaluations=0,
@@ -74,6 +75,20 @@ def test_drift_that_helps_is_used() -> None:
     reach = choose_reach(network, line_fibers(anchor=1.0, end=3.0, spread=0.1), x, y, member)
     assert reach.node >= 4 and reach.used == reach.shown == reach.node
     assert reach.out_of_fold[reach.node] < reach.out_of_fold[0] - 0.1
+
+
+def test_beyond_the_best_half_of_the_particles_are_near_the_low_loss_set() -> None:
+    """Slopes that differ by nothing predict alike, however far along: then it goes as far as losses say."""
+    network, x, y, member = line_data()
+    fibers = line_fibers(anchor=2.0, end=2.0, spread=0.0)
+    assert choose_reach(network, fibers, x, y, member).node == 6
+    loss = torch.zeros_like(fibers.loss)
+    loss[4:, :, :4], loss[5:, 0, 4] = 2.0, 2.0  # from node 5 on of more than half, nine of sixteen
+    left = replace(fibers, loss=loss, unseen=torch.tensor([1.0, 1.0]))
+    assert choose_reach(network, left, x, y, member).node == 4
+    # The best node counts, whatever its particles do one by one.
+    better = line_fibers(anchor=1.0, end=2.0, spread=0.0)
+    assert choose_reach(network, replace(better, loss=loss, unseen=left.unseen), x, y, member).node == 6
 
 
 def test_drift_beyond_what_helps_is_not_used() -> None:

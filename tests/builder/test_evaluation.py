@@ -68,6 +68,7 @@ def made(task: str = "regression", nodes: Array | None = None, tested: int = TES
         nodes=torch.from_numpy(nodes.transpose(2, 0, 1, 3).copy()),
         scales=torch.linspace(0, 1, nodes.shape[2]),
         loss=unused,
+        unseen=torch.full((ANCHORS,), torch.inf),
         drift_length=unused,
         stranded=unused,
         gradient_evaluations=0,

@@ -234,6 +234,9 @@ def test_losses_and_drift_lengths_are_those_of_the_nodes(fitted: Fitted) -> None
     with torch.no_grad():
         outputs = network.batched(fibers.nodes[3, 0], x[seen])
     assert torch.allclose(fibers.loss[3, 0], GaussianLikelihood(0.1).nll(outputs, y[seen]).mean(1), rtol=1e-4)
+    with torch.no_grad():
+        outputs = network(fibers.nodes[0, 0, 0], x[~seen])
+    assert float(fibers.unseen[0]) == pytest.approx(float(GaussianLikelihood(0.1).nll(outputs, y[~seen]).mean()))
     length = (fibers.nodes[-1] - fibers.nodes[0]).norm(dim=-1)
     assert torch.allclose(fibers.drift_length, length, rtol=1e-4)
     assert fibers.gradient_evaluations == 0
@@ -266,7 +269,7 @@ def test_a_walk_in_groups_and_chunks_is_the_same_walk(
 
     monkeypatch.setattr(FunctionalNetwork, "batched", seen)
     parts = walk_sine(fitted, refinement=refinement, drift_scale=1.0)
-    assert sizes == {(5, 64), (5, 16), (2, 64), (2, 16)}
+    assert sizes == {(5, 64), (5, 16), (2, 64), (2, 16), (1, 16)}  # the last: the anchor on the rows it lacks
     scale = whole.nodes[-1].sub(whole.nodes[0]).abs().mean()
     assert float((whole.nodes - parts.nodes).abs().max() / scale) < 0.01
     assert torch.allclose(whole.loss, parts.loss, rtol=0.02)
