@@ -81,6 +81,17 @@ class Results:
         found = [r for r in self._runs if r["set"] == data_set and r["environment"] == self._id]
         return sorted(found, key=lambda r: int(r["split"]))
 
+    @property
+    def sets(self) -> list[str]:
+        """Every set in the file, whatever the environment."""
+        return list(dict.fromkeys(r["set"] for r in self._runs))
+
+    def latest(self, data_set: str) -> list[Run]:
+        """The runs of a set, by split, in the environment that it was run in last: a set that is run anew takes the
+        place of its older runs, and those of other sets stay."""
+        runs = [r for r in self._runs if r["set"] == data_set]
+        return sorted((r for r in runs if r["environment"] == runs[-1]["environment"]), key=lambda r: int(r["split"]))
+
     def finished(self, data_set: str, split: int) -> bool:
         """Whether there is nothing left to do for this split."""
         return any(r["split"] == split and "error" not in r for r in self.current(data_set))
@@ -107,12 +118,16 @@ class Results:
 
 
 def measured_with(content: dict[str, Any]) -> list[str]:
-    """Lines of Markdown that say with what code, libraries and machine a file's runs were measured."""
+    """Lines of Markdown that say with what code, libraries and machine the latest runs of a file's sets were measured."""
     lines = []
-    for e in content["environments"].values():
+    latest = {r["set"]: r["environment"] for r in content.get("runs", [])}
+    for key, e in content["environments"].items():
         machine, libraries = e["machine"], ", ".join(f"{k} {v}" for k, v in e["libraries"].items())
         where = f"{machine['cores']} cores, {machine['architecture']}"
-        lines += [f"Commit `{e['commit'][:12]}`, preset `{e['preset']}`, {where}; {libraries}.", ""]
+        sets = [name for name, environment in latest.items() if environment == key]
+        which = f" ({', '.join(sets)})" if len(set(latest.values())) > 1 else ""
+        if sets or not latest:
+            lines += [f"Commit `{e['commit'][:12]}`{which}, preset `{e['preset']}`, {where}; {libraries}.", ""]
     return lines
 
 

@@ -48,7 +48,10 @@ def _run(options: argparse.Namespace, log: Console) -> int:
     )
     each = [summarize(n, [r for r in results.current(n) if r["split"] < counts[n]]) for n in counts]
     summary = [s for s in each if s is not None]
-    results.save(summary)
+    # The page is of all sets in the file, each as it was run last.
+    order = {name: i for i, name in enumerate(ALL)}
+    every = [summarize(n, results.latest(n)) for n in sorted(results.sets, key=lambda n: order.get(n, len(ALL)))]
+    results.save([s for s in every if s is not None])
     render_summary(summary)
     render_goals(judge(summary))
     log.print(f"Written to {options.output}.", markup=False, soft_wrap=True)

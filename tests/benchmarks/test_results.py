@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results import Results, environment, revision
+from benchmarks.results import Results, environment, measured_with, revision
 from model_store.errors import ConfigError
 
 HERE = {"commit": "a", "preset": "fast"}
@@ -40,6 +40,23 @@ def test_another_commit_or_preset_counts_no_old_run_but_keeps_it(tmp_path: Path,
     content = json.loads(file.read_text())
     assert {e["commit"] for e in content["environments"].values()} == {"a", change.get("commit", "a")}
     assert {r["environment"] for r in content["runs"]} == set(content["environments"])
+
+
+def test_a_set_that_is_run_anew_takes_the_place_of_its_older_runs(tmp_path: Path) -> None:
+    file, rest = tmp_path / "quality.json", {"libraries": {"x": "1"}, "machine": {"cores": 2, "architecture": "z"}}
+    old = Results(file, "quality", HERE | rest)
+    for name, split in (("one", 1), ("one", 0), ("two", 0), ("two", 1)):
+        old.add(name, split, {"figures": {"nll": 1.0}})
+    new = Results(file, "quality", HERE | rest | {"commit": "b"})
+    new.add("two", 0, {"figures": {"nll": 2.0}})
+    assert new.sets == ["one", "two"]
+    assert [r["split"] for r in new.latest("one")] == [0, 1] and new.current("one") == []
+    assert [r["figures"]["nll"] for r in new.latest("two")] == [2.0]
+    told = "\n".join(measured_with(json.loads(file.read_text())))
+    assert "Commit `a` (one)" in told and "Commit `b` (two)" in told
+    new.add("one", 0, {"figures": {"nll": 2.0}})
+    told = "\n".join(measured_with(json.loads(file.read_text())))
+    assert "Commit `a`" not in told and "Commit `b`, preset" in told
 
 
 def test_a_failed_run_is_tried_again(tmp_path: Path) -> None:
