@@ -118,7 +118,7 @@ class Results:
 
 
 def measured_with(content: dict[str, Any]) -> list[str]:
-    """Lines of Markdown that say with what code, libraries and machine the latest runs of a file's sets were measured."""
+    """Lines of Markdown: with what code, libraries and machine the latest runs of a file's sets were measured."""
     lines = []
     latest = {r["set"]: r["environment"] for r in content.get("runs", [])}
     for key, e in content["environments"].items():

@@ -176,7 +176,7 @@ class CalibrationConfig(_Config):
         int,
         Field(
             ge=0,
-            description="most training rows kept in the bundle for OOD detectors, encoded or as features",
+            description="most training rows kept in the bundle for OOD detectors, encoded or as features; 0: none",
         ),
     ] = 1024
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1, description="share of familiar rows that /ood may flag")] = (

@@ -23,8 +23,9 @@ from builder.network import FunctionalNetwork, NetworkFactory
 from builder.progress import StepReport, silent
 
 _SMALL_NETWORK = 10_000
-_PASSES, _STEPS = 400, (4_000, 16_000)
 """Weights up to which the larger rate is better out of fold, most where noise is small."""
+_PASSES, _STEPS = 400, (4_000, 16_000)
+"""Of training by default: over the rows, and the fewest and most."""
 
 
 @dataclass(frozen=True)
