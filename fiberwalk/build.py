@@ -46,7 +46,7 @@ def build(
     console = Console(stderr=True)
     try:
         from builder.config import make_config, read_recipe
-        from builder.distributed import first, joined
+        from builder.distributed import first, joined, leave
         from builder.pipeline import run_build
         from builder.progress import StageBars
     except ImportError as e:
@@ -70,6 +70,8 @@ def build(
                     raise typer.Exit(2)
             config = make_config(values)
             _show(run_build(config, bars=StageBars(console, quiet or not first())), config.store)
+            return
+        leave()
     except FiberwalkError as e:
         console.print(f"[red]{type(e).__name__}[/red]: ", end="")
         console.print(e.message, markup=False, highlight=False)
