@@ -66,10 +66,10 @@ class Inference:
         answer: dict[str, Any] = _about(model, samples, request) | {"level": request.level}
         answer["calibration"] = _promise(model, request)
         if classes:
-            answer["label"] = [classes[i] for i in columns.pop("label")]
+            answer["label"] = [classes[i] for i in columns.pop("label").tolist()]
             # The likeliest first.
-            order = np.argsort(-columns["mean"], axis=1, kind="stable")
-            held = columns.pop("prediction_set")
+            order = np.argsort(-columns["mean"], axis=1, kind="stable").tolist()
+            held = columns.pop("prediction_set").tolist()
             answer["prediction_set"] = [
                 [classes[c] for c in row if inside[c]] for row, inside in zip(order, held, strict=True)
             ]
