@@ -69,8 +69,8 @@ class NearestRows:
         rows: (m, d) scaled, at least two.
         """
         self.rows = rows
-        self._products = np.ascontiguousarray(-2 * rows.T)
-        self._norms = np.square(rows).sum(axis=1)
+        # One product gives the whole of a squared distance but the row's own square.
+        self._products = np.vstack([-2 * rows.T, np.square(rows).sum(axis=1)])
         self._count = min(_NEIGHBOURS, len(rows) - 1)
         self._block = max(1, _BLOCK_VALUES // len(rows))
 
@@ -84,8 +84,7 @@ class NearestRows:
             parts = [slice(i, i + self._block) for i in range(0, len(u), self._block)]
             return np.concatenate([self.scores(u[p], None if own is None else own[p]) for p in parts])
         v = u.astype(np.float32)
-        squares = v @ self._products
-        squares += self._norms
+        squares = np.concatenate([v, np.ones((len(v), 1), np.float32)], axis=1) @ self._products
         if own is not None:
             at = np.flatnonzero(own >= 0)
             squares[at, own[at]] = np.inf
@@ -100,12 +99,22 @@ def _least(values: Float32, count: int) -> Float32:
     if rows > 1 and width >= _WIDE:
         # They are among the groups whose least are the least: several times less work than to part whole rows.
         size = width // _GROUP
-        groups = values[:, : size * _GROUP].reshape(rows, _GROUP, size)
-        best = groups.min(axis=1).argpartition(count - 1, axis=1)[:, None, :count]
-        kept = np.take_along_axis(groups, best, axis=2).reshape(rows, -1)
+        best = _places(values[:, : size * _GROUP].reshape(rows, _GROUP, size).min(axis=1), count)
+        starts = width * np.arange(rows)[:, None, None] + size * np.arange(_GROUP)[:, None]
+        kept = values.take(starts + best[:, None]).reshape(rows, -1)
         values = np.concatenate([kept, values[:, size * _GROUP :]], axis=1)
     values.partition(count - 1, axis=1)
     return values[:, :count]
+
+
+def _places(values: Float32, count: int) -> NDArray[np.intp]:
+    """(B, count) where the least of each row of values (B, m) stand, in any order."""
+    # Sorting, of which processors do several at once, takes half the time of numpy's argpartition.
+    last = np.sort(values, axis=1)[:, count - 1 : count]
+    at = np.nonzero(values <= last)[1]
+    if len(at) != len(values) * count:  # some are equal
+        return values.argpartition(count - 1, axis=1)[:, :count]
+    return at.reshape(len(values), count)
 
 
 class Mahalanobis:

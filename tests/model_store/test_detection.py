@@ -60,6 +60,13 @@ def test_nearest_rows_against_brute_force(rows: int, neighbours: int) -> None:
     assert NearestRows(kept).scores(new) == pytest.approx(np.log(squares.mean(axis=1)), abs=1e-3)
 
 
+def test_copies_among_many_rows_each_count() -> None:
+    kept = np.tile(related(200, 4), (6, 1)).astype(np.float32)
+    new = related(30, 4, seed=1)
+    squares = np.sort(cdist(new, kept, "sqeuclidean"), axis=1)[:, :5]
+    assert NearestRows(kept).scores(new) == pytest.approx(np.log(squares.mean(axis=1)), abs=1e-3)
+
+
 def test_a_row_is_no_neighbour_of_its_own() -> None:
     kept = related(40, 3).astype(np.float32)
     own = np.append(np.arange(20), -1)
