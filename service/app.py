@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_store.errors import FiberwalkError, InputError, OverloadedError
+from service.memory import share_arenas
 from service.observe import ObserveRequests
 from service.protocol import error_body, status_of
 from service.routes import router
@@ -45,6 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # What is there by now stays; looking through it for garbage again and again would hold requests up.
         gc.collect()
         gc.freeze()
+        share_arenas()
         runtime.start()
         yield
         runtime.stop()

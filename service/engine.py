@@ -212,11 +212,14 @@ def _session(bundle: Bundle, file: str, threads: int, device: Device) -> ort.Inf
     # Idle threads that spin would take the cores from the other models and servers on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(data, options, providers=providers_of(device))
+        session = ort.InferenceSession(data, options, providers=providers_of(device))
     except Exception as e:  # ONNX Runtime's own classes share no public base
         raise IntegrityError(
             f"{bundle}: ONNX Runtime cannot load {file} ({str(e)[:200]}); build and publish it again."
         ) from e
+    # It keeps the file for the case that its providers are changed, which they never are here.
+    session._model_bytes = None
+    return session
 
 
 def _expect(bundle: Bundle, file: str, session: ort.InferenceSession, inputs: list[str], outputs: list[str]) -> None:

@@ -13,6 +13,7 @@ import structlog
 from model_store.errors import FiberwalkError, InputError, IntegrityError, StoreError, UnknownModelError
 from model_store.store import ModelStore
 from service.cache import Flights
+from service.memory import give_back
 from service.metrics import ServiceMetrics
 from service.model import ServedModel
 from service.settings import Settings
@@ -200,6 +201,7 @@ class Models:
             self._failed.pop(version, None)
             self._loaded[version] = model
         self._forget_surplus(version)
+        give_back()
         self._metrics.models.set(len(self._loaded))
         seconds = round(time.perf_counter() - started, 3)
         self._log.info("model_loaded", model=model.reference, device=model.engine.device, seconds=seconds)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,6 +72,17 @@ def test_large_batches_are_cut(tmp_path: Path) -> None:
     assert [p.shape[1] for p in cut] == [7, 7, 7, 4]
     assert [p.shape[1] for p in engine.outputs(split, x, 3)] == [1] * 25
     assert np.allclose(np.concatenate(cut, axis=1), whole[0], rtol=1e-5, atol=1e-6)
+
+
+def test_files_are_not_kept_beside_the_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = bundles.mixed_regression(trunk=True).publish(tmp_path)
+    read: list[bytes] = []
+    original = Bundle.read
+    monkeypatch.setattr(Bundle, "read", lambda *a: read.append(original(*a)) or read[-1])
+    engine = Engine(bundle)
+    # Of a bytes object that only the list has, CPython counts the list, the loop's name and the argument.
+    assert [sys.getrefcount(data) for data in read] == [3] * len(read) and len(read) >= 3
+    decoded(bundle, engine, 3)
 
 
 def test_threads_do_not_change_the_numbers(tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""What the C library does with memory, where it is glibc; elsewhere nothing here does anything."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Final
+
+_ARENA_MAX: Final = -8
+"""`M_ARENA_MAX` of malloc.h."""
+_ARENAS: Final = 2
+
+
+def share_arenas() -> None:
+    """Threads share two heaps from here on. By default each has its own, and keeps what it once needed."""
+    _call("mallopt", _ARENA_MAX, _ARENAS)
+
+
+def give_back() -> None:
+    """Gives back to the system what was freed: of loading a model, as much as its networks take."""
+    _call("malloc_trim", 0)
+
+
+def _call(function: str, *arguments: int) -> None:
+    found = getattr(ctypes.CDLL(None), function, None)
+    if found is not None:
+        found(*arguments)
