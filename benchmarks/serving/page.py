@@ -142,9 +142,10 @@ _CURVES = f"""\
 
 _REPLICAS = """\
 
-Workers compute with one thread each (`FIBERWALK_CONCURRENCY=1`). A replica's first answer with a set of weights that
-another server left in a Redis on the same machine: *fetched* with `FIBERWALK_REDIS_WEIGHTS=always`, *decoded* with
-`never`, and as the server decides by what it measured of both.
+Workers compute with one thread each (`FIBERWALK_CONCURRENCY=1`). Each has its own 30 MB of weights of the wide network,
+and both read them through one cache and one memory; convolutions are arithmetic, which is each core's own. A replica's
+first answer with a set of weights that another server left in a Redis on the same machine: *fetched* with
+`FIBERWALK_REDIS_WEIGHTS=always`, *decoded* with `never`, and as the server decides by what it measured of both.
 """
 
 

@@ -160,7 +160,8 @@ def _run(options: argparse.Namespace, log: Console) -> int:
     results = Results(options.output, "wire", here)
     for i, (name, rows, binary) in enumerate(WAITS):
         results.add("wait", i, {"network": name, **waits(name, rows, binary, options.seconds, options.turns)})
-    results.add("workers", 0, {"network": WORKERS, **workers(WORKERS, options.seconds, options.turns)})
+    for i, name in enumerate(WORKERS):
+        results.add("workers", i, {"network": name, **workers(name, options.seconds, options.turns)})
     for i, name in enumerate(COLD):
         results.add("cold", i, {"network": name, **cold(REPLICAS[name], options.seeds)})
     refuse_changed(here, environment(ROOT, "random weights"))

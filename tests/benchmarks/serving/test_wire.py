@@ -21,15 +21,15 @@ def runs(added: float = 1.0, two: float = 200.0, auto: float = 10.0) -> list[dic
         for name, rows, binary in WAITS
     ]
     one = {"one": {"rate": 100.0}, "two": {"rate": two}, "client_cores": 0.1, "rows": 16, "clients": 8}
-    found.append({"set": "workers", "network": WORKERS, **one})
+    found += [{"set": "workers", "network": name, **one} for name in WORKERS]
     return found + [{"set": "cold", "network": name, "always": 10.0, "never": 15.0, "auto": auto} for name in COLD]
 
 
 def test_goals() -> None:
-    assert [g.state for g in judge(runs(added=0.2))] == ["met"] * 5
-    assert [g.state for g in judge(runs(added=1.9))] == ["met", "met", "not met", "met", "met"]
-    assert [g.state for g in judge(runs(added=21.0, two=179.0, auto=12.1))] == ["not met"] * 5
-    assert [g.state for g in judge([])] == ["not measured"] * 5
+    assert [g.state for g in judge(runs(added=0.2))] == ["met"] * 6
+    assert [g.state for g in judge(runs(added=1.9))] == ["met", "met", "not met", "met", "met", "met"]
+    assert [g.state for g in judge(runs(added=21.0, two=179.0, auto=12.1))] == ["not met"] * 6
+    assert [g.state for g in judge([])] == ["not measured"] * 6
     for header, rows in (table(runs()), workers_table(runs()), cold_table(runs())):
         assert rows and all(len(row) == len(header) for row in rows)
 
@@ -41,7 +41,7 @@ def test_the_command_measures_and_its_page_shows_it(
     monkeypatch.setattr("benchmarks.results.revision", lambda _: "a")
     small = Case(lambda: MLP(13, [50], 1, "tanh"), (13,), 0)
     monkeypatch.setattr(wire, "WAITS", (("MLP 13-50-1", 1, False), ("MLP 13-50-1", 3, True)))
-    monkeypatch.setattr(wire, "WORKERS", "MLP 13-50-1")
+    monkeypatch.setattr(wire, "WORKERS", ("MLP 13-50-1",))
     monkeypatch.setattr(wire, "REPLICAS", dict.fromkeys(COLD, small))
     arguments = ["--seconds", "0.2", "--turns", "1", "--seeds", "2", "--output", str(tmp_path / "wire.json")]
     assert main(arguments) == 0
