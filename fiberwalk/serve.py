@@ -16,6 +16,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     "log_level": "warning",
     "access_log": False,
     "server_header": False,
+    "ws": "none",
     "timeout_graceful_shutdown": 30,
 }
 """Of uvicorn, whatever the number of workers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from typing import Final
 
 _ARENA_MAX: Final = -8
@@ -21,6 +22,6 @@ def give_back() -> None:
 
 
 def _call(function: str, *arguments: int) -> None:
-    found = getattr(ctypes.CDLL(None), function, None)
+    found = getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None
     if found is not None:
         found(*arguments)
