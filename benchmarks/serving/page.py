@@ -100,7 +100,7 @@ _SOAK = """\
 ## Start, memory, and many requests
 
 One process of `fiberwalk serve` with a network of 298,143 weights. Ready is when `/readyz` says so, counted from the
-launch, with the bundle's files in the operating system's cache. Of its memory a good 30 MB are the columns of the mixed
+launch, with the bundle's files in the operating system's cache. Of its memory 18 MB are the columns of the mixed
 first layer, which ONNX Runtime holds for rows alone and for several; in return a weight set takes 5.5 MB, not 38. What
 grows at first is the cache of weight sets and what is remembered for feedback, later what the allocator keeps.
 
