@@ -75,8 +75,8 @@ class MapConfig(_Config):
         int | None,
         Field(
             ge=1,
-            description="optimiser steps; default: 400 passes over the rows, from 4,000 to 16,000 steps (4,000 beyond "
-            "10,000 weights)",
+            description="optimiser steps; default: 400 passes over the rows, from 4,000 to 16,000 steps (fewer where a "
+            "step is much work; 4,000 beyond 10,000 weights)",
         ),
     ] = None
     batch_rows: Annotated[int, Field(ge=1, description="rows of a minibatch")] = 512

@@ -26,6 +26,9 @@ _SMALL_NETWORK = 10_000
 """Weights up to which the larger rate is better out of fold, most where noise is small."""
 _PASSES, _STEPS = 400, (4_000, 16_000)
 """Of training by default: over the rows, and the fewest and most."""
+_WORK = 1e10
+"""Weights x rows x steps beyond which there are no more than the fewest: of a table of 60 columns the most would take a
+build longer than five minutes on two cores."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,9 @@ def training_steps(config: MapConfig, network: FunctionalNetwork, rows: int) -> 
     if config.steps is not None:
         return config.steps
     least, most = _STEPS
-    passes = _PASSES * rows // min(config.batch_rows, rows)
-    return min(max(least, passes), most) if network.weights <= _SMALL_NETWORK else least
+    batch = min(config.batch_rows, rows)
+    wanted = min(_PASSES * rows // batch, most, int(_WORK / (network.weights * batch)))
+    return max(least, wanted) if network.weights <= _SMALL_NETWORK else least
 
 
 def learning_rate(config: MapConfig, network: FunctionalNetwork) -> float:

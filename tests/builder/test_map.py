@@ -255,19 +255,23 @@ def test_a_given_classifier_has_no_noise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "hidden", "given", "steps"),
+    ("rows", "columns", "hidden", "given", "steps"),
     [
-        (200, [50], {}, 4_000),
-        (5_120, [50], {}, 4_000),
-        (10_240, [50], {}, 8_000),
-        (10_240, [50], {"batch_rows": 1024}, 4_000),
-        (100_000, [50], {}, 16_000),
-        (100_000, [200, 200], {}, 4_000),
-        (100_000, [50], {"steps": 7}, 7),
+        (200, 4, [50], {}, 4_000),
+        (5_120, 4, [50], {}, 4_000),
+        (10_240, 4, [50], {}, 8_000),
+        (10_240, 4, [50], {"batch_rows": 1024}, 4_000),
+        (100_000, 4, [50], {}, 16_000),
+        (100_000, 60, [50], {}, 6_298),
+        (100_000, 150, [50], {}, 4_000),
+        (100_000, 4, [200, 200], {}, 4_000),
+        (100_000, 4, [50], {"steps": 7}, 7),
     ],
 )
-def test_many_rows_take_more_steps(rows: int, hidden: list[int], given: dict[str, int], steps: int) -> None:
-    network = FunctionalNetwork(MLP(4, hidden, 1))
+def test_many_rows_take_more_steps_as_far_as_their_work_allows(
+    rows: int, columns: int, hidden: list[int], given: dict[str, int], steps: int
+) -> None:
+    network = FunctionalNetwork(MLP(columns, hidden, 1))
     assert training_steps(MapConfig(**given), network, rows) == steps  # type: ignore[arg-type]
 
 
