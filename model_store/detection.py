@@ -69,8 +69,8 @@ class NearestRows:
         rows: (m, d) scaled, at least two.
         """
         self.rows = rows
-        # One product gives the whole of a squared distance but the row's own square.
-        self._products = np.vstack([-2 * rows.T, np.square(rows).sum(axis=1)])
+        self._products = np.ascontiguousarray(-2 * rows.T)
+        self._norms = np.square(rows).sum(axis=1)
         self._count = min(_NEIGHBOURS, len(rows) - 1)
         self._block = max(1, _BLOCK_VALUES // len(rows))
 
@@ -84,7 +84,8 @@ class NearestRows:
             parts = [slice(i, i + self._block) for i in range(0, len(u), self._block)]
             return np.concatenate([self.scores(u[p], None if own is None else own[p]) for p in parts])
         v = u.astype(np.float32)
-        squares = np.concatenate([v, np.ones((len(v), 1), np.float32)], axis=1) @ self._products
+        squares = v @ self._products
+        squares += self._norms
         if own is not None:
             at = np.flatnonzero(own >= 0)
             squares[at, own[at]] = np.inf

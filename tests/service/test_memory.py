@@ -14,7 +14,6 @@ from service.memory import give_back, share_arenas
 
 # In a process of its own: what others have allocated meanwhile would blur the figure.
 HOLED = """
-import sys
 from service.memory import give_back
 
 def resident():
@@ -29,6 +28,45 @@ before = resident()
 give_back()
 print(before - resident())
 """
+
+# Eight threads that all hold memory; glibc itself tells of its heaps.
+HEAPS = """
+import ctypes, re, sys, tempfile, threading
+from service.memory import share_arenas
+
+if sys.argv[1] == "shared":
+    share_arenas()
+there, done = threading.Barrier(9), threading.Event()
+
+def hold():
+    held = [bytes(bytearray(1000)) for _ in range(1000)]
+    there.wait()
+    done.wait()
+
+threads = [threading.Thread(target=hold) for _ in range(8)]
+for t in threads:
+    t.start()
+there.wait()
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+with tempfile.NamedTemporaryFile() as file:
+    stream = ctypes.c_void_p(libc.fopen(file.name.encode(), b"w"))
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    print(len(re.findall(b"<heap nr=", file.read())))
+done.set()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other heaps")
+def test_threads_share_two_heaps() -> None:
+    assert heaps("shared") <= 2 < heaps("of their own")
+
+
+def heaps(which: str) -> int:
+    root = Path(__file__).parent.parent.parent
+    command = [sys.executable, "-c", HEAPS, which]
+    return int(subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
