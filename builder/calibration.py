@@ -63,8 +63,11 @@ class Reach:
     out_of_fold: list[float]
 
 
-def choose_reach(network: FunctionalNetwork, fibers: Fibers, x: Tensor, y: Tensor, member: Tensor) -> Reach:
-    """Chooses how far along the trajectories to draw, jointly with noise or temperature, by out-of-fold NLL."""
+def choose_reach(
+    network: FunctionalNetwork, fibers: Fibers, x: Tensor, y: Tensor, member: Tensor, served: int | None = None
+) -> Reach:
+    """Chooses how far along the trajectories to draw, jointly with noise or temperature, by out-of-fold NLL of so many
+    anchors as are `served`, by default all."""
     count, anchors, particles = fibers.nodes.shape[:3]
     rows = rows_to_judge(member)
     unseen = ~member[:, rows]
@@ -88,9 +91,9 @@ def choose_reach(network: FunctionalNetwork, fibers: Fibers, x: Tensor, y: Tenso
             if wide(last) > last:
                 shown, weight = up_to(wide(last))
                 wider = moments_within(shown, unseen, weight.exp())[1]
-            found.append(moments_of(used, unseen, y[rows], log_weight.exp(), wider=wider).fit()[1])
+            found.append(moments_of(used, unseen, y[rows], log_weight.exp(), served, wider).fit()[1])
         else:
-            found.append(gather(used, unseen, y[rows]).fit(log_weight)[1])
+            found.append(gather(used, unseen, y[rows], served).fit(log_weight)[1])
     near = (fibers.loss <= fibers.unseen[:, None]).double().mean((1, 2)) >= _LEAST_NEAR
     node = _furthest_as_good_as_best(torch.stack(found), near)
     return Reach(node=node, used=max(node, 1), shown=wide(node), out_of_fold=[float(r.mean()) for r in found])
@@ -199,11 +202,13 @@ def calibrate(
     y: Tensor,
     member: Tensor,
     wider: Posterior | None = None,
+    served: int | None = None,
 ) -> Calibrated:
     """Calibrates the posterior around cross-fitted anchors on the rows that these did not see.
 
     Args:
         wider: samples that go far enough to show where anchors differ, if those of the posterior do not.
+        served: how many anchors answer in service, by default all.
     """
     regression = y.is_floating_point()
     rows = (~member).any(0).nonzero().squeeze(1)
@@ -230,14 +235,14 @@ def calibrate(
         if wider is not None:
             further = weights_of_anchors(wider, plan, _SAMPLES_PER_ANCHOR)
             apart = of_anchors(wider.network, further, x[rows], unseen, lambda f: f[..., 0].var(0, unbiased=True))
-        found = moments(means, within, unseen, target, disagreement(means, unseen), wider=apart)
+        found = moments(means, within, unseen, target, disagreement(means, unseen), served, apart)
         spread, rows_nll = found.fit()
         scores = found.scores(spread)
         coverage = float((scores <= conformal_quantile(scores, 0.9)).float().mean())
         spread, map_spread = math.sqrt(spread), math.sqrt(map_spread)
     else:
         own = [sample_outputs(posterior.network, w, x[rows[judged[u]]]) for w, u in zip(drawn, at, strict=True)]
-        spread, rows_nll = gather(own, at, target[judged]).fit()
+        spread, rows_nll = gather(own, at, target[judged], served).fit()
         # Averaged over the one or two anchors that did not see a row.
         p = sum(
             of_anchors(posterior.network, [w], x[rows], u[None], lambda f: mixture_probabilities(f, spread).T)[0]

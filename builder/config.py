@@ -92,6 +92,14 @@ class MapConfig(_Config):
         bool,
         Field(description="train what is served anew with all rows, once everything is chosen"),
     ] = True
+    served: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="of the anchors that everything is chosen on, how many are trained anew and served: fewer make "
+            "a smaller bundle and a shorter build; default: all",
+        ),
+    ] = None
 
 
 class FiberConfig(_Config):

@@ -84,9 +84,10 @@ def fit_detectors(
     scores: dict[DetectorName, Float64] = {}
     arrays: dict[str, NDArray[Any]] = {}
     # With no more samples than anchors, an anchor's own samples say nothing of how they differ.
-    if plan.samples > len(member):
+    anchors = len((served or posterior).nodes)
+    if plan.samples > anchors:
         name: DetectorName = "epistemic_to_noise" if y.is_floating_point() else "mutual_information"
-        scores[name] = _of_familiar(posterior, plan, spread, x[rows], ~member[:, rows], y.is_floating_point())
+        scores[name] = _of_familiar(posterior, plan, spread, x[rows], ~member[:, rows], y.is_floating_point(), anchors)
         if served is not None:
             scores[name] += _level(posterior, served, plan, spread, x, member, y.is_floating_point())
     if isinstance(inputs, TableInput):
@@ -97,10 +98,10 @@ def fit_detectors(
         scores |= found
     if not scores:
         raise ConfigError(
-            f"No OOD detector is left: {plan.samples} samples of {len(member)} anchors do not show how the samples of "
+            f"No OOD detector is left: {plan.samples} samples of {anchors} anchors do not show how the samples of "
             "one anchor differ; raise calibration.samples.",
             field="calibration.samples",
-            expected=f"more than {len(member)}",
+            expected=f"more than {anchors}",
             got=str(plan.samples),
         )
     together = combined([familiar_surprise(s) for s in scores.values()])
@@ -110,17 +111,16 @@ def fit_detectors(
 
 
 def _of_familiar(
-    posterior: Posterior, plan: LatentPlan, spread: float, x: Tensor, unseen: Tensor, regression: bool
+    posterior: Posterior, plan: LatentPlan, spread: float, x: Tensor, unseen: Tensor, regression: bool, anchors: int
 ) -> Float64:
-    """(m,) epistemic scores of rows as if they were new, of all anchors together as in service; each anchor lacks those
-    of (A, m) `unseen`.
+    """(m,) epistemic scores of rows as if they were new, of as many anchors together as are served; each anchor lacks
+    those of (A, m) `unseen`.
 
     The one or two anchors that lack a row scatter more than all together, and would make too few rows look unfamiliar.
     """
-    count = len(unseen)
-    weights = weights_of_anchors(posterior, plan, max(2, round(plan.samples / count)))
+    weights = weights_of_anchors(posterior, plan, max(2, round(plan.samples / anchors)))
     found = _epistemic(posterior.network, weights, spread, x, torch.ones_like(unseen), regression)
-    return _score(as_unseen(found, unseen), torch.ones_like(unseen), regression)
+    return _score(as_unseen(found, unseen)[:anchors], torch.ones_like(unseen)[:anchors], regression)
 
 
 def _level(
@@ -128,11 +128,12 @@ def _level(
 ) -> float:
     """By how much epistemic scores of the served posterior are above those of the judged one, on rows that were trained
     on: how much the samples around an anchor scatter is its own, by how much more on a row that it lacks is not."""
-    rows = member.any(0).nonzero().squeeze(1)
+    rows = member[: len(served.nodes)].any(0).nonzero().squeeze(1)
     rows = rows[:: max(1, len(rows) // _LEVEL_ROWS)]
-    seen, samples = member[:, rows], max(2, round(plan.samples / len(member)))
+    anchors = len(served.nodes)
+    seen, samples = member[:anchors, rows], max(2, round(plan.samples / anchors))
     was, now = (
-        epistemic_score(p.network, weights_of_anchors(p, plan, samples), spread, x[rows], seen, regression)
+        epistemic_score(p.network, weights_of_anchors(p, plan, samples)[:anchors], spread, x[rows], seen, regression)
         for p in (judged, served)
     )
     return float(np.median(now - was))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from builder.augmentation import Augmentation, refuse_other_than_images
 from builder.autoencoder import LatentModel, train_autoencoder
 from builder.calibration import DecodedPosterior, SampledPosterior, calibrate, choose_reach
-from builder.config import BuildConfig, FiberConfig
+from builder.config import BuildConfig, FiberConfig, MapConfig
 from builder.data import Dataset
 from builder.decoder import WeightDecoder
 from builder.detection import fit_detectors
@@ -35,6 +35,7 @@ from builder.progress import StageBars, StepReport
 from builder.runtime import limit_memory
 from builder.trained import Trained
 from builder.work import WorkFolder, make_key
+from model_store.errors import ConfigError
 
 Stage = TypeVar("Stage", Anchors, Fibers)
 
@@ -83,7 +84,7 @@ def learn(
     )
 
     full = FunctionalNetwork(module).to(device)
-    key = make_key(key, config.map.model_dump())
+    key = make_key(key, config.map.model_dump(exclude={"refit", "served"}))
     with bars.stage("MAP training") as report, clock("map"):
 
         def first_anchors() -> Anchors:
@@ -94,20 +95,26 @@ def learn(
         anchors = _trained(work, "map", key, device, first_anchors)
     own = _Start.of(config, module, full, anchors, member, y, dataset.outputs)
     refit = config.map.refit and config.network.weights is None  # given weights are answered with as they are
+    count = _served(config.map, len(member), refit)
     work_a_walk = work_of(config.fiber, len(member)) / (2 if refit else 1)
     fiber = config.fiber.model_copy(update={"work": work_a_walk})
+    # As many fibers in all as around those that are served: what is judged then takes no more work than what is served.
+    each = None if fiber.trajectories is None else max(1, round(fiber.trajectories * count / len(member)))
+    judging = fiber.model_copy(update={"trajectories": each})
 
-    key = make_key(key, config.fiber.model_dump())
+    key = make_key(key, judging.model_dump())
     with bars.stage("Fiber sampling") as report, clock("fiber"):
         cross_fitted = _walked(
-            work, "fiber", key, device, lambda: own.walk(x, y, fiber, config.map.augment, config.seed, report)
+            work, "fiber", key, device, lambda: own.walk(x, y, judging, config.map.augment, config.seed, report)
         )
-    reach = from_first(choose_reach(own.network, cross_fitted, x, y, member) if first() and cross_fitted else None)
+    reach = from_first(
+        choose_reach(own.network, cross_fitted, x, y, member, count) if first() and cross_fitted else None
+    )
     assert reach is not None
 
     served, fibers, evaluations = own, cross_fitted, anchors.gradient_evaluations
     if refit:
-        key = make_key(key, reach.used)
+        key = make_key(key, reach.used, count, fiber.trajectories)
         with bars.stage("MAP, all rows") as report, clock("map"):
             whole = _trained(
                 work,
@@ -117,7 +124,7 @@ def learn(
                 lambda: refit_anchors(full, factory, anchors, x, y, config.map, config.seed, report),
             )
         evaluations += whole.gradient_evaluations
-        served = _Start.of(config, module, full, whole, torch.ones_like(member), y, dataset.outputs)
+        served = _Start.of(config, module, full, whole, torch.ones_like(member[:count]), y, dataset.outputs)
         with bars.stage("Fibers, all rows") as report, clock("fiber"):
             fibers = _walked(
                 work,
@@ -150,7 +157,7 @@ def learn(
     with bars.stage("Calibration"), clock("calibration"):
         judged = _sampled(own.network, cross_fitted, reach.used) if refit else posterior
         wider = _sampled(own.network, cross_fitted, reach.shown) if reach.shown > reach.used else None
-        calibrated = calibrate(judged, own.anchors, plan, x, y, member, wider)
+        calibrated = calibrate(judged, own.anchors, plan, x, y, member, wider, count)
         if config.calibration.samples is None:
             plan = with_enough_samples(plan, posterior, x, calibrated.spread, y.is_floating_point())
         networks = FeatureNetworks(full, anchors.weights)
@@ -186,6 +193,27 @@ def learn(
         networks,
         evaluations,
     )
+
+
+def _served(config: MapConfig, anchors: int, refit: bool) -> int:
+    """How many of the anchors are served. Raises ConfigError where it cannot be as many as asked."""
+    if config.served is None or config.served == anchors:
+        return anchors
+    if not refit:
+        raise ConfigError(
+            "Anchors that are not trained anew on all rows are all served; leave map.served out, or set map.refit.",
+            field="map.served",
+            expected=f"{anchors}, or none",
+            got=str(config.served),
+        )
+    if config.served > anchors:
+        raise ConfigError(
+            "No more anchors can be served than there are; raise map.anchors.",
+            field="map.served",
+            expected=f"at most {anchors}",
+            got=str(config.served),
+        )
+    return config.served
 
 
 @dataclass(frozen=True)

@@ -237,13 +237,14 @@ def refit_anchors(
     seed: int = 0,
     report: StepReport = silent,
 ) -> Anchors:
-    """The anchors trained anew, each from its own start in the same way, but on all rows.
+    """The anchors, or the first `config.served` of them, trained anew, each from its own start in the same way, but on
+    all rows.
 
     They are what is served, once everything has been chosen on rows that the first ones left out. To go on from these
     would be cheaper, but serve networks that are trained for longer than those that were judged.
     `gradient_evaluations` are those of this alone. Arguments as of `train_members`.
     """
-    count = len(anchors.weights)
+    count = config.served or len(anchors.weights)
     start = _starts(factory, network, count, seed).to(x.device)
     every = torch.ones(count, len(x), dtype=torch.bool, device=x.device)
     precision = torch.full((count,), anchors.prior_precision, device=x.device)
@@ -251,7 +252,7 @@ def refit_anchors(
     return replace(
         anchors,
         weights=found.weights,
-        noise_std=found.noise_std if y.is_floating_point() else anchors.noise_std,
+        noise_std=found.noise_std if y.is_floating_point() else anchors.noise_std[:count],
         loss=float(found.loss.mean()),
         gradient_evaluations=found.gradient_evaluations,
     )

@@ -118,8 +118,9 @@ def rows_to_judge(member: Tensor) -> Tensor:
     return rows[:: -(-len(rows) // _SEARCH_ROWS)]
 
 
-def gather(outputs: list[Tensor], unseen: Tensor, y: Tensor) -> OutOfFold:
-    """From the outputs (S, m_a, O) of each anchor on the rows, out of m, that it did not see."""
+def gather(outputs: list[Tensor], unseen: Tensor, y: Tensor, anchors: int | None = None) -> OutOfFold:
+    """From the outputs (S, m_a, O) of each anchor on the rows, out of m, that it did not see; `anchors` answer, by
+    default as many as there are."""
     order = unseen.int().argsort(stable=True, dim=0, descending=True)
     picked: list[Tensor] = []
     for place in range(min(2, int(unseen.sum(0).min()))):
@@ -129,7 +130,7 @@ def gather(outputs: list[Tensor], unseen: Tensor, y: Tensor) -> OutOfFold:
             here = order[place] == a
             whole[:, here] = f[:, here[unseen[a]]]
         picked.append(whole)
-    return OutOfFold(picked[0], picked[1] if len(picked) > 1 else None, y, len(outputs))
+    return OutOfFold(picked[0], picked[1] if len(picked) > 1 else None, y, anchors or len(outputs))
 
 
 def _best_of(grid: NDArray[np.float64], nll: Callable[[float], Tensor]) -> tuple[float, Tensor]:

@@ -40,6 +40,7 @@ _OTHERS: Final = (
     "level",
     "quantiles",
     "return",
+    "empty_sets",
     "ood",
     "false_alarm_rate",
 )

@@ -50,6 +50,9 @@ class Inference:
         if classes and request.quantiles:
             message = f"{model.reference} predicts a class, which has no quantiles; leave them out."
             refuse("bad_quantiles", message, "quantiles", "no quantiles", list(request.quantiles))
+        if request.empty_sets and not classes:
+            message = f"{model.reference} predicts a number, with an interval and no set of classes; leave this out."
+            refuse("bad_empty_sets", message, "empty_sets", "no empty_sets, or false", True)
         values = len(request.inputs) * samples * max(1, len(classes))
         if request.draws and values > self._settings.max_values:
             raise InputError(
@@ -138,7 +141,7 @@ class Inference:
 
 def _run(request: InferenceRequest, model: ServedModel, samples: int, x: NDArray[np.float32]) -> Run:
     scores = request.ood and model.detectors.ask_the_network
-    asked = Asked(request.level, request.quantiles, request.draws, scores)
+    asked = Asked(request.level, request.quantiles, request.draws, scores, request.empty_sets)
     return Run(model, _key(request, model, samples), x, asked)
 
 

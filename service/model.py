@@ -73,6 +73,7 @@ class ServedModel:
         quantiles: Sequence[float] = (),
         draws: bool = False,
         scores: bool = False,
+        empty_sets: bool = False,
     ) -> Columns:
         """The predictive of encoded rows x (B, ...): arrays with one entry a row (see `predictive`).
 
@@ -81,12 +82,15 @@ class ServedModel:
             quantiles: of the target of a regression, wanted as `quantiles` (B, Q).
             draws: whether what each sample says is wanted, as `draws`: means (B, S) or probabilities (B, S, C).
             scores: whether the network's OOD score is wanted too, as `epistemic_score` (B,).
+            empty_sets: whether a prediction set may be empty.
 
         Raises:
             InputError: a row lies so far out that the network's outputs are not finite.
         """
         members = weights.members if scores else None
-        return _joined(self.statistics(p, level, quantiles, draws, members) for p in self._outputs(weights, x))
+        return _joined(
+            self.statistics(p, level, quantiles, draws, members, empty_sets) for p in self._outputs(weights, x)
+        )
 
     def statistics(
         self,
@@ -95,6 +99,7 @@ class ServedModel:
         quantiles: Sequence[float] = (),
         draws: bool = False,
         members: AnchorSamples | None = None,
+        empty_sets: bool = False,
     ) -> Columns:
         """The predictive of rows from the network's outputs (S, B, O) on them; arguments and result as in `predict`.
 
@@ -113,7 +118,7 @@ class ServedModel:
                 found["draws"] = target.mean + target.scale * outputs[..., 0].astype(np.float64).T
             return found
         assert not isinstance(calibration, RegressionCalibration)
-        found = predictive.classification(outputs, calibration, level, self._scores, members)
+        found = predictive.classification(outputs, calibration, level, self._scores, members, empty_sets)
         if draws:
             found["draws"] = predictive.probabilities(outputs, calibration).swapaxes(0, 1)
         return found

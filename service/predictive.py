@@ -110,19 +110,23 @@ def calibrated_quantiles(mean: Float64, variance: Float64, probabilities: Sequen
     return found
 
 
-def prediction_sets(p: Float64, level: float, scores: Float64) -> NDArray[np.bool_]:
+def prediction_sets(p: Float64, level: float, scores: Float64, empty: bool = False) -> NDArray[np.bool_]:
     """(B, C) bool: the classes of a set that holds the true one with this probability (Sadinle et al. 2019).
 
     Args:
         p: (B, C) averaged class probabilities.
         scores: (n,) sorted, one less the probability of the true class of out-of-fold rows.
+        empty: whether a set may be empty. If not, the likeliest class is always in it: where that one alone is right
+            more often than the level asks, sets hold the true class more often too.
 
-    The likeliest class is always in it, which can only help. All are, where n scores cannot vouch for the level.
+    All classes are in it where n scores cannot vouch for the level.
     """
     highest = conformal_quantile(level, scores)
     if highest is None:
         return np.ones(p.shape, dtype=np.bool_)
-    held: NDArray[np.bool_] = (1 - p <= highest + 1e-12) | (p == p.max(axis=1, keepdims=True))
+    held: NDArray[np.bool_] = 1 - p <= highest + 1e-12
+    if not empty:
+        held |= p == p.max(axis=1, keepdims=True)
     return held
 
 
@@ -159,11 +163,13 @@ def classification(
     level: float,
     scores: Float64,
     members: AnchorSamples | None = None,
+    empty_sets: bool = False,
 ) -> Columns:
     """The predictive of a classification, from logits (S, B, C), with prediction sets of a level.
 
     Args:
         members: where the OOD score is wanted too, which samples are whose.
+        empty_sets: whether a prediction set may be empty.
 
     Returns:
         `mean` and `variance` over samples of the probabilities, (B, C); `label`, index of the likeliest class;
@@ -185,7 +191,7 @@ def classification(
         "expected_entropy": expected,
         # Jensen's inequality: only rounding can make it negative.
         "mutual_information": np.maximum(total - expected, 0.0),
-        "prediction_set": prediction_sets(mean, level, scores),
+        "prediction_set": prediction_sets(mean, level, scores, empty_sets),
     }
 
 

@@ -44,6 +44,7 @@ class InferenceRequest:
         level: probability mass of the interval or prediction set.
         quantiles: of the target, that are wanted too.
         draws: whether what every sample says is wanted too.
+        empty_sets: whether a prediction set may be empty.
         ood: whether a prediction says too how unfamiliar rows are.
         false_alarm_rate: share of familiar rows that may be flagged; None is the model's own.
     """
@@ -55,6 +56,7 @@ class InferenceRequest:
     level: float
     quantiles: tuple[float, ...] = ()
     draws: bool = False
+    empty_sets: bool = False
     ood: bool = False
     false_alarm_rate: float | None = None
 
@@ -71,10 +73,10 @@ def parse(body: Body, *, max_rows: int, predicts: bool) -> InferenceRequest:
         InputError: the first thing that is wrong.
     """
     content = content_of(body, rows_alone=True)
-    own = ["level", "quantiles", "return", "ood"] if predicts else []
+    own = ["level", "quantiles", "return", "empty_sets", "ood"] if predicts else []
     _refuse_unknown(content, ["inputs", "model", "samples", "seed", *own, "false_alarm_rate"])
     rate = content.get("false_alarm_rate")
-    if predicts and rate is not None and not _ood(content.get("ood")):
+    if predicts and rate is not None and not _flag(content, "ood"):
         message = "A prediction flags rows only where that is asked for; add ood: true, or leave the rate out."
         refuse("bad_false_alarm_rate", message, "false_alarm_rate", "no rate, or ood: true beside it", rate)
     return _inference(content, max_rows)
@@ -155,7 +157,8 @@ def _inference(content: dict[str, Any], max_rows: int) -> InferenceRequest:
         level=_level(content.get("level")),
         quantiles=_quantiles(content.get("quantiles")),
         draws=_draws(content.get("return")),
-        ood=_ood(content.get("ood")),
+        empty_sets=_flag(content, "empty_sets"),
+        ood=_flag(content, "ood"),
         false_alarm_rate=_rate(content.get("false_alarm_rate")),
     )
 
@@ -234,9 +237,10 @@ def _rate(value: Any) -> float | None:
     return None if value is None else _share(value, name, f"bad_{name}", name)
 
 
-def _ood(value: Any) -> bool:
+def _flag(content: dict[str, Any], field: str) -> bool:
+    value = content.get(field)
     if value is not None and not isinstance(value, bool):
-        refuse("wrong_type", "ood must be true or false.", "ood", "true or false", value)
+        refuse("wrong_type", f"{field} must be true or false.", field, "true or false", value)
     return bool(value)
 
 

@@ -59,6 +59,13 @@ class PredictRequest(InferenceRequest):
         list[Literal["samples"]] | None,
         Field(alias="return", description="`samples`: also what every posterior sample says, as `draws`."),
     ] = None
+    empty_sets: Annotated[
+        bool,
+        Field(
+            description="Whether a prediction set may be empty, where no class is as likely as true ones are. Sets "
+            "then hold the true class in `level` of 1 and no more, also where the likeliest alone is right more often."
+        ),
+    ] = False
     ood: Annotated[bool, Field(description="Whether to say too how unfamiliar the rows are, as `/ood` does.")] = False
     false_alarm_rate: Annotated[
         float | None, Field(gt=0, lt=1, description="With `ood`, as in a request to `/ood`.")
@@ -168,7 +175,9 @@ class ClassificationAnswer(_Answer):
     mutual_information: Annotated[list[float], Field(description="Their difference: the epistemic part.")]
     prediction_set: Annotated[
         list[list[int | str]],
-        Field(description="The classes in question, likeliest first: the true one is among them in `level` of 1."),
+        Field(
+            description="The classes in question, likeliest first: the true one is among them in `level` of 1 or more."
+        ),
     ]
     draws: Annotated[
         list[list[list[float]]] | None, Field(description="Class probabilities that every posterior sample predicts.")

@@ -30,12 +30,14 @@ class Asked:
         quantiles: of a regression's target, wanted too.
         draws: whether what each sample says is wanted too.
         scores: whether the network's OOD score is wanted too.
+        empty_sets: whether a prediction set may be empty.
     """
 
     level: float | None
     quantiles: tuple[float, ...] = ()
     draws: bool = False
     scores: bool = False
+    empty_sets: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def run_alone(weights: WeightSet, run: Run) -> Columns:
     asked = run.asked
     if asked.level is None:
         return {"epistemic_score": run.model.epistemic_score(weights, run.x)}
-    return run.model.predict(weights, run.x, asked.level, asked.quantiles, asked.draws, asked.scores)
+    return run.model.predict(weights, run.x, asked.level, asked.quantiles, asked.draws, asked.scores, asked.empty_sets)
 
 
 def run_together(weights: WeightSet, runs: Sequence[Run]) -> list[Columns | InputError]:
@@ -113,4 +115,4 @@ def _statistics(model: ServedModel, weights: WeightSet, outputs: Float32, asked:
     if asked.level is None:
         return {"epistemic_score": model.network_score(outputs, weights.members)}
     members = weights.members if asked.scores else None
-    return model.statistics(outputs, asked.level, asked.quantiles, asked.draws, members)
+    return model.statistics(outputs, asked.level, asked.quantiles, asked.draws, members, asked.empty_sets)

@@ -37,8 +37,9 @@ quantile regression is gradient boosting (scikit-learn's, on histograms), each q
 `{GRID}` by three-fold cross-validation, and one correction for both ends.
 APS sets are randomised, as in their paper, and two classes have LAC sets alone. A peer whose coverage falls more than
 1.5 points short of its level is not valid there, and no measure of width. Widths are in standard deviations of the
-training targets. Our sets always hold the likeliest class, of which a user can make something: where it alone is right
-more often than the level, they cover more than asked and hold one class, while peers give out empty sets.
+training targets. Our sets hold the likeliest class unless asked otherwise (`"empty_sets": true`): where it alone is
+right more often than the level, they cover more than asked. Peers give out empty sets, and so goals are judged by ours
+that may be empty too.
 
 **False alarms** stand with the standard error that a rate of exactly what was asked has over all test rows of the
 splits. Splits share test rows, so the true one is larger. Goals take no account of it, but say how many rates

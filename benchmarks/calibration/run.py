@@ -33,6 +33,7 @@ from model_store.manifest import TableInput
 
 METHODS: Final = {
     "fiberwalk": "fiberwalk, as served",
+    "fiberwalk_empty": "fiberwalk, sets that may be empty",
     "map_tuned": "MAP, out-of-fold temperature",
     "conformal_ensemble": "conformal, deep ensemble of 5",
     "conformal_laplace": "conformal, linearised Laplace, last layer",
@@ -65,7 +66,7 @@ def run_split(name: str, split: int, preset: str) -> dict[str, Any]:
         with _store(learned) as store:
             return {**described(data, problem), "task": MONITOR, **watch(data, split, store, problem.config.name)}
     tuned = tune(problem, learned)
-    found = {_OURS: _ours(data, split, problem, learned)}
+    found = _ours(data, split, problem, learned)
     families: dict[str, Callable[[], dict[str, Found]]] = {
         "conformal": partial(_conformal, problem, tuned),
         "cost": partial(_cost, data, split, problem, learned),
@@ -93,17 +94,24 @@ class Found:
         return Found(self.figures | other.figures, self.seconds + other.seconds)
 
 
-def _ours(data: DataSet, split: int, problem: Problem, learned: Learned) -> Found:
-    """What a server answers for the test rows."""
+def _ours(data: DataSet, split: int, problem: Problem, learned: Learned) -> dict[str, Found]:
+    """What a server answers for the test rows; of classes also with sets that may be empty, as those of peers."""
     x, name = data.x[data.test[split]], problem.config.name
     with _serving(learned) as server:
         answers = {level: server.ask("/predict", name, x, level=level) for level in LEVELS}
+        empty = {}
+        if not problem.regression:
+            empty = {level: server.ask("/predict", name, x, level=level, empty_sets=True) for level in LEVELS}
         flags = {rate: server.ask("/ood", name, x, false_alarm_rate=rate)["flag"] for rate in ALARM_RATES}
     found = regions.figures(regions.answered(problem, answers), problem.y_test.numpy())
     found |= {f"flagged_{rate:g}": float(np.mean(flag)) for rate, flag in flags.items()}
     if not problem.regression:
         found["ece"] = calibration_error(np.array(answers[LEVELS[0]]["mean"]), problem.y_test.numpy())
-    return Found(found, learned.cost.seconds)
+    ours = {_OURS: Found(found, learned.cost.seconds)}
+    if empty:
+        sets = regions.figures(regions.answered(problem, empty), problem.y_test.numpy())
+        ours["fiberwalk_empty"] = Found(sets, learned.cost.seconds)
+    return ours
 
 
 def _conformal(problem: Problem, tuned: Tuned) -> dict[str, Found]:

@@ -66,7 +66,14 @@ def run_splits(
 
 
 def read_options(
-    arguments: Sequence[str] | None, prog: str, doc: str | None, output: Path, *, full: bool = True, sets: str
+    arguments: Sequence[str] | None,
+    prog: str,
+    doc: str | None,
+    output: Path,
+    *,
+    full: bool = True,
+    sets: str,
+    more: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> argparse.Namespace:
     """The options of a benchmark whose splits run side by side.
 
@@ -75,6 +82,7 @@ def read_options(
         output: where results go by default.
         full: whether there is an option for all sets and splits.
         sets: help of the option `--sets`.
+        more: adds options of its own.
     """
     parser = argparse.ArgumentParser(prog=prog, description=(doc or "").split("\n")[0])
     if full:
@@ -87,6 +95,8 @@ def read_options(
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)"
     )
     parser.add_argument("--output", type=Path, default=output, metavar="FILE")
+    if more is not None:
+        more(parser)
     options = parser.parse_args(arguments)
     if (options.splits or 1) < 1 or options.workers < 1:
         parser.error("--splits and --workers must be at least 1")

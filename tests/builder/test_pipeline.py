@@ -203,6 +203,27 @@ def test_what_is_served_has_seen_all_rows_and_what_chose_it_has_not(
     assert starts[-1].all() and not starts[-2].all() and seen[2].fibers is not seen[2].cross_fitted
 
 
+def test_fewer_anchors_may_be_served_than_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watched(monkeypatch)
+    options: dict[str, Any] = {"anchors": 4, "folds": 2, "steps": 300}
+    few = build_table(tmp_path / "few", map={**options, "served": 2}, fiber={"trajectories": 6})
+    few.bundle.verify()
+    assert few.bundle.manifest.latent.anchors == 2 and few.bundle.manifest.latent.trajectories == 6
+    all_ = build_table(tmp_path / "all", map=options, fiber={"trajectories": 6})
+    assert all_.bundle.manifest.latent.anchors == 4
+    judged = [t.judged.weights for t in seen]
+    assert torch.equal(*judged) and len(judged[0]) == 4
+    assert torch.equal(seen[0].anchors, seen[1].anchors[:2])
+    # As many fibers are judged in all as are served.
+    assert seen[0].cross_fitted.nodes.shape[1:3] == (4, 3) and seen[0].fibers.nodes.shape[1:3] == (2, 6)
+    # Two average less than four, and what they answer is known to be worse.
+    assert seen[0].calibrated.nll > seen[1].calibrated.nll
+    assert seen[0].training_gradients < seen[1].training_gradients
+    for wrong in ({"served": 5}, {"served": 2, "refit": False}):
+        with pytest.raises(ConfigError, match=r"map\.(anchors|served)"):
+            build_table(tmp_path / "wrong", map={**options, **wrong})
+
+
 def test_a_fixed_body_becomes_a_trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watched(monkeypatch)
     table().to_csv(tmp_path / "table.csv", index=False)

@@ -101,6 +101,24 @@ def test_prediction_sets_hold_what_is_as_likely_as_true_classes_were() -> None:
     # The likeliest class is always in, and all are where 99 rows cannot vouch for the level.
     assert predictive.prediction_sets(p, 0.05, MISSES).sum(1).tolist() == [1, 1, 1]
     assert predictive.prediction_sets(p, 0.995, MISSES).all()
+    # Unless they may be empty.
+    assert predictive.prediction_sets(p, 0.05, MISSES, empty=True).sum(1).tolist() == [0, 0, 0]
+    assert predictive.prediction_sets(p, 0.995, MISSES, empty=True).all()
+
+
+def test_sets_that_may_be_empty_cover_no_more_than_they_promise() -> None:
+    """Of a classifier that is right 97 times in 100, and knows when."""
+    rng = np.random.default_rng(4)
+    likeliest = 1 - 0.06 * rng.uniform(size=40_000)
+    right = rng.uniform(size=len(likeliest)) < likeliest
+    p = np.column_stack([likeliest, 1 - likeliest])
+    true = np.where(right, 0, 1)
+    scores = np.sort(1 - p[np.arange(20_000), true[:20_000]])
+    covered = {}
+    for empty in (False, True):
+        held = predictive.prediction_sets(p[20_000:], 0.8, scores, empty)
+        covered[empty] = held[np.arange(20_000), true[20_000:]].mean()
+    assert covered[False] == pytest.approx(0.97, abs=0.01) and covered[True] == pytest.approx(0.8, abs=0.01)
 
 
 def test_prediction_sets_cover_what_they_promise() -> None:

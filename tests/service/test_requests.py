@@ -112,6 +112,7 @@ CASES: list[tuple[str, bytes, int, str, str | None, list[str]]] = [
     ("level 1", with_(level=1), 422, "bad_level", "level", ["between 0 and 1", "1"]),
     ("level 90", with_(level=90), 422, "bad_level", "level", ["90"]),
     ("level NaN", with_(level=float("nan")), 422, "not_finite", "level", ["finite", "NaN"]),
+    ("empty_sets 1", with_(empty_sets=1), 422, "wrong_type", "empty_sets", ["true or false", "1"]),
     ("ood 1", with_(ood=1), 422, "wrong_type", "ood", ["true or false", "1"]),
     ("ood word", with_(ood="yes", false_alarm_rate=0.1), 422, "wrong_type", "ood", ["true or false", '"yes"']),
     ("level string", with_(level="0.9"), 422, "wrong_type", "level", ["level must be a number", '"0.9"']),
@@ -126,7 +127,7 @@ def test_bad_requests(
     client: httpx.Client, path: str, body: bytes, status: int, code: str, field: str | None, words: list[str]
 ) -> None:
     own = field.partition("[")[0] if field else None
-    if path == "/ood" and own in {"level", "quantiles", "return", "ood"}:
+    if path == "/ood" and own in {"level", "quantiles", "return", "empty_sets", "ood"}:
         code, field, words = "unknown_field", own, [f'"{own}"']
         status = 422
     error = refused(client.post(path, content=body), status)
@@ -156,6 +157,12 @@ def test_a_class_has_no_quantiles(client: httpx.Client) -> None:
     asked = {"inputs": [[1.0, 2.0, 3.0, 4.0]], "model": "flowers", "quantiles": [0.5]}
     error = refused(client.post("/predict", json=asked), 422)
     assert (error["code"], error["field"]) == ("bad_quantiles", "quantiles") and "class" in error["message"]
+
+
+def test_a_number_has_no_set_of_classes(client: httpx.Client) -> None:
+    error = refused(client.post("/predict", json=GOOD | {"empty_sets": True}), 422)
+    assert (error["code"], error["field"]) == ("bad_empty_sets", "empty_sets") and "number" in error["message"]
+    assert client.post("/predict", json=GOOD | {"empty_sets": False}).status_code == 200
 
 
 def test_samples_of_many_rows_are_too_many_numbers(client: httpx.Client) -> None:

@@ -200,6 +200,15 @@ def test_prediction_sets_grow_with_the_level(client: httpx.Client, store: Path) 
     assert (np.array(sizes[0]) <= sizes[1]).all() and np.sum(sizes[0]) < np.sum(sizes[1])
 
 
+def test_prediction_sets_may_be_empty_where_that_is_asked(client: httpx.Client) -> None:
+    asked = {"inputs": INPUTS["flowers"], "model": "flowers", "level": 0.05}
+    usual = ask(client, "/predict", **asked)
+    empty = ask(client, "/predict", **asked, empty_sets=True)
+    assert all(held == [label] for held, label in zip(usual["prediction_set"], usual["label"], strict=True))
+    assert [] in empty["prediction_set"]
+    assert empty | {"prediction_set": usual["prediction_set"]} == usual
+
+
 @pytest.mark.parametrize(("model", "told"), [("sine", "as far as the worst"), ("flowers", "every class")])
 def test_a_level_that_too_few_rows_stand_behind_is_told(client: httpx.Client, model: str, told: str) -> None:
     fine, beyond = (

@@ -1,8 +1,10 @@
 """NLL against cost as a curve for every method, on the same splits.
 
-    python -m benchmarks.quality.curves [--sets NAME[:N] ...] [--splits N] [--preset default] [--output FILE.json]
+    python -m benchmarks.quality.curves [--sets NAME[:N] ...] [--splits N] [--methods NAME ...] [--preset default]
+                                        [--output FILE.json]
 
-It can be stopped at any time and goes on from the splits that the file holds, as `python -m benchmarks.quality` does.
+It can be stopped at any time and goes on from the splits that the file holds, as `python -m benchmarks.quality` does;
+`--methods` runs some of the methods alone, on splits that the file does not hold.
 Prints the points and the goal that is judged from them; `python -m benchmarks.quality.page` renders them, with a
 picture, as part of docs/benchmarks.md.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from rich.console import Console
@@ -19,7 +22,7 @@ from rich.console import Console
 import builder  # noqa: F401  settles threads and memory before torch is imported
 from benchmarks.data import PUBLISHED, ROOT
 from benchmarks.exit import exit_status
-from benchmarks.quality.curves.points import run_points
+from benchmarks.quality.curves.points import FAMILIES, run_points
 from benchmarks.quality.curves.summary import judge, summarize, table
 from benchmarks.quality.splits import read_options, run_splits, splits_of_sets
 from benchmarks.quality.tables import render_goals
@@ -38,15 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         OUTPUT,
         full=False,
         sets="default: the UCI sets but protein",
+        more=_methods,
     )
     log = Console(stderr=True, highlight=False)
     return exit_status(lambda: _run(options, log), log)
 
 
+def _methods(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--methods", nargs="+", choices=FAMILIES, default=[], help="default: all")
+
+
 def _run(options: argparse.Namespace, log: Console) -> int:
     results, counts = run_splits(
         "curves",
-        run_points,
+        partial(run_points, wanted=options.methods) if options.methods else run_points,
         _shown,
         splits_of_sets(options, SETS, 2),
         options.preset,

@@ -6,7 +6,7 @@ ensemble, the anchors of builds that differ in their fibers), each is charged wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,8 @@ SHARES: Final = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 BUDGETS: Final = (1 / 4, 1 / 2, 1.0, 2.0)
 """Of the steps of training, that dropout networks are trained for."""
 FIBERS: Final = {1: (4, 32), 5: (2, 8, 32), 20: (1, 4, 8)}
-"""Fibers an anchor, by the number of anchors; the last is what a build takes by itself where work allows."""
+"""Fibers an anchor, by the number of anchors that are served; the last is what a build takes by itself where work
+allows. One is judged with a fifth of the rows, several by as many cross-fitted anchors as tune all peers."""
 
 OURS: Final = "fiberwalk_5"
 CURVES: Final = {
@@ -44,12 +45,19 @@ CURVES: Final = {
 }
 """What the curves are called, and what their points differ in."""
 
+FAMILIES: Final = ("ensemble", "laplace", "swag", "mc_dropout", *(f"fiberwalk_{a}" for a in FIBERS))
+"""Methods that are run one by one; each has a curve or several."""
+
 Points = dict[str, Outcome]
 """Outcomes by the point's label; they are in the order of their cost."""
 
 
-def run_points(name: str, split: int, preset: str) -> dict[str, Any]:
-    """Figures and cost of each point of each curve on a split's test rows, and what went wrong where one failed."""
+def run_points(name: str, split: int, preset: str, wanted: Sequence[str] = ()) -> dict[str, Any]:
+    """Figures and cost of each point of each curve on a split's test rows, and what went wrong where one failed.
+
+    Args:
+        wanted: which of `FAMILIES`, by default all.
+    """
     data = read_set(name)
     problem = make_problem(data, split, preset)
     tuned = tune(problem)
@@ -60,7 +68,9 @@ def run_points(name: str, split: int, preset: str) -> dict[str, Any]:
         "mc_dropout": dropouts,
         **{f"fiberwalk_{a}": partial(ours, anchors=a) for a in FIBERS},
     }
-    found, failed = attempt({family: partial(run, problem, tuned) for family, run in families.items()})
+    found, failed = attempt(
+        {family: partial(run, problem, tuned) for family, run in families.items() if family in (wanted or families)}
+    )
     curves = {curve: points for family in found.values() for curve, points in family.items()}
     return {
         **described(data, problem),
@@ -99,7 +109,7 @@ def dropouts(problem: Problem, tuned: Tuned) -> dict[str, Points]:
 
 def ours(problem: Problem, tuned: Tuned, anchors: int) -> dict[str, Points]:
     """By fibers an anchor: a build each, as served. Builds go on from the same anchors, whose time is added to each."""
-    problem = _with(problem, "map", anchors=anchors)
+    problem = _with(problem, "map", **({"anchors": 1} if anchors == 1 else {"served": anchors}))
     points: Points = {}
     training = 0.0
     with TemporaryDirectory(prefix="fiberwalk-curves-") as folder:

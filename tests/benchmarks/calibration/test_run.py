@@ -69,7 +69,9 @@ def test_prediction_sets_and_their_peers() -> None:
     found = run.run_split("cls_tiny", 0, "fast")
     assert found["failed"] == {}
     methods = found["methods"]
-    assert set(methods) == {"fiberwalk", "map_tuned", "lac_map", "lac_ensemble"}
+    assert set(methods) == {"fiberwalk", "fiberwalk_empty", "map_tuned", "lac_map", "lac_ensemble"}
+    usual, empty = (methods[m]["figures"] for m in ("fiberwalk", "fiberwalk_empty"))
+    assert all(empty[f"{n}_0.8"] <= usual[f"{n}_0.8"] for n in ("size", "coverage")) and usual["size_0.8"] >= 1
     for method, result in methods.items():
         if method != "map_tuned":
             assert result["figures"]["size_0.95"] <= 2 and result["figures"]["coverage_0.95"] > 0.7

@@ -41,7 +41,7 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(points, "SIZES", (1, 2))
     monkeypatch.setattr(points, "SHARES", (0.5, 1.0))
     monkeypatch.setattr(points, "BUDGETS", (0.5, 1.0))
-    monkeypatch.setattr(points, "FIBERS", {1: (2,), 5: (2, 3)})
+    monkeypatch.setattr(points, "FIBERS", {1: (2,), 5: (4, 8)})
     return points.run_points("uci_tiny", 0, "default")
 
 
@@ -56,16 +56,16 @@ def test_every_point_is_charged_with_all_that_it_takes(found: dict[str, Any]) ->
         "swag": ["0.5", "1"],
         "mc_dropout": ["0.5", "1"],
         "fiberwalk_1": ["2"],
-        "fiberwalk_5": ["2", "3"],
+        "fiberwalk_5": ["4", "8"],
     }
     training = STEPS * 40
     tuning = 20 * training
     assert cost["ensemble"] == {"1": tuning + training, "2": tuning + 2 * training}
     assert cost["mc_dropout"]["1"] - tuning == 2 * (cost["mc_dropout"]["0.5"] - tuning)
     assert cost["swag"]["1"] > cost["swag"]["0.5"] > tuning + 2 * training
-    # The second build goes on from the first one's anchors, and is charged with them all the same. All train twice.
-    fibers = {label: gradients - 2 * 5 * training for label, gradients in cost["fiberwalk_5"].items()}
-    assert 2 * fibers["3"] == 3 * fibers["2"] > 0
+    # The second build goes on from the first one's anchors, and is charged with them all the same. Five train twice.
+    fibers = {label: gradients - tuning - 5 * training for label, gradients in cost["fiberwalk_5"].items()}
+    assert fibers["8"] > fibers["4"] > 0
     seconds = [p["seconds"] for p in found["curves"]["fiberwalk_5"].values()]
     assert seconds[1] > 0.5 * seconds[0]
 
