@@ -29,7 +29,7 @@ SHARES: Final = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Of the steps of training, that SWAG collects from."""
 BUDGETS: Final = (1 / 4, 1 / 2, 1.0, 2.0)
 """Of the steps of training, that dropout networks are trained for."""
-FIBERS: Final = {1: (4, 32), 5: (2, 8, 32), 20: (1, 4, 8)}
+FIBERS: Final = {1: (4, 32), 5: (3, 8, 32), 20: (1, 4, 8)}
 """Fibers an anchor, by the number of anchors that are served; the last is what a build takes by itself where work
 allows. One is judged with a fifth of the rows, several by as many cross-fitted anchors as tune all peers."""
 
@@ -44,6 +44,11 @@ CURVES: Final = {
     **{f"fiberwalk_{a}": f"fiberwalk, {a} anchor{'s' if a > 1 else ''} (fibers an anchor)" for a in FIBERS},
 }
 """What the curves are called, and what their points differ in."""
+
+SHORT: Final = {5: 4}
+"""By the number of anchors: the walks of the point with the fewest fibers take no more row gradients than the training
+of so many networks. With as many fibers, but all the work that a walk takes by itself, five would cost more than an
+ensemble of ten on sets of many rows."""
 
 FAMILIES: Final = ("ensemble", "laplace", "swag", "mc_dropout", *(f"fiberwalk_{a}" for a in FIBERS))
 """Methods that are run one by one; each has a curve or several."""
@@ -116,11 +121,20 @@ def ours(problem: Problem, tuned: Tuned, anchors: int) -> dict[str, Points]:
         work = WorkFolder(Path(folder))
         for fibers in FIBERS[anchors]:
             part = _with(problem, "fiber", trajectories=fibers)
+            if anchors in SHORT and fibers == min(FIBERS[anchors]):
+                part = _with(part, "fiber", work=SHORT[anchors] * work_of_training(problem))
             learned = build(part, work)
             training = training or learned.seconds["map"]
             learned.cost.seconds += training - learned.seconds["map"]
             points[str(fibers)] = fiberwalk.answers(part, learned.trained, learned.cost)["fiberwalk"]
     return {f"fiberwalk_{anchors}": points}
+
+
+def work_of_training(problem: Problem) -> float:
+    """Floating point operations of training one network, as a walk counts them."""
+    rows = min(problem.config.map.batch_rows, len(problem.x))
+    steps = training_steps(problem.config.map, problem.network, len(problem.x))
+    return 3.0 * problem.network.operations(problem.x[:1]) * steps * rows
 
 
 def _with(problem: Problem, stage: str, **options: object) -> Problem:

@@ -10,13 +10,16 @@ import pytest
 
 import benchmarks.quality.curves.__main__ as command
 from benchmarks.data import DataSet
+from benchmarks.quality.building import Learned
 from benchmarks.quality.curves import points
 from benchmarks.quality.curves.picture import picture
 from benchmarks.quality.curves.summary import judge, summarize, table, within
 from benchmarks.quality.goals import NOT_MEASURED
 from benchmarks.quality.page import page
+from benchmarks.quality.predictive import Cost
 from benchmarks.quality.problem import Problem, make_problem
 from benchmarks.table import MET, NOT_MET
+from tests.benchmarks.quality.problems import TUNED, tiny_problem
 
 STEPS = 40
 QUICK: dict[str, Any] = {
@@ -68,6 +71,23 @@ def test_every_point_is_charged_with_all_that_it_takes(found: dict[str, Any]) ->
     assert fibers["8"] > fibers["4"] > 0
     seconds = [p["seconds"] for p in found["curves"]["fiberwalk_5"].values()]
     assert seconds[1] > 0.5 * seconds[0]
+
+
+def test_the_shortest_walk_of_five_takes_the_work_of_four_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int | None, float | None]] = []
+
+    def watch(problem: Problem, *_: object) -> Any:
+        fiber = problem.config.fiber
+        asked.append((fiber.trajectories, fiber.work))
+        return Learned(None, Cost(), {"map": 1.0})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(points, "build", watch)
+    monkeypatch.setattr(points.fiberwalk, "answers", lambda *_: {"fiberwalk": None})
+    problem = tiny_problem("regression", steps=STEPS)
+    points.ours(problem, TUNED, 5)
+    gradients = STEPS * len(problem.x)
+    operations = 3.0 * problem.network.operations(problem.x[:1])
+    assert asked == [(3, 4 * gradients * operations), (8, None), (32, None)]
 
 
 def run(split: int, ensemble: float, **ours: tuple[float, int]) -> Any:
