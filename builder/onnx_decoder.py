@@ -1,6 +1,6 @@
 """`decoder.onnx`, written node by node: what it computes is known, and torch's exporter takes seconds to find it out.
 
-Lengths: S samples, A anchors, k latent dimensions, P weights.
+Lengths: S samples, A anchors, k latent dimensions, P weights of the parameters together.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from builder.decoder import FARTHEST, NEAREST, WeightDecoder
 from builder.onnx_graph import IR_VERSION, OPSET
+from model_store.manifest import ParameterSpec
 
 
-def decoder_model(decoder: WeightDecoder) -> ModelProto:
+def decoder_model(decoder: WeightDecoder, parameters: Sequence[ParameterSpec]) -> ModelProto:
     """The operations of `WeightDecoder.forward`, in their order: latents (S, k) and anchors (S,) -> coefficients
-    (S, A*(1+rank)) and weights (S, P)."""
+    (S, A*(1+rank)) and the parts of the weights (S, P) that the base takes, each by itself: cutting them out of the
+    whole would copy them all once more."""
     anchors, columns = decoder.anchors, decoder.anchors * (1 + decoder.rank)
     graph = _Nodes()
     every = _coordinates(graph, decoder)
@@ -28,7 +30,10 @@ def decoder_model(decoder: WeightDecoder) -> ModelProto:
     masked = graph.add("Concat", own, graph.add("Mul", every, own), axis=-1)
     by_sample = graph.add("Transpose", masked, perm=[1, 0, 2])
     graph.add("Reshape", by_sample, graph.whole("columns", [-1, columns]), output="coefficients")
-    graph.add("MatMul", "coefficients", graph.tensor("head", decoder.head), output="weights")
+    sizes = {p.input: math.prod(p.shape) for p in parameters}
+    for p in parameters:
+        head = graph.tensor(f"head.{p.input}", decoder.head[:, p.offset : p.offset + sizes[p.input]])
+        graph.add("MatMul", "coefficients", head, output=p.input)
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
@@ -39,7 +44,7 @@ def decoder_model(decoder: WeightDecoder) -> ModelProto:
             ],
             [
                 helper.make_tensor_value_info("coefficients", TensorProto.FLOAT, ["S", columns]),
-                helper.make_tensor_value_info("weights", TensorProto.FLOAT, ["S", decoder.head.shape[1]]),
+                *(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["S", n]) for name, n in sizes.items()),
             ],
             initializer=graph.constants,
         ),

@@ -58,7 +58,7 @@ def publish(trained: Trained, metrics: list[Metrics], warnings: list[str], secon
     decoder = trained.latent.decoder
     exported = export_network(trained.network, trained.x[:4].cpu(), decoder.head, trained.plans["predict"].samples)
     decoder = matching_decoder(decoder, trained.network, exported.mixture)
-    files = {DECODER_FILE: export_decoder(decoder), **exported.files}
+    files = {DECODER_FILE: export_decoder(decoder, exported.spec.parameters), **exported.files}
     if OF_FEATURES & set(trained.detection.described.detectors):
         files[FEATURES_FILE] = export_features(trained.features, trained.x[:4])
     arrays: dict[str, NDArray[Any]] = {"nodes": np.ascontiguousarray(trained.posterior.nodes)}

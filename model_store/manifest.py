@@ -13,12 +13,13 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 
 DECODER_FILE: Final = "decoder.onnx"
-"""Inputs `latents` (S, k) float32 and `anchors` (S,) int64; outputs `weights` (S, P) and `coefficients` (S, C),
-C = A*(1+rank), the coordinates of the weights in the decoder's linear last layer (initializer `head`, (C, P), so that
-`weights = coefficients @ head`). P numbers are those of `NetworkSpec.parameters`."""
+"""Inputs `latents` (S, k) float32 and `anchors` (S,) int64; outputs `coefficients` (S, C), C = A*(1+rank), and every
+one of `NetworkSpec.parameters`, by its `ParameterSpec.input`, as (S, prod(shape)). Coefficients are the coordinates of
+the weights in the decoder's linear last layer: a parameter is their product with the initializer of the same name after
+`head.`, (C, prod(shape))."""
 
 BASE_FILE: Final = "base.onnx"
 """Inputs: the network's input `inputs` (B, ...) float32, or the trunk's outputs where there is a trunk, and
@@ -145,7 +146,7 @@ Target = Annotated[RegressionTarget | ClassificationTarget, Field(discriminator=
 
 
 class ParameterSpec(_Schema):
-    """One input of the base: `weights[:, offset : offset + prod(shape)]` reshaped to (S, *shape)."""
+    """One input of the base, (S, *shape); in weight vectors (S, P) it is `[:, offset : offset + prod(shape)]`."""
 
     name: str
     input: str

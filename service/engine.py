@@ -27,6 +27,7 @@ from model_store.manifest import (
     FEATURES_FILE,
     ROW_FILE,
     TRUNK_FILE,
+    ParameterSpec,
 )
 from service.binding import BoundWeights
 from service.blocks import computes_the_same
@@ -37,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
+Parts = Mapping[str, Float32]
+"""The parameters of S weight vectors, each contiguous (S, *shape), by the base network's input."""
 
 _MOST_ROWS = 64
 """Rows of one run: more are no faster, as activations of many samples then outgrow the processor's cache."""
@@ -97,7 +100,7 @@ class Engine:
         self._row = _session(bundle, ROW_FILE, threads, on) if ROW_FILE in special else None
         self._features = features = self._network.trunk_outputs or ["inputs"]
         weights = [p.input for p in self._network.parameters]
-        _expect(bundle, DECODER_FILE, self._decoder, ["latents", "anchors"], ["weights"])
+        _expect(bundle, DECODER_FILE, self._decoder, ["latents", "anchors"], weights)
         _expect(bundle, BASE_FILE, self._base, [*features, *weights], ["outputs"])
         if self._row is not None:
             wide = [name + WIDE for name in weights]
@@ -140,18 +143,31 @@ class Engine:
         if computes_the_same(self._base, blocked, blocks):
             self._base, self._blocks = blocked, blocks
 
-    def decode(self, latents: Float32, anchors: Int64) -> Float32:
-        """Weights (S, P) of latents (S, k), each decoded by its anchor (S,)."""
-        (weights,) = self._decoder.run(["weights"], {"latents": latents, "anchors": anchors})
-        found: Float32 = weights
+    def decode(self, latents: Float32, anchors: Int64) -> Parts:
+        """The weights of latents (S, k), each decoded by its anchor (S,)."""
+        parameters = self._network.parameters
+        found = self._decoder.run([p.input for p in parameters], {"latents": latents, "anchors": anchors})
+        return {p.input: part.reshape(-1, *p.shape) for p, part in zip(parameters, found, strict=True)}
+
+    def joined(self, parts: Parts) -> Float32:
+        """The same as weight vectors (S, P)."""
+        found = np.empty((len(next(iter(parts.values()))), self._network.weights), dtype=np.float32)
+        for place, p in self._places():
+            found[:, place] = parts[p.input].reshape(len(found), -1)
         return found
 
-    def split(self, weights: Float32, anchors: Int64) -> WeightSet:
-        """Cuts weights (S, P) into the base network's inputs, once for all later runs."""
-        given: dict[str, Float32] = {}
+    def cut(self, weights: Float32) -> Parts:
+        """The parameters of weight vectors (S, P)."""
+        return {p.input: np.ascontiguousarray(weights[:, at]).reshape(-1, *p.shape) for at, p in self._places()}
+
+    def _places(self) -> Iterator[tuple[slice, ParameterSpec]]:
+        """Where each parameter is in a weight vector."""
         for p in self._network.parameters:
-            part = weights[:, p.offset : p.offset + math.prod(p.shape)]
-            given[p.input] = np.ascontiguousarray(part).reshape(-1, *p.shape)
+            yield slice(p.offset, p.offset + math.prod(p.shape)), p
+
+    def bind(self, parts: Parts, anchors: Int64) -> WeightSet:
+        """Lays weights out as the networks take them, once for all later runs."""
+        given = dict(parts)
         if self._blocks is not None:
             made = [o.name for o in self._blocks.get_outputs()]
             taken = {i.name: given[i.name] for i in self._blocks.get_inputs()}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from model_store.plan import draw_latents
 from service.cache import ByteCache, Flights, WeightKey
-from service.engine import WeightSet
+from service.engine import Parts, WeightSet
 from service.metrics import ServiceMetrics
 from service.model import ServedModel
 from service.settings import Settings
@@ -52,17 +52,18 @@ class WeightSource:
 
     def _fetch(self, model: ServedModel, key: WeightKey) -> WeightSet:
         latents, anchors = draw_latents(model.plan(key.plan), model.nodes, key.samples, key.seed)
-        weights = None
+        parts: Parts | None = None
         tier = self._redis if self._redis is not None and self._worth_fetching(model, key) else None
         if tier is not None:
             weights = tier.get(key, model.manifest.network.weights)
             (self._metrics.misses if weights is None else self._metrics.hits).labels("redis").inc()
-        if weights is None:
-            weights = model.engine.decode(latents, anchors)
+            parts = None if weights is None else model.engine.cut(weights)
+        if parts is None:
+            parts = model.engine.decode(latents, anchors)
             self._metrics.decodes.labels(model.bundle.name).inc()
             if tier is not None:
-                tier.put(key, weights)
-        found = model.engine.split(weights, anchors)
+                tier.put(key, model.engine.joined(parts))
+        found = model.engine.bind(parts, anchors)
         self._cache.put(key, found)
         self._metrics.cache_bytes.set(self._cache.nbytes)
         return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,16 +125,13 @@ def image_classification(name: str = "digits", *, shape: Sequence[int] = (1, 4, 
 # ---- the network in numpy
 
 
-def forward(bundle: Bundle, weights: Array, x: Array) -> Array:
-    """Outputs (S, B, O) in float64 for weights (S, P) and encoded inputs x (B, ...)."""
+def forward(bundle: Bundle, parts: Mapping[str, Array], x: Array) -> Array:
+    """Outputs (S, B, O) in float64 for decoded weights, by the base's input, and encoded inputs x (B, ...)."""
     x = np.asarray(x, dtype=np.float64).reshape(len(x), -1)
     if TRUNK_FILE in bundle.manifest.files:
         fixed = {i.name: numpy_helper.to_array(i) for i in _graph(bundle.read(TRUNK_FILE)).initializer}
         x = np.maximum(x @ fixed["fixed.weight"].astype(np.float64), 0.0)
-    w = {
-        p.name: weights[:, p.offset : p.offset + math.prod(p.shape)].reshape(-1, *p.shape).astype(np.float64)
-        for p in bundle.manifest.network.parameters
-    }
+    w = {p.name: parts[p.input].astype(np.float64) for p in bundle.manifest.network.parameters}
     hidden = np.tanh(np.einsum("bd,shd->sbh", x, w["0.weight"]) + w["0.bias"][:, None])
     outputs: Array = np.einsum("sbh,soh->sbo", hidden, w["2.weight"]) + w["2.bias"][:, None]
     return outputs
@@ -192,7 +189,7 @@ def _parts(
     arrays["ood_scores"] = np.sort(ood_scores, axis=1)
     arrays["ood_combined"] = np.sort(combined([familiar_surprise(s) for s in ood_scores]))
     files = {
-        DECODER_FILE: decoder_model(rng, weights, weight_scale),
+        DECODER_FILE: decoder_model(rng, parameters, weight_scale),
         BASE_FILE: base_model(parameters, _inputs(inputs, features, trunk)),
         ARRAYS_FILE: save_safetensors(arrays),
         CARD_FILE: f"# {name}\n\nA small model for {target.name}.\n".encode(),
@@ -295,14 +292,18 @@ def _inputs(inputs: InputSpec, width: int, trunk: bool) -> tuple[str, list[int |
 # ---- ONNX
 
 
-def decoder_model(rng: np.random.Generator, weights: int, scale: float = 0.5) -> bytes:
-    """`decoder.onnx`: tanh of a linear map gives the coordinates, `head` turns them into weights."""
-    columns = 1 + RANK
+def decoder_model(rng: np.random.Generator, parameters: Sequence[ParameterSpec], scale: float = 0.5) -> bytes:
+    """`decoder.onnx`: tanh of a linear map gives the coordinates, a head each turns them into parameters."""
+    sizes = {p.input: math.prod(p.shape) for p in parameters}
+    columns, weights = 1 + RANK, sum(sizes.values())
     head = rng.normal(size=(ANCHORS, columns, weights)) * scale
     head[:, 0] = rng.normal(size=(ANCHORS, weights)) * 0.8
     constants = {
         "map": rng.normal(size=(DIMENSION, ANCHORS * RANK)),
-        "head": head.reshape(ANCHORS * columns, weights),
+        **{
+            f"head.{p.input}": head.reshape(ANCHORS * columns, weights)[:, p.offset : p.offset + sizes[p.input]]
+            for p in parameters
+        },
         "every": np.arange(ANCHORS).reshape(1, ANCHORS),
         "split": np.array([-1, ANCHORS, RANK]),
         "join": np.array([-1, ANCHORS * columns]),
@@ -320,13 +321,13 @@ def decoder_model(rng: np.random.Generator, weights: int, scale: float = 0.5) ->
         helper.make_node("Mul", ["coordinates", "mask"], ["masked"]),
         helper.make_node("Concat", ["mask", "masked"], ["stacked"], axis=2),
         helper.make_node("Reshape", ["stacked", "join"], ["coefficients"]),
-        helper.make_node("MatMul", ["coefficients", "head"], ["weights"]),
+        *(helper.make_node("MatMul", ["coefficients", f"head.{name}"], [name]) for name in sizes),
     ]
     return _model(
         nodes,
         {"latents": (TensorProto.FLOAT, ["S", DIMENSION]), "anchors": (TensorProto.INT64, ["S"])},
         {
-            "weights": (TensorProto.FLOAT, ["S", weights]),
+            **{name: (TensorProto.FLOAT, ["S", size]) for name, size in sizes.items()},
             "coefficients": (TensorProto.FLOAT, ["S", ANCHORS * columns]),
         },
         constants,

@@ -48,12 +48,12 @@ def point(case: Case, samples: int, rows: int, seconds: float) -> dict[str, floa
     with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as store:
         model, det = serve(case, Path(store))
     latents, anchors = draw_latents(model.plan("predict"), model.nodes, samples, 0)
-    weights = model.engine.split(model.engine.decode(latents, anchors), anchors)
+    weights = model.engine.bind(model.engine.decode(latents, anchors), anchors)
     x = rows_of(case, rows)
     calls: dict[str, Callable[[], object]] = {
         "det": partial(det.run, ["outputs"], {"inputs": x}),
         "network_us": partial(all_outputs, model, weights, x),
-        "decode": lambda: model.engine.split(model.engine.decode(latents, anchors), anchors),
+        "decode": lambda: model.engine.bind(model.engine.decode(latents, anchors), anchors),
     }
     times = {name: round(1e6 * taken, 2) for name, taken in by_turns(calls, seconds).items()}
     return {**times, "weights": model.manifest.network.random_weights}

@@ -79,14 +79,14 @@ def measure_limit(limit: Limit, seconds: float) -> float:
         model, det = serve(case, Path(store))
     latents, anchors = draw_latents(model.plan("predict"), model.nodes, limit.samples, 0)
     decoded = model.engine.decode(latents, anchors)
-    weights = model.engine.split(decoded, anchors)
+    weights = model.engine.bind(decoded, anchors)
     x = rows_of(case, limit.rows)
     calls: dict[str, Callable[[], object]] = {"samples": partial(all_outputs, model, weights, x)}
     scale = 1.0
     if limit.what == "det":
         calls["limit"] = partial(det.run, ["outputs"], {"inputs": x})
     elif limit.what == "read":
-        flat = np.ascontiguousarray(decoded).reshape(-1)
+        flat = model.engine.joined(decoded).reshape(-1)
         calls["limit"] = partial(np.dot, flat, flat)
     elif limit.what == "sgemm":
         left, right = (np.random.default_rng(i).normal(size=(_SGEMM, _SGEMM)).astype(np.float32) for i in (0, 1))
@@ -96,7 +96,7 @@ def measure_limit(limit: Limit, seconds: float) -> float:
     else:
         calls["limit"] = calls["samples"]
         calls["samples"] = lambda: all_outputs(
-            model, model.engine.split(model.engine.decode(latents, anchors), anchors), x
+            model, model.engine.bind(model.engine.decode(latents, anchors), anchors), x
         )
     times = by_turns(calls, seconds)
     if limit.what in ("read", "sgemm"):

@@ -41,8 +41,8 @@ def measure(case: Case, batches: Sequence[int], seconds: float) -> list[dict[str
         model, det = serve(case, Path(store))
     latents, anchors = draw_latents(model.plan("predict"), model.nodes, SAMPLES, 0)
     decoded = model.engine.decode(latents, anchors)
-    weights = model.engine.split(decoded, anchors)
-    flat = np.ascontiguousarray(decoded).reshape(-1)
+    weights = model.engine.bind(decoded, anchors)
+    flat = model.engine.joined(decoded).reshape(-1)
     found = []
     for rows in batches:
         x = rows_of(case, rows)

@@ -104,7 +104,11 @@ def serve(case: Case, store: Path) -> tuple[ServedModel, ort.InferenceSession]:
     nodes = np.random.default_rng(0).normal(size=(1, 8, 2, case.dimension)).astype(np.float32)
     scores = np.sort(np.random.default_rng(1).uniform(size=_POINTS))
     arrays = {"nodes": nodes, "conformity_scores": scores, "ood_scores": scores[None], "ood_combined": scores}
-    files = {DECODER_FILE: export_decoder(decoder), **exported.files, ARRAYS_FILE: save_arrays(arrays)}
+    files = {
+        DECODER_FILE: export_decoder(decoder, exported.spec.parameters),
+        **exported.files,
+        ARRAYS_FILE: save_arrays(arrays),
+    }
     target: Target = RegressionTarget(name="y", mean=0.0, scale=1.0)
     calibration: Calibration = RegressionCalibration(noise_std=0.3, points=_POINTS)
     if case.classes:

@@ -78,7 +78,7 @@ def _packed(x: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
 
 def _bare(model: ServedModel, x: np.ndarray[Any, np.dtype[np.float32]]) -> Callable[[], object]:
     latents, anchors = draw_latents(model.plan("predict"), model.nodes, SAMPLES, 0)
-    weights = model.engine.split(model.engine.decode(latents, anchors), anchors)
+    weights = model.engine.bind(model.engine.decode(latents, anchors), anchors)
     return partial(model.predict, weights, x, _LEVEL)
 
 

@@ -66,5 +66,5 @@ def serve(bundle: Bundle, rows: list[Any], samples: int | None = None) -> dict[s
     model = ServedModel(bundle)
     plan = model.plan("predict")
     latents, anchors = draw_latents(plan, model.nodes, samples or plan.samples, 0)
-    weights = model.engine.split(model.engine.decode(latents, anchors), anchors)
+    weights = model.engine.bind(model.engine.decode(latents, anchors), anchors)
     return model.predict(weights, model.encoder.encode(rows), 0.9)

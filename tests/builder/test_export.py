@@ -17,6 +17,7 @@ from builder.decoder import WeightDecoder
 from builder.export import ExportedNetwork, check_export, export_decoder, export_network, run_exported
 from builder.network import FunctionalNetwork
 from model_store.errors import ConfigError
+from model_store.manifest import ParameterSpec
 from model_store.onnx_guard import refuse_external_data
 from tests.networks import NETWORKS, Words, mlp
 
@@ -256,18 +257,24 @@ def test_the_decoder_equals_torch(anchors: int, rank: int) -> None:
     torch.manual_seed(3)
     decoder = WeightDecoder(anchors, dimension=5, hidden=8, rank=rank, weights=23)
     decoder.set_head(torch.randn(anchors, 23), torch.randn(anchors, rank, 23))
-    data = export_decoder(decoder)
+    parameters = [
+        ParameterSpec(name="a", input="weights.a", shape=[3, 4], offset=0),
+        ParameterSpec(name="b", input="weights.b", shape=[11], offset=12),
+    ]
+    data = export_decoder(decoder, parameters)
     refuse_external_data(data, "decoder.onnx")
     model = onnx.load_from_string(data)
     assert {i.name: len(axes(i)) for i in model.graph.input} == {"latents": 2, "anchors": 1}
-    [head] = [numpy_helper.to_array(t) for t in model.graph.initializer if t.name == "head"]
+    heads = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name.startswith("head.")}
+    head = np.concatenate([heads[f"head.{p.input}"] for p in parameters], axis=1)
     assert np.array_equal(head, decoder.head.numpy())
     session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
     for samples in (1, 2, 17):
         latents, own = torch.randn(samples, 5), torch.randint(anchors, (samples,))
         latents[0] = 0.0  # the anchor itself
         feeds = {"latents": latents.numpy(), "anchors": own.numpy()}
-        weights, coefficients = session.run(["weights", "coefficients"], feeds)
+        coefficients, *parts = session.run(["coefficients", *(p.input for p in parameters)], feeds)
+        weights = np.concatenate(parts, axis=1)
         with torch.no_grad():
             want_coefficients, want = decoder(latents, own)
         assert relative(weights, want.numpy()) < 1e-5
@@ -279,4 +286,4 @@ def test_a_decoder_too_large_for_one_file_is_refused() -> None:
     decoder = WeightDecoder(1, dimension=2, hidden=2, rank=1, weights=4)
     decoder.head = torch.zeros(1).expand(2, 2**28)
     with pytest.raises(ConfigError, match="more than one ONNX file holds"):
-        export_decoder(decoder)
+        export_decoder(decoder, [ParameterSpec(name="a", input="weights.a", shape=[2**28], offset=0)])

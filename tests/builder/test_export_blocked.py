@@ -176,16 +176,17 @@ def test_the_server_uses_them_only_where_they_are_right(
     torch.manual_seed(0)
     exact = FunctionalNetwork(case.make().eval().double())
     anchors = np.zeros(3, np.int64)
-    weights = model.engine.decode(np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32), anchors)
+    parts = model.engine.decode(np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32), anchors)
     x = rows_of(case, 2)
     with torch.no_grad():
-        want = torch.stack([exact(theta, torch.from_numpy(x).double()) for theta in torch.from_numpy(weights).double()])
+        thetas = torch.from_numpy(model.engine.joined(parts)).double()
+        want = torch.stack([exact(theta, torch.from_numpy(x).double()) for theta in thetas])
 
     def outputs(engine: Engine) -> tuple[np.ndarray, set[str]]:
-        split = engine.split(weights, anchors)
-        (found,) = engine.outputs(split, x, 8192)
+        weights = engine.bind(parts, anchors)
+        (found,) = engine.outputs(weights, x, 8192)
         assert np.abs(found - want.numpy()).max() < 1e-5 * want.abs().max()
-        return found, {n for n in split.arrays if n.endswith(BLOCKS)}
+        return found, {n for n in weights.arrays if n.endswith(BLOCKS)}
 
     by_blocks, laid_out = outputs(Engine(bundle))
     assert laid_out

@@ -75,12 +75,8 @@ def decoder_of(network: FunctionalNetwork, anchors: int = 2, rank: int = 3) -> W
     return decoder
 
 
-def run(exported: ExportedNetwork, weights: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
-    """Outputs (S, B, O) of the base, and of the row's file where there is one row, from decoded numbers (S, P)."""
-    own = {
-        p.input: np.ascontiguousarray(weights[:, p.offset : p.offset + int(np.prod(p.shape))]).reshape(-1, *p.shape)
-        for p in exported.spec.parameters
-    }
+def run(exported: ExportedNetwork, own: dict[str, np.ndarray], x: np.ndarray) -> list[np.ndarray]:
+    """Outputs (S, B, O) of the base, and of the row's file where there is one row, from decoded parameters."""
     found = [Session(exported.base).run({"inputs": x, **own})["outputs"]]
     if len(x) == 1 and exported.row is not None:
         row = Session(exported.row)
@@ -101,10 +97,12 @@ def test_decoded_and_mixed_is_what_float64_gives(name: str) -> None:
     taken = {i.name for i in onnx.load_from_string(exported.base).graph.input}
     assert not taken & mixed and (MIXING in taken) == bool(mixed)
 
-    matching = Session(export_decoder(matching_decoder(decoder, network, exported.mixture)))
+    parameters = exported.spec.parameters
+    matching = Session(export_decoder(matching_decoder(decoder, network, exported.mixture), parameters))
     latents, anchors = torch.randn(5, 4), torch.tensor([0, 1, 1, 0, 1])
-    weights = matching.run({"latents": latents.numpy(), "anchors": anchors.numpy()})["weights"]
-    assert weights.shape == (5, exported.spec.weights)
+    found = matching.run({"latents": latents.numpy(), "anchors": anchors.numpy()})
+    parts = {p.input: found[p.input].reshape(-1, *p.shape) for p in parameters}
+    assert sum(p[0].size for p in parts.values()) == exported.spec.weights
     with torch.no_grad():
         thetas = decoder.double()(latents.double(), anchors)[1]
         exact = FunctionalNetwork(network.module.double())
@@ -112,7 +110,7 @@ def test_decoded_and_mixed_is_what_float64_gives(name: str) -> None:
         x = torch.randn(rows, WIDTH)
         with torch.no_grad():
             want = torch.stack([exact(theta, x.double()) for theta in thetas]).numpy()
-        for got in run(exported, weights, x.numpy()):
+        for got in run(exported, parts, x.numpy()):
             assert got.shape == want.shape
             assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
 

@@ -99,7 +99,7 @@ def test_stand_ins_are_scored_as_a_server_does(tmp_path: Path, kind: str) -> Non
     assert bool(model.detectors.features) == (kind == "images")
     plan = model.plan("predict")
     latents, anchors = draw_latents(plan, model.nodes, plan.samples, 0)
-    weights = model.engine.split(model.engine.decode(latents, anchors), anchors)
+    weights = model.engine.bind(model.engine.decode(latents, anchors), anchors)
     found = stand_in_scores(trained)
     assert set(found) == {"columns shuffled", "rows shifted"}
     for name, rows in stand_ins(dataset.inputs, dataset.x[~dataset.test], 0).items():

@@ -121,7 +121,7 @@ def at_given_weights(bundle: Bundle, rows: list[Any]) -> Array:
     """Outputs (B, O) of the server's engine at the anchor itself, the start of every trajectory."""
     model = ServedModel(bundle)
     anchor = np.zeros(1, dtype=np.int64)
-    weights = model.engine.split(model.engine.decode(model.nodes[0, :1, 0], anchor), anchor)
+    weights = model.engine.bind(model.engine.decode(model.nodes[0, :1, 0], anchor), anchor)
     (out,) = model.engine.outputs(weights, model.encoder.encode(rows), 8192)
     return np.asarray(out[0])
 

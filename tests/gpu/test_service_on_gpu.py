@@ -21,7 +21,7 @@ def test_answers_are_those_of_the_processor(tmp_path: Path, kind: str, rows: int
     found = []
     for model in (ServedModel(bundle), ServedModel(bundle, device="cuda")):
         latents, anchors = draw_latents(model.plan("predict"), model.nodes, 32, 0)
-        weights = model.engine.split(model.engine.decode(latents, anchors), anchors)
+        weights = model.engine.bind(model.engine.decode(latents, anchors), anchors)
         typical = np.repeat(model.encoder.typical(), rows, axis=0)
         x = typical + np.random.default_rng(0).normal(size=typical.shape).astype(np.float32)
         found.append(model.predict(weights, x, 0.9))

@@ -13,7 +13,7 @@ from model_store.bundle import Bundle
 from model_store.errors import IntegrityError
 from model_store.manifest import BASE_FILE, DECODER_FILE, FEATURES_FILE, ROW_FILE
 from model_store.plan import draw_latents
-from service.engine import Engine, WeightSet
+from service.engine import Engine, Parts, WeightSet
 from tests import bundles
 
 KINDS: dict[str, Callable[[], bundles.Parts]] = {
@@ -24,11 +24,11 @@ KINDS: dict[str, Callable[[], bundles.Parts]] = {
 }
 
 
-def decoded(bundle: Bundle, engine: Engine, samples: int) -> tuple[np.ndarray, WeightSet]:
+def decoded(bundle: Bundle, engine: Engine, samples: int) -> tuple[Parts, WeightSet]:
     plan = bundle.manifest.latent.plans["predict"]
     latents, anchors = draw_latents(plan, bundle.arrays()["nodes"], samples, 3)
-    weights = engine.decode(latents, anchors)
-    return weights, engine.split(weights, anchors)
+    parts = engine.decode(latents, anchors)
+    return parts, engine.bind(parts, anchors)
 
 
 def encoded(bundle: Bundle, rows: int) -> np.ndarray:
@@ -42,35 +42,48 @@ def encoded(bundle: Bundle, rows: int) -> np.ndarray:
 def test_outputs_are_the_networks(tmp_path: Path, kind: str, samples: int, rows: int) -> None:
     bundle = KINDS[kind]().publish(tmp_path)
     engine = Engine(bundle)
-    weights, split = decoded(bundle, engine, samples)
+    parts, weights = decoded(bundle, engine, samples)
     x = encoded(bundle, rows)
-    found = np.concatenate(list(engine.outputs(split, x, 8192)), axis=1)
+    found = np.concatenate(list(engine.outputs(weights, x, 8192)), axis=1)
     assert found.shape == (samples, rows, bundle.manifest.network.outputs)
-    assert np.allclose(found, bundles.forward(bundle, weights, x), rtol=1e-4, atol=1e-5)
+    assert np.allclose(found, bundles.forward(bundle, parts, x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_set_holds_each_weight_once_and_contiguous(tmp_path: Path) -> None:
     bundle = bundles.mixed_regression().publish(tmp_path)
-    weights, split = decoded(bundle, Engine(bundle), 7)
-    assert split.samples == 7
-    assert split.nbytes == weights.nbytes + 7 * 8
+    parts, weights = decoded(bundle, Engine(bundle), 7)
+    assert weights.samples == 7
+    assert weights.nbytes == sum(p.nbytes for p in parts.values()) + 7 * 8
     for p in bundle.manifest.network.parameters:
-        part = split.arrays[p.input]
+        part = weights.arrays[p.input]
         assert part.shape == (7, *p.shape)
-        assert part.flags.c_contiguous
-    assert np.array_equal(np.concatenate([a.reshape(7, -1) for a in split.arrays.values()], axis=1), weights)
+        assert part.flags.c_contiguous and np.shares_memory(part, parts[p.input])
+
+
+def test_weight_vectors_are_cut_where_they_were_joined(tmp_path: Path) -> None:
+    bundle = bundles.mixed_regression().publish(tmp_path)
+    engine = Engine(bundle)
+    parts, _ = decoded(bundle, engine, 7)
+    whole = engine.joined(parts)
+    assert whole.shape == (7, bundle.manifest.network.weights)
+    (first, *_) = bundle.manifest.network.parameters
+    assert np.array_equal(
+        whole[:, first.offset : first.offset + parts[first.input][0].size], parts[first.input].reshape(7, -1)
+    )
+    again = engine.cut(whole)
+    assert again.keys() == parts.keys() and all(np.array_equal(again[n], parts[n]) for n in parts)
 
 
 def test_large_batches_are_cut(tmp_path: Path) -> None:
     bundle = bundles.mixed_regression(trunk=True).publish(tmp_path)
     engine = Engine(bundle)
-    _, split = decoded(bundle, engine, 10)
+    _, weights = decoded(bundle, engine, 10)
     x = encoded(bundle, 25)
-    whole = list(engine.outputs(split, x, 8192))
-    cut = list(engine.outputs(split, x, 70))
+    whole = list(engine.outputs(weights, x, 8192))
+    cut = list(engine.outputs(weights, x, 70))
     assert [p.shape[1] for p in whole] == [25]
     assert [p.shape[1] for p in cut] == [7, 7, 7, 4]
-    assert [p.shape[1] for p in engine.outputs(split, x, 3)] == [1] * 25
+    assert [p.shape[1] for p in engine.outputs(weights, x, 3)] == [1] * 25
     assert np.allclose(np.concatenate(cut, axis=1), whole[0], rtol=1e-5, atol=1e-6)
 
 
@@ -98,22 +111,22 @@ def test_threads_do_not_change_the_numbers(tmp_path: Path) -> None:
 def test_threads_that_ask_at_once_do_not_share_buffers(tmp_path: Path) -> None:
     bundle = bundles.mixed_regression(trunk=True).publish(tmp_path)
     engine = Engine(bundle)
-    _, split = decoded(bundle, engine, 16)
+    _, weights = decoded(bundle, engine, 16)
     rows = [encoded(bundle, 1 + i % 3) + np.float32(i) for i in range(24)]
-    alone = [next(iter(engine.outputs(split, x, 8192))) for x in rows]
+    alone = [next(iter(engine.outputs(weights, x, 8192))) for x in rows]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda x: next(iter(engine.outputs(split, x, 8192))), rows * 8))
+        together = list(pool.map(lambda x: next(iter(engine.outputs(weights, x, 8192))), rows * 8))
     assert all(np.array_equal(found, alone[i % 24]) for i, found in enumerate(together))
 
 
 def test_outputs_outlive_the_next_run(tmp_path: Path) -> None:
     bundle = bundles.classification().publish(tmp_path)
     engine = Engine(bundle)
-    _, split = decoded(bundle, engine, 4)
+    _, weights = decoded(bundle, engine, 4)
     x = encoded(bundle, 2)
-    first = next(iter(engine.outputs(split, x, 8192)))
+    first = next(iter(engine.outputs(weights, x, 8192)))
     kept = first.copy()
-    next(iter(engine.outputs(split, x + 1, 8192)))
+    next(iter(engine.outputs(weights, x + 1, 8192)))
     assert np.array_equal(first, kept)
 
 

@@ -75,10 +75,10 @@ def test_predictions_are_those_of_the_posterior(client: httpx.Client, store: Pat
     m = bundle.manifest
     assert isinstance(m.inputs, TableInput) and m.target.task == "regression" and m.calibration.task == "regression"
     latents, anchors = draw_latents(m.latent.plans["predict"], bundle.arrays()["nodes"], 20, 5)
-    weights = Engine(bundle).decode(latents, anchors)
+    parts = Engine(bundle).decode(latents, anchors)
     columns = [np.array(c, dtype=object) for c in zip(*INPUTS[model], strict=True)]
     x = TableEncoder(m.inputs).encode_columns(columns)
-    y = m.target.mean + m.target.scale * bundles.forward(bundle, weights, x)[..., 0]
+    y = m.target.mean + m.target.scale * bundles.forward(bundle, parts, x)[..., 0]
 
     answer = ask(client, "/predict", inputs=INPUTS[model], model=model, samples=20, seed=5, level=0.5)
     assert (answer["samples"], answer["seed"], answer["level"]) == (20, 5, 0.5)

@@ -74,8 +74,8 @@ def test_what_is_served_is_what_float64_gives(served: tuple[Case, ServedModel, o
     samples = 6
     latents, anchors = draw_latents(model.plan("predict"), model.nodes, samples, 1)
     decoded = model.engine.decode(latents, anchors)
-    weights = model.engine.split(decoded, anchors)
-    thetas = all_weights(model, decoded)
+    weights = model.engine.bind(decoded, anchors)
+    thetas = all_weights(model, model.engine.joined(decoded))
     for rows in (1, 3, 70):
         x = rows_of(case, rows)
         found = model.predict(weights, x, 0.9)
@@ -88,7 +88,7 @@ def test_what_is_served_is_what_float64_gives(served: tuple[Case, ServedModel, o
         assert np.abs(found["mean"] - each.mean(0)).max() < 1e-4 * np.abs(each.mean(0)).max()
         assert np.abs(own - each.var(0)).max() < 1e-3 * each.var(0).max()
         # The deterministic network is the anchor, of the same weights in the same order.
-        anchor = all_weights(model, model.engine.decode(np.zeros_like(latents[:1]), anchors[:1]))
+        anchor = all_weights(model, model.engine.joined(model.engine.decode(np.zeros_like(latents[:1]), anchors[:1])))
         assert np.allclose(det.run(None, {"inputs": x})[0], exact(case.make, anchor, x)[0], rtol=1e-4, atol=1e-5)
 
 
@@ -100,7 +100,7 @@ def test_answers_are_the_same_to_the_bit(served: tuple[Case, ServedModel, ort.In
     found: dict[int, list[np.ndarray]] = {1: [], 2: [], 65: []}
     for threads, order in ((1, (1, 2, 65)), (many, (65, 1, 2)), (1, (2, 1, 65, 1, 2))):
         server = ServedModel(model.bundle, threads=threads)
-        weights = server.engine.split(server.engine.decode(latents, anchors), anchors)
+        weights = server.engine.bind(server.engine.decode(latents, anchors), anchors)
         for rows in order:
             found[rows].append(server.predict(weights, rows_of(case, rows), 0.9)["variance"])
     assert all(np.array_equal(f[0], other) for f in found.values() for other in f[1:])
