@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,9 @@ class BoundWeights:
         samples: S.
         device: where they are to lie, that of the session.
         """
-        self._session, self._samples = session, samples
-        self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array, device, 0) for name, array in weights.items()}
+        self._session, self._samples, self._device = session, samples, device
+        self._given, self._weights = weights, dict[str, ort.OrtValue]()
+        self._lock = Lock()
         (output,) = (o for o in session.get_outputs() if o.name == "outputs")
         self._outputs = int(output.shape[-1])
         # As many as ever ran at the same time.
@@ -42,10 +44,18 @@ class BoundWeights:
         try:
             binding = self._idle.pop()
         except IndexError:
-            binding = _Binding(self._session, self._weights)
+            binding = _Binding(self._session, self._wrapped())
         found = binding.run(rows, (self._samples, len(next(iter(rows.values()))), self._outputs))
         self._idle.append(binding)
         return found
+
+    def _wrapped(self) -> Mapping[str, ort.OrtValue]:
+        """The weights as ONNX Runtime takes them: when first needed, as one of a set's two networks may never be."""
+        with self._lock:
+            if not self._weights:
+                wrap = ort.OrtValue.ortvalue_from_numpy
+                self._weights = {name: wrap(array, self._device, 0) for name, array in self._given.items()}
+            return self._weights
 
 
 class _Binding:

@@ -64,6 +64,7 @@ LIMITS: Final = (
     Limit(f"{_WIDE}, rank 8", 64, 100, "det", 35.0),
     Limit("LeNet-5", 1, 32, "det", 17.0),
     Limit("ResNet-20", 1, 32, "det", 28.0),
+    Limit("ResNet-20, last block", 1, 32, "det", 1.5),
     Limit("ResNet-20, last layer", 1, 32, "det", 1.5),
     Limit(_WIDE, 1, 32, "read", 0.9),
     Limit(_WIDE, 256, 32, "sgemm", 0.95),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -49,22 +49,26 @@ def post(path: str, body: bytes, kind: str = "application/json", wanted: str = "
     return "\r\n".join([*head, f"Content-Length: {len(body)}"]).encode() + b"\r\n\r\n" + body
 
 
-def load(url: str, requests: Sequence[bytes], seconds: float) -> Load:
+Ask = bytes | Callable[[], bytes]
+"""A request, or what makes each anew."""
+
+
+def load(url: str, requests: Sequence[Ask], seconds: float, status: int = 200) -> Load:
     """Asks a server for some seconds: as many clients as requests, each its own again and again.
 
     Raises:
-        FiberwalkError: an answer was none of status 200, or a connection was lost.
+        FiberwalkError: an answer was none of that status, or a connection was lost.
     """
-    return asyncio.run(_load(url, requests, seconds))
+    return asyncio.run(_load(url, requests, seconds, status))
 
 
-async def _load(url: str, requests: Sequence[bytes], seconds: float) -> Load:
+async def _load(url: str, requests: Sequence[Ask], seconds: float, status: int) -> Load:
     address, loop, times = urlsplit(url), asyncio.get_running_loop(), cast(list[float], [])
     failed: asyncio.Future[None] = loop.create_future()
     clients = []
     for request in requests:
         _, client = await loop.create_connection(
-            lambda request=request: _Client(request, times, failed),  # type: ignore[misc]
+            lambda request=request: _Client(request, status, times, failed),  # type: ignore[misc]
             address.hostname or "",
             address.port or 80,
         )
@@ -86,8 +90,9 @@ async def _load(url: str, requests: Sequence[bytes], seconds: float) -> Load:
 class _Client(asyncio.Protocol):
     """Sends its request again as soon as the answer is there, and notes how long that took."""
 
-    def __init__(self, request: bytes, times: list[float], failed: asyncio.Future[None]) -> None:
+    def __init__(self, request: Ask, status: int, times: list[float], failed: asyncio.Future[None]) -> None:
         self._request, self._times, self._failed = request, times, failed
+        self._wanted = f"HTTP/1.1 {status} ".encode()
         self._answer = bytearray()
         self._length = 0
         self._closing = False
@@ -97,8 +102,9 @@ class _Client(asyncio.Protocol):
         self._send()
 
     def _send(self) -> None:
+        request = self._request if isinstance(self._request, bytes) else self._request()
         self._sent = time.perf_counter()
-        self._transport.write(self._request)
+        self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
         self._answer += data
@@ -106,7 +112,7 @@ class _Client(asyncio.Protocol):
             head, end, _ = self._answer.partition(b"\r\n\r\n")
             if not end:
                 return
-            if not head.startswith(b"HTTP/1.1 200 "):
+            if not head.startswith(self._wanted):
                 self._fail(bytes(self._answer[:500]).decode(errors="replace"))
                 return
             size = head.lower().partition(_LENGTH)[2].partition(b"\r\n")[0]

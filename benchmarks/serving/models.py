@@ -74,6 +74,7 @@ CASES: Final = {
     "MLP 784-256-128-10, rank 8": Case(lambda: MLP(784, [256, 128], 10), (784,), 10, rank=8),
     "LeNet-5": Case(lenet5, (1, 28, 28), 10),
     "ResNet-20": Case(resnet20, (3, 32, 32), 10),
+    "ResNet-20, last block": Case(resnet20, (3, 32, 32), 10, posterior=r"(11|14)\..*"),
     "ResNet-20, last layer": Case(resnet20, (3, 32, 32), 10, posterior=r"14\..*"),
 }
 

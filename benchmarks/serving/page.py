@@ -61,7 +61,8 @@ What keeps ratios from being smaller, by what the networks' sizes say:
   bytes of one network, which no layout of float32 reads in 8 times the time. Half as many bits a number would do it,
   for which ONNX Runtime has no product on such a processor that keeps the mean within 1e-4.
 - 784-256-128-10, 100 samples of 64 rows: 100 times the arithmetic of one network; at rank 8, 22 times.
-- Convolutions: 32 times the arithmetic of one network but for what all samples share, the first layer.
+- Convolutions: 32 times the arithmetic of one network but for what all samples share, the first layer. The last block
+  of ResNet-20 is a ninth of its arithmetic, so that one of each sample's beside a trunk takes 4.4 networks' as such.
 - Fresh latents: a product with the decoder's 33 columns, which takes 33 operations for each one of a row's run, and
   writes 30 MB. At rank 8 it is 9 columns, of the other layers' weights alone.
 """
@@ -101,11 +102,12 @@ _SOAK = """\
 
 One process of `fiberwalk serve` with a network of 298,143 weights. Ready is when `/readyz` says so, counted from the
 launch, with the bundle's files in the operating system's cache. Of its memory 18 MB are the columns of the mixed
-first layer, which ONNX Runtime holds for rows alone and for several; in return a weight set takes 5.5 MB, not 38. What
-grows at first is the cache of weight sets and what is remembered for feedback, later what the allocator keeps.
+first layer, which ONNX Runtime holds for rows alone and for several; in return a weight set takes 5.5 MB, not 38.
 
 32 clients then ask for predictions of one row and of eight, with flags and without, of a dozen seeds whose weight sets
-do not all fit into the process, and for flags alone.
+do not all fit into the process (`FIBERWALK_CACHE_BYTES` of 32 MiB), and for flags alone. What grows at first is the
+cache of weight sets and what is remembered for feedback (`FIBERWALK_REMEMBER_BYTES` of 4 MiB, full after some 8,000
+requests). At last they tell targets of predictions that were never made, each of another id.
 """
 
 

@@ -113,4 +113,12 @@ def judge_soak(found: Sequence[dict[str, Any]]) -> list[Goal]:
                 f"{settled / 1e6:.0f} to {last / 1e6:.0f} MB over {f['requests'][-1]:,} requests",
             ),
         ]
+        if "ids" in f:
+            goals.append(
+                Goal(
+                    f"And after targets for unknown ids, each answered with a status of 404, to {MOST_GROWTH:.0%}",
+                    mark(f["told"] <= (1 + MOST_GROWTH) * last),
+                    f"{last / 1e6:.0f} to {f['told'] / 1e6:.0f} MB over {f['ids']:,} ids",
+                )
+            )
     return goals

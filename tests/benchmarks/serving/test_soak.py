@@ -25,6 +25,9 @@ def run(ready: float, first: int, last: int) -> dict[str, Any]:
 def test_goals() -> None:
     assert [g.state for g in judge_soak([run(1.9, 199, 203)])] == ["met"] * 3
     assert [g.state for g in judge_soak([run(2.1, 201, 205)])] == ["not met"] * 3
+    for told, state in ((204, "met"), (208, "not met")):
+        goals = judge_soak([run(1.9, 199, 203) | {"ids": 1000, "told": told * MB}])
+        assert goals[-1].state == state and "1,000 ids" in goals[-1].found
 
 
 def test_the_command_measures_and_its_page_shows_it(
@@ -34,11 +37,12 @@ def test_the_command_measures_and_its_page_shows_it(
     monkeypatch.setattr("benchmarks.results.revision", lambda _: "a")
     monkeypatch.setattr(soak, "CASE", Case(lambda: MLP(3, [8, 8], 4), (3,), 4))
     monkeypatch.setattr(soak, "_TURN_SECONDS", 0.5)
-    assert soak.main(["--requests", "50", "--starts", "1", "--output", str(tmp_path / "soak.json")]) == 0
+    assert soak.main(["--requests", "50", "--ids", "20", "--starts", "1", "--output", str(tmp_path / "soak.json")]) == 0
     assert "memory MB" in capsys.readouterr().out
     (measured,) = json.loads((tmp_path / "soak.json").read_text())["runs"]
     assert measured["requests"][-1] >= 50 and 0 < measured["first_set"] < measured["first"] < 1e9
     assert 0 < measured["held"] < 1e7
+    assert measured["ids"] >= 20 and measured["told"] > measured["first_set"]
     (tmp_path / "serving.json").write_text(json.dumps({"benchmark": "serving", "environments": {}, "runs": []}))
     target = tmp_path / "performance.md"
     assert page.main([str(tmp_path), str(target)]) == 0
