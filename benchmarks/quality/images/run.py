@@ -37,7 +37,7 @@ TUNING: Final = "tuning"
 RATES: Final = (0.01, 0.05, 0.1)
 """Of false alarms, asked of `/ood`."""
 FIBERS: Final = 20
-"""Of all anchors of a build together."""
+"""Of all anchors that are served together."""
 
 
 def last_layer(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
@@ -46,9 +46,12 @@ def last_layer(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
 
 
 def ours(problem: Problem, tuned: Tuned, anchors: int) -> dict[str, Outcome]:
-    """`fiberwalk_A`: a build with so many anchors, which share the fibers, as served. `tuned` is not used."""
+    """`fiberwalk_A`: a build that serves so many anchors, which share the fibers. `tuned` is not used.
+
+    One is judged with a fifth of the rows; several by as many cross-fitted anchors as tune all peers.
+    """
     stages = {
-        "map": problem.config.map.model_copy(update={"anchors": anchors}),
+        "map": problem.config.map.model_copy(update={"anchors": 1} if anchors == 1 else {"served": anchors}),
         "fiber": problem.config.fiber.model_copy(update={"trajectories": FIBERS // anchors}),
     }
     problem = replace(problem, config=problem.config.model_copy(update=stages))
