@@ -23,6 +23,8 @@ _PEERS: Final = ["scikit-learn", "mapie", "laplace-torch", "numpyro"]
 _LIBRARIES: Final = ["fiberwalk", "torch", "onnx", "onnxruntime", "numpy", "pandas", "fastapi", "pydantic", *_PEERS]
 
 Run = dict[str, Any]
+EARLIER: Final = "earlier"
+"""In a run that holds some parts of an older one: the environment of each of these."""
 
 
 def revision(root: Path) -> str:
@@ -81,15 +83,21 @@ class Results:
         found = [r for r in self._runs if r["set"] == data_set and r["environment"] == self._id]
         return sorted(found, key=lambda r: int(r["split"]))
 
+    def run(self, data_set: str, split: int) -> Run | None:
+        """What the file has of a split, whatever the environment."""
+        return next((r for r in self._runs if (r["set"], r["split"]) == (data_set, split)), None)
+
     @property
     def sets(self) -> list[str]:
         """Every set in the file, whatever the environment."""
         return list(dict.fromkeys(r["set"] for r in self._runs))
 
-    def latest(self, data_set: str) -> list[Run]:
-        """The runs of a set, by split, in the environment that it was run in last: a set that is run anew takes the
-        place of its older runs, and those of other sets stay."""
+    def latest(self, data_set: str, preset: str | None = None) -> list[Run]:
+        """The runs of a set, by split, in the environment that it was run in last, of those with a preset if one is
+        named: a set that is run anew takes the place of its older runs, and those of other sets stay."""
         runs = [r for r in self._runs if r["set"] == data_set]
+        if preset is not None:
+            runs = [r for r in runs if self._environments[r["environment"]]["preset"] == preset]
         return sorted((r for r in runs if r["environment"] == runs[-1]["environment"]), key=lambda r: int(r["split"]))
 
     def finished(self, data_set: str, split: int) -> bool:
@@ -104,7 +112,7 @@ class Results:
 
     def save(self, summary: list[dict[str, Any]] | None = None) -> None:
         """Writes the file, whole or not at all; a summary is of the current environment."""
-        used = {r["environment"] for r in self._runs}
+        used = {r["environment"] for r in self._runs}.union(*(r.get(EARLIER, {}).values() for r in self._runs))
         content = {
             "benchmark": self._benchmark,
             "environments": {key: e for key, e in self._environments.items() if key in used},
@@ -121,11 +129,22 @@ def measured_with(content: dict[str, Any]) -> list[str]:
     """Lines of Markdown: with what code, libraries and machine the latest runs of a file's sets were measured."""
     lines = []
     latest = {r["set"]: r["environment"] for r in content.get("runs", [])}
+    earlier = {r["set"]: r.get(EARLIER, {}) for r in content.get("runs", [])}
     for key, e in content["environments"].items():
         machine, libraries = e["machine"], ", ".join(f"{k} {v}" for k, v in e["libraries"].items())
         where = f"{machine['cores']} cores, {machine['architecture']}"
         sets = [name for name, environment in latest.items() if environment == key]
-        which = f" ({', '.join(sets)})" if len(set(latest.values())) > 1 else ""
+        of_parts: dict[str, list[str]] = {}
+        for name, old in earlier.items():
+            parts = [part for part, environment in old.items() if environment == key != latest[name]]
+            if parts:
+                of_parts.setdefault(", ".join(parts), []).append(name)
+        sets += [f"{', '.join(names)}: {parts}" for parts, names in of_parts.items()]
+        which = (
+            f" ({', '.join(sets)})"
+            if len({*latest.values()}.union(*(old.values() for old in earlier.values()))) > 1
+            else ""
+        )
         if sets or not latest:
             lines += [f"Commit `{e['commit'][:12]}`{which}, preset `{e['preset']}`, {where}; {libraries}.", ""]
     return lines

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks.data import ROOT, check_available, read_set
 from benchmarks.quality.run import one_thread
-from benchmarks.results import Results, environment, refuse_changed
+from benchmarks.results import Results, Run, environment, refuse_changed
 from benchmarks.served import PRESETS
 from model_store.errors import ConfigError, FiberwalkError
 
@@ -31,6 +31,8 @@ def run_splits(
     output: Path,
     workers: int,
     log: Console,
+    merge: Callable[[Run | None, Run], Run] = lambda _, found: found,
+    enough: Callable[[Run], bool] = lambda _: True,
 ) -> tuple[Results, dict[str, int]]:
     """Runs the splits that the file does not have yet.
 
@@ -39,6 +41,8 @@ def run_splits(
         run: a function of a module, as worker processes import it.
         show: one split's results in a line.
         wanted: how many splits of each set, the first ones; more than there are means all.
+        merge: what is kept of a split's older run and of what was found now.
+        enough: whether a finished run has all that is wanted.
 
     Returns:
         The results, and how many splits of each set count.
@@ -56,10 +60,10 @@ def run_splits(
         (n, s)
         for s in range(max(counts.values()))
         for n, count in counts.items()
-        if s < count and not results.finished(n, s)
+        if s < count and not (results.finished(n, s) and enough(results.run(n, s) or {}))
     ]
     for name, split, found in _all_splits(run, waiting, preset, workers):
-        results.add(name, split, found)
+        results.add(name, split, merge(results.run(name, split), found))
         log.print(f"{name} {split}:", found.get("error") or show(found), markup=False, soft_wrap=True)
     refuse_changed(here, environment(ROOT, preset))
     return results, counts

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results import Results, environment, measured_with, revision
+from benchmarks.results import EARLIER, Results, environment, measured_with, revision
 from model_store.errors import ConfigError
 
 HERE = {"commit": "a", "preset": "fast"}
@@ -57,6 +57,21 @@ def test_a_set_that_is_run_anew_takes_the_place_of_its_older_runs(tmp_path: Path
     new.add("one", 0, {"figures": {"nll": 2.0}})
     told = "\n".join(measured_with(json.loads(file.read_text())))
     assert "Commit `a`" not in told and "Commit `b`, preset" in told
+
+
+def test_parts_of_an_older_run_keep_its_environment(tmp_path: Path) -> None:
+    file, rest = tmp_path / "curves.json", {"libraries": {"x": "1"}, "machine": {"cores": 2, "architecture": "z"}}
+    old = Results(file, "curves", HERE | rest)
+    for name in ("one", "two", "three"):
+        old.add(name, 0, {"curves": {}})
+    new = Results(file, "curves", HERE | rest | {"commit": "b"})
+    for name in ("one", "two"):
+        before = new.run(name, 0)
+        assert before is not None
+        new.add(name, 0, {"curves": {}, EARLIER: {"swag": before["environment"], "laplace": before["environment"]}})
+    told = "\n".join(measured_with(json.loads(file.read_text())))
+    assert "Commit `a` (three, one, two: swag, laplace)" in told and "Commit `b` (one, two)" in told
+    assert new.run("one", 1) is None
 
 
 def test_a_failed_run_is_tried_again(tmp_path: Path) -> None:

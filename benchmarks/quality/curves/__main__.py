@@ -4,7 +4,8 @@
                                         [--output FILE.json]
 
 It can be stopped at any time and goes on from the splits that the file holds, as `python -m benchmarks.quality` does;
-`--methods` runs some of the methods alone, on splits that the file does not hold.
+`--methods` runs some of the methods alone; what the file has of the others stays, with the commit that it was measured
+with.
 Prints the points and the goal that is judged from them; `python -m benchmarks.quality.page` renders them, with a
 picture, as part of docs/benchmarks.md.
 """
@@ -22,7 +23,7 @@ from rich.console import Console
 import builder  # noqa: F401  settles threads and memory before torch is imported
 from benchmarks.data import PUBLISHED, ROOT
 from benchmarks.exit import exit_status
-from benchmarks.quality.curves.points import FAMILIES, run_points
+from benchmarks.quality.curves.points import FAMILIES, has_all, merged, run_points
 from benchmarks.quality.curves.summary import judge, summarize, table
 from benchmarks.quality.splits import read_options, run_splits, splits_of_sets
 from benchmarks.quality.tables import render_goals
@@ -61,9 +62,11 @@ def _run(options: argparse.Namespace, log: Console) -> int:
         options.output,
         options.workers,
         log,
+        merged,
+        lambda run: has_all(run, options.methods),
     )
     runs = {n: [r for r in results.current(n) if r["split"] < count] for n, count in counts.items()}
-    summary = [s for s in (summarize(n, runs[n]) for n in runs) if s is not None]
+    summary = [s for s in (summarize(n, results.latest(n)) for n in results.sets) if s is not None]
     results.save(summary)
     for s in summary:
         render(f"{s['set']}: NLL (cost)", *table([s]))

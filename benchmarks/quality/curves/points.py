@@ -20,6 +20,7 @@ from benchmarks.quality.predictive import Outcome
 from benchmarks.quality.problem import Problem, make_problem
 from benchmarks.quality.run import METHODS, attempt, described, scored
 from benchmarks.quality.tuning import Tuned, tune
+from benchmarks.results import EARLIER, Run
 from builder.map import training_steps
 from builder.work import WorkFolder
 
@@ -82,6 +83,26 @@ def run_points(name: str, split: int, preset: str, wanted: Sequence[str] = ()) -
         "curves": {c: {label: scored(problem, o) for label, o in points.items()} for c, points in curves.items()},
         "failed": failed,
     }
+
+
+def merged(before: Run | None, found: Run) -> Run:
+    """What was found now, with the curves of an older run of the split that were not measured now, and of these the
+    environment that they were measured in."""
+    if before is None or "curves" not in before or "curves" not in found:
+        return found
+    kept = [c for c in before["curves"] if c not in found["curves"]]
+    curves = {
+        c: (found if c in found["curves"] else before)["curves"][c] for c in CURVES if c in kept or c in found["curves"]
+    }
+    earlier = {c: before.get(EARLIER, {}).get(c, before["environment"]) for c in kept}
+    return {**found, "curves": curves, EARLIER: earlier}
+
+
+def has_all(run: Run, wanted: Sequence[str]) -> bool:
+    """Whether a run's own curves are those of all methods wanted, by default of all."""
+    earlier = {curve for curve, environment in run.get(EARLIER, {}).items() if environment != run["environment"]}
+    own = set(run["curves"]) - earlier
+    return all(any(curve.startswith(family) for curve in own) for family in wanted or FAMILIES)
 
 
 def ensembles(problem: Problem, tuned: Tuned) -> dict[str, Points]:

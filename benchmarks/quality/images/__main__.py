@@ -6,8 +6,8 @@
 By default FashionMNIST with 5,000 training rows, which ends within half an hour on 2 cores; `--full` takes all rows of
 all sets, for which a CPU needs days: with `--device cuda` our builds and the ensembles are computed on a GPU. It can be
 stopped at any time: finished families are in the file and are not run again, unless the code, the options, the
-libraries or the machine changed. Prints tables and the goals that are judged from them;
-`python -m benchmarks.quality.page` renders them as part of docs/benchmarks.md.
+libraries or the machine changed; where some families are run anew, the others' figures stay. Prints tables and the
+goals that are judged from them; `python -m benchmarks.quality.page` renders them as part of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace, log: Console) -> int:
                 refuse_changed(here, environment(ROOT, preset))
                 results.add(f"{name}/{family}", seed, {**found, **sizes})
                 log.print(f"{name} {seed} {family}:", _shown(found), markup=False, soft_wrap=True)
-        every = [r for f in FAMILIES for r in results.current(f"{name}/{f}") if r["split"] < options.seeds]
+        every = [r for f in FAMILIES for r in results.latest(f"{name}/{f}", preset) if r["split"] < options.seeds]
         one = summarize(name, every)
         summary += [one] if one is not None else []
     results.save(summary)

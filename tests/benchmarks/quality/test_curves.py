@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from benchmarks.quality.goals import NOT_MEASURED
 from benchmarks.quality.page import page
 from benchmarks.quality.predictive import Cost
 from benchmarks.quality.problem import Problem, make_problem
+from benchmarks.results import EARLIER
 from benchmarks.table import MET, NOT_MET
 from tests.benchmarks.quality.problems import TUNED, tiny_problem
 
@@ -148,6 +150,35 @@ def test_table_page_and_picture_show_the_points() -> None:
     assert drawn.startswith(b"\x89PNG") and drawn == picture(sets) != picture(sets[:1])
 
 
+def test_single_methods_are_measured_anew_beside_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commits = iter(["a", "a", "b", "b", "b", "b"])
+    monkeypatch.setattr("benchmarks.results.revision", lambda _: next(commits))
+    np.savez(tmp_path / "uci_tiny.npz", x=np.zeros((60, 2)), y=np.zeros(60), test_mask=np.zeros((1, 60), dtype=bool))
+    monkeypatch.setenv("FIBERWALK_DATA", str(tmp_path))
+    asked: list[list[str]] = []
+
+    def measure(*_: object, wanted: list[str] | None = None) -> Any:
+        asked.append(wanted or [])
+        found = run(0, 2.0, n8=(1.9 if wanted else 2.5, 90))
+        return found | {"curves": {c: p for c, p in found["curves"].items() if c in (wanted or found["curves"])}}
+
+    monkeypatch.setattr(command, "run_points", measure)
+    arguments = ["--sets", "uci_tiny", "--workers", "1", "--output", str(tmp_path / "curves.json")]
+    assert command.main(arguments) == 0
+    assert "better on 0: tiny 2.500 against 2.000" in capsys.readouterr().out
+    # Of another commit, five anchors alone; then it is there, and only the others are not.
+    for _ in range(2):
+        assert command.main([*arguments, "--methods", "fiberwalk_5"]) == 0
+        assert "better on 1: tiny 1.900 against 2.000" in capsys.readouterr().out
+    assert asked == [[], ["fiberwalk_5"]]
+    (one,) = json.loads((tmp_path / "curves.json").read_text())["runs"]
+    assert list(one["curves"]) == ["ensemble", "fiberwalk_5"] and list(one[EARLIER]) == ["ensemble"]
+    assert not points.has_all(one, ["ensemble"]) and points.has_all(one, ["fiberwalk_5"])
+    assert not points.has_all(one, [])
+
+
 def test_the_command_tells_the_goal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +186,7 @@ def test_the_command_tells_the_goal(
     np.savez(tmp_path / "uci_tiny.npz", x=np.zeros((60, 2)), y=np.zeros(60), test_mask=mask)
     monkeypatch.setenv("FIBERWALK_DATA", str(tmp_path))
     monkeypatch.setattr(command, "run_points", lambda *_: run(0, 2.0, n8=(1.9, 90)))
+    monkeypatch.setattr(command, "has_all", lambda *_: True)  # of a few points
     arguments = ["--sets", "uci_tiny", "--workers", "1", "--output", str(tmp_path / "curves.json")]
     assert command.main(arguments) == 0
     assert "better on 1: tiny 1.900 against 2.000" in capsys.readouterr().out
