@@ -8,6 +8,7 @@ Lengths: B rows, d encoded columns or features, m reference rows, C classes, D d
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,6 +37,8 @@ _LEAST_TAIL: Final = 0.1
 _TAIL_SHARE: Final = 0.1
 _BEYOND: Final = 1e-9
 _SHOWN_COLUMNS: Final = 3
+_MANY_COLUMNS: Final = 12
+"""Beyond which sorting all takes longer than finding those that are shown."""
 _WIDE: Final = 512
 _GROUP: Final = 8
 _BLOCK_VALUES: Final = 2**21
@@ -210,13 +213,33 @@ class Surprise:
         self._tail = max(float(top.mean() - top[0]), _LEAST_TAIL)
         # Just beyond the last of them no familiar row scores as high.
         self._at = np.append(at, self._last + _BEYOND * max(1.0, abs(self._last)))
-        self._surprise = np.log((n + 1) / (n + 1 - np.append(first, n)))
+        as_high = n + 1 - np.append(first, n)
+        self._surprise = np.log((n + 1) / as_high)
+        self._p = as_high / (n + 1)
+        self._one = self._at.tolist(), self._surprise.tolist(), [*self._p.tolist(), float(self._p[-1])]
 
     def __call__(self, scores: Float64) -> Float64:
         """(B,) in nats, for scores (B,)."""
         found: Float64 = np.interp(scores, self._at, self._surprise)
         found += np.maximum(scores - self._last, 0.0) / self._tail
         return found
+
+    def p_values(self, scores: Float64) -> Float64:
+        """(B,) conformal, see `p_values`."""
+        found: Float64 = self._p[self._at[:-1].searchsorted(scores)]
+        return found
+
+    def of_one(self, score: float) -> tuple[float, float]:
+        """Surprise and p-value of a single score, the same to the bit: arrays of one number take several times as
+        long."""
+        at, surprise, p = self._one
+        i = bisect_left(at, score)
+        if 0 < i < len(at) and at[i] != score:
+            slope = (surprise[i] - surprise[i - 1]) / (at[i] - at[i - 1])
+            found = slope * (score - at[i - 1]) + surprise[i - 1]
+        else:
+            found = surprise[min(i, len(at) - 1)]
+        return found + max(score - self._last, 0.0) / self._tail, p[i]
 
 
 def combined(surprises: list[Float64]) -> Float64:
@@ -279,9 +302,9 @@ class Detectors:
         arrays: the arrays `ood_*` of the bundle, as `Bundle.arrays` checks them.
         """
         self._familiar: Float64 = arrays["ood_combined"]
+        self._familiar_list: list[float] = self._familiar.tolist()
         self._names = described.detectors
-        self._scores: Float64 = arrays["ood_scores"]
-        self._surprises = [Surprise(scores) for scores in self._scores]
+        self._surprises = [Surprise(scores) for scores in arrays["ood_scores"]]
         self._scaler: Scaler | None = None
         self._nearest: NearestRows | None = None
         self._mahalanobis: Mahalanobis | None = None
@@ -329,11 +352,33 @@ class Detectors:
                 found["mahalanobis_features"] = self._classes.scores(u)
             if self._mahalanobis is not None:
                 found["mahalanobis"], every = self._mahalanobis(u)
-                columns = (-np.abs(every)).argsort(axis=1, kind="stable")[:, :_SHOWN_COLUMNS]
-                deviations = every[np.arange(len(every))[:, None], columns]
-        score = combined([s(found[name]) for name, s in zip(self._names, self._surprises, strict=True)])
-        each = {
-            name: (found[name], p_values(found[name], familiar))
-            for name, familiar in zip(self._names, self._scores, strict=True)
-        }
-        return Unfamiliarity(score, p_values(score, self._familiar), each, columns, deviations)
+                columns, deviations = _furthest(every)
+        own = [found[name] for name in self._names]
+        if len(x) == 1:
+            pairs = [s.of_one(float(score[0])) for s, score in zip(self._surprises, own, strict=True)]
+            together = sum(surprise for surprise, _ in pairs) / len(pairs)
+            rank = bisect_left(self._familiar_list, together)
+            p = np.array([(self.points + 1 - rank) / (self.points + 1)])
+            score, each = np.array([together]), [np.array([one]) for _, one in pairs]
+        else:
+            score = combined([s(values) for s, values in zip(self._surprises, own, strict=True)])
+            p, each = (
+                p_values(score, self._familiar),
+                [s.p_values(v) for s, v in zip(self._surprises, own, strict=True)],
+            )
+        return Unfamiliarity(
+            score, p, dict(zip(self._names, zip(own, each, strict=True), strict=True)), columns, deviations
+        )
+
+
+def _furthest(deviations: Float64) -> tuple[NDArray[np.intp], Float64]:
+    """Indices (B, K) and deviations of the columns that deviate most, the most first, of (B, columns)."""
+    rows = np.arange(len(deviations))[:, None]
+    least = -np.abs(deviations)
+    columns: NDArray[np.intp]
+    if deviations.shape[1] > _MANY_COLUMNS:
+        columns = least.argpartition(_SHOWN_COLUMNS - 1, axis=1)[:, :_SHOWN_COLUMNS]
+        columns = columns[rows, least[rows, columns].argsort(axis=1, kind="stable")]
+    else:
+        columns = least.argsort(axis=1, kind="stable")[:, :_SHOWN_COLUMNS]
+    return columns, deviations[rows, columns]

@@ -50,7 +50,8 @@ def _run(options: argparse.Namespace, log: Console) -> int:
         "calibration", run_split, _shown, wanted, options.preset, options.output, options.workers, log
     )
     runs = {n: [r for r in results.current(n) if r["split"] < counts[n]] for n in counts}
-    summary = [s for n in counts if (s := summarize(n, runs[n])) is not None]
+    # Sets that are not run now stay as they are.
+    summary = [s for n in results.sets if (s := summarize(n, results.latest(n))) is not None]
     results.save(summary)
     for table in tables(summary):
         render(table.title, table.header, table.rows)

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
@@ -17,6 +19,7 @@ from model_store.detection import (
     NearestRows,
     Scaler,
     Surprise,
+    _furthest,
     combined,
     familiar_surprise,
     lowest_rate,
@@ -150,6 +153,19 @@ def test_surprise_is_the_share_of_familiar_rows_above() -> None:
     assert familiar_surprise(np.array([3.0, 1.0, 2.0, 2.0])) == pytest.approx(np.log([4 / 1, 4 / 4, 4 / 3, 4 / 3]))
 
 
+@given(
+    familiar=st.lists(st.floats(-50, 50).map(lambda v: round(v, 2)), min_size=1, max_size=60),
+    score=st.floats(-100, 100) | st.floats(-50, 50).map(lambda v: round(v, 2)),
+)
+def test_one_row_has_the_surprise_and_p_value_that_it_has_among_others(familiar: list[float], score: float) -> None:
+    surprise = Surprise(np.sort(familiar))
+    # Scores of familiar rows and just beyond the last of them are where the curve bends.
+    for asked in (score, familiar[0], max(familiar), np.nextafter(max(familiar), np.inf), max(familiar) + 1e-7):
+        among = np.array([asked, 0.0])
+        assert surprise.of_one(float(asked)) == (surprise(among)[0], surprise.p_values(among)[0])
+        assert surprise.p_values(among) == pytest.approx(p_values(among, np.sort(familiar)), abs=0)
+
+
 def test_the_combination_grows_with_every_detector() -> None:
     rng = np.random.default_rng(0)
     surprises = [Surprise(np.sort(rng.normal(size=50))) for _ in range(3)]
@@ -200,6 +216,22 @@ def test_the_combined_score_is_the_mean_surprise(tmp_path: Any) -> None:
     assert found.p_value == pytest.approx(p_values(found.score, arrays["ood_combined"]))
     for familiar, (scores, p) in zip(arrays["ood_scores"], found.detectors.values(), strict=True):
         assert p == pytest.approx(p_values(scores, familiar))
+    for i in range(20):
+        one = detectors(published).judge(x[i : i + 1], epistemic[i : i + 1])
+        assert one.score == pytest.approx(found.score[i : i + 1]) and one.p_value == pytest.approx(
+            found.p_value[i : i + 1]
+        )
+        assert (
+            one.columns is not None and found.columns is not None and np.array_equal(one.columns[0], found.columns[i])
+        )
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 5, 13, 100])
+def test_the_columns_that_deviate_most_are_named_the_most_first(columns: int) -> None:
+    deviations = np.random.default_rng(columns).normal(size=(40, columns))
+    at, found = _furthest(deviations)
+    assert np.array_equal(at, np.argsort(-np.abs(deviations), axis=1)[:, :3])
+    assert np.array_equal(found, np.take_along_axis(deviations, at, axis=1))
 
 
 @pytest.mark.parametrize("column", [0, 1, 2])
