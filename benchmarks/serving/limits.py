@@ -106,11 +106,12 @@ def measure_limit(limit: Limit, seconds: float) -> float:
 
 
 def judge_limits(found: Sequence[dict[str, Any]]) -> list[Goal]:
-    """All goals, from runs of the set `limits`, each of its own number."""
-    ratios = {f["split"]: f["ratio"] for f in found if f["set"] == "limits"}
+    """All goals, from runs of the set `limits`, each of which says what it measured."""
+    ratios = {f["limit"]: f["ratio"] for f in found if f["set"] == "limits"}
 
-    def goal(i: int, limit: Limit) -> Goal:
-        runs = [{"ratio": ratios[i]}] if i in ratios else []
-        return make_goal(limit.text, runs, None, lambda: (limit.met(ratios[i]), f"{ratios[i]:.2f}"))
+    def goal(limit: Limit) -> Goal:
+        ratio = ratios.get(limit.text)
+        runs = [] if ratio is None else [{"ratio": ratio}]
+        return make_goal(limit.text, runs, None, lambda: (limit.met(ratio or 0.0), f"{ratio:.2f}"))
 
-    return [goal(i, limit) for i, limit in enumerate(LIMITS)]
+    return [goal(limit) for limit in LIMITS]

@@ -62,7 +62,7 @@ What keeps ratios from being smaller, by what the networks' sizes say:
   for which ONNX Runtime has no product on such a processor that keeps the mean within 1e-4.
 - 784-256-128-10, 100 samples of 64 rows: 100 times the arithmetic of one network; at rank 8, 22 times.
 - Convolutions: 32 times the arithmetic of one network but for what all samples share, the first layer. The last block
-  of ResNet-20 is a ninth of its arithmetic, so that one of each sample's beside a trunk takes 4.4 networks' as such.
+  of ResNet-20 is a ninth of its arithmetic: 32 of them behind one trunk are as much as 4.4 networks.
 - Fresh latents: a product with the decoder's 33 columns, which takes 33 operations for each one of a row's run, and
   writes 30 MB. At rank 8 it is 9 columns, of the other layers' weights alone.
 """
