@@ -140,7 +140,7 @@ def test_every_network_can_be_served(name: str) -> None:
     network = FunctionalNetwork(case.make(), case.posterior)
     outputs = network(network.current(), torch.from_numpy(rows_of(case, 2)))
     assert outputs.shape == (2, max(case.classes, 1))
-    assert (network.fixed_weights > network.weights) == ("last layer" in name)
+    assert (network.fixed_weights > network.weights) == ("last" in name)
 
 
 def test_limits_are_bounds_from_their_own_side() -> None:
