@@ -23,6 +23,7 @@ _PEERS: Final = ["scikit-learn", "mapie", "laplace-torch", "numpyro"]
 _LIBRARIES: Final = ["fiberwalk", "torch", "onnx", "onnxruntime", "numpy", "pandas", "fastapi", "pydantic", *_PEERS]
 
 Run = dict[str, Any]
+_MOST_LISTED: Final = 6
 EARLIER: Final = "earlier"
 """In a run that holds some parts of an older one: the environment of each of these."""
 
@@ -130,6 +131,7 @@ def measured_with(content: dict[str, Any]) -> list[str]:
     lines = []
     latest = {r["set"]: r["environment"] for r in content.get("runs", [])}
     earlier = {r["set"]: r.get(EARLIER, {}) for r in content.get("runs", [])}
+    several = len({*latest.values()}.union(*(old.values() for old in earlier.values()))) > 1
     for key, e in content["environments"].items():
         machine, libraries = e["machine"], ", ".join(f"{k} {v}" for k, v in e["libraries"].items())
         where = f"{machine['cores']} cores, {machine['architecture']}"
@@ -140,11 +142,9 @@ def measured_with(content: dict[str, Any]) -> list[str]:
             if parts:
                 of_parts.setdefault(", ".join(parts), []).append(name)
         sets += [f"{', '.join(names)}: {parts}" for parts, names in of_parts.items()]
-        which = (
-            f" ({', '.join(sets)})"
-            if len({*latest.values()}.union(*(old.values() for old in earlier.values()))) > 1
-            else ""
-        )
+        # Most of many are those that no other commit names.
+        listed = "all others" if len(sets) > max(_MOST_LISTED, len(latest) / 2) else ", ".join(sets)
+        which = f" ({listed})" if several else ""
         if sets or not latest:
             lines += [f"Commit `{e['commit'][:12]}`{which}, preset `{e['preset']}`, {where}; {libraries}.", ""]
     return lines

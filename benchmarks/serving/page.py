@@ -161,7 +161,7 @@ def page(
 ) -> str:
     """The page, in Markdown, of the content of results files: of the cost of samples, of requests that go together, of
     peers, of a server's start and memory, of what HTTP, workers and replicas take, and of how costs grow."""
-    found = [run for run in serving["runs"] if run["set"] != "limits"]
+    found = [run for run in serving["runs"] if "ratio" not in run]
     lines = [
         _INTRODUCTION,
         *measured_with(serving),
