@@ -28,7 +28,7 @@ class Trained:
         x, y, member: encoded training rows, their targets, and which anchor was first trained on which, (A, n).
         judged: the anchors as they were trained on their own rows alone, and cross_fitted: whole fibers from them, on
             which all choices were made.
-        anchors: (A, P), what is served: those that were judged, or trained anew on all rows.
+        anchors: what is served: those that were judged, (A, P), or the first of them, trained anew on all rows.
         fibers: from the anchors, as far as a plan reaches at least; `cross_fitted` itself where these are served.
         plans: latent plans by name.
         posterior: the decoded posterior, as a server draws from it.
