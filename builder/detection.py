@@ -128,10 +128,11 @@ def _level(
 ) -> float:
     """By how much epistemic scores of the served posterior are above those of the judged one, on rows that were trained
     on: how much the samples around an anchor scatter is its own, by how much more on a row that it lacks is not."""
-    rows = member[: len(served.nodes)].any(0).nonzero().squeeze(1)
-    rows = rows[:: max(1, len(rows) // _LEVEL_ROWS)]
     anchors = len(served.nodes)
-    seen, samples = member[:anchors, rows], max(2, round(plan.samples / anchors))
+    member = member[:anchors]
+    rows = member.any(0).nonzero().squeeze(1)
+    rows = rows[:: max(1, len(rows) // _LEVEL_ROWS)]
+    seen, samples = member[:, rows], max(2, round(plan.samples / anchors))
     was, now = (
         epistemic_score(p.network, weights_of_anchors(p, plan, samples)[:anchors], spread, x[rows], seen, regression)
         for p in (judged, served)

@@ -11,7 +11,7 @@ from typing import Final
 
 from benchmarks.calibration.cost import BATCHES, RATIOS
 from benchmarks.calibration.monitored import MONITOR, SOUND_ROWS
-from benchmarks.calibration.run import METHODS, OOD_SETS
+from benchmarks.calibration.run import METHODS, OOD_SETS, OURS_EMPTY
 from benchmarks.calibration.summary import Summary, figure
 from benchmarks.quality.goals import CLASSIFICATION_SETS, REGRESSION_SETS, Goal, make_goal
 from benchmarks.served import ALARM_RATES, LEVELS
@@ -21,7 +21,6 @@ COVERAGE_TOLERANCE: Final = 0.015
 ALARM_TOLERANCE: Final = 0.005
 MOST_ROWS_UNTIL_ALARM: Final = 500
 OURS: Final = "fiberwalk"
-OURS_EMPTY: Final = "fiberwalk_empty"
 CONFORMAL: Final = [m for m in METHODS if m.startswith(("conformal_", "lac_", "aps_"))]
 DETECTORS: Final = ("isolation_forest", "nearest_neighbours")
 KINDS: Final = {"cluster": "rows of a cluster held out", "shifted": "rows with shifted columns"}

@@ -50,6 +50,8 @@ METHODS: Final = {
 OOD_SETS: Final = ("uci_boston", "uci_concrete", "uci_energy", "uci_wine_red", "uci_yacht")
 """Where unfamiliar rows are looked for; each takes a second build, without a cluster of the rows."""
 
+OURS_EMPTY: Final = "fiberwalk_empty"
+"""Our own sets of classes as peers give them out."""
 _OURS: Final = "fiberwalk"
 
 
@@ -110,7 +112,7 @@ def _ours(data: DataSet, split: int, problem: Problem, learned: Learned) -> dict
     ours = {_OURS: Found(found, learned.cost.seconds)}
     if empty:
         sets = regions.figures(regions.answered(problem, empty), problem.y_test.numpy())
-        ours["fiberwalk_empty"] = Found(sets, learned.cost.seconds)
+        ours[OURS_EMPTY] = Found(sets, learned.cost.seconds)
     return ours
 
 
