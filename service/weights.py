@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from service.redis_tier import RedisTier
 
 _FEW, _MORE, _TRIES = 1, 16, 2
-"""Samples that decoding is timed with, and how often."""
+"""Samples that decoding is timed with, and how often at the least."""
 
 
 class WeightSource:
