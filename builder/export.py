@@ -29,6 +29,7 @@ from typing import Final, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
 
@@ -134,8 +135,10 @@ def export_fixed(module: nn.Module, example: Tensor) -> bytes:
     return _serialise(model, "network")
 
 
-def export_features(networks: FeatureNetworks, example: Tensor) -> bytes:
-    """The features that a server looks at, with weights as constants: `inputs` (B, ...) -> `features` (B, d).
+def export_features(networks: FeatureNetworks, example: Tensor, exported: ExportedNetwork | None = None) -> bytes:
+    """The features that a server looks at, with weights as constants: `features` (B, d) from what the trunk of the
+    exported network gives, where that is enough, so that the trunk runs once for both, and else from `inputs`
+    (B, ...).
 
     Raises:
         ConfigError: as `export_network`.
@@ -143,16 +146,30 @@ def export_features(networks: FeatureNetworks, example: Tensor) -> bytes:
     networks = FeatureNetworks(_on_cpu(networks.network), networks.anchors[:1].detach().cpu())
     example = example.detach().cpu().float()
     module = FeatureModule(networks.network, networks.anchors[0])
+    if exported is not None and exported.trunk is not None:
+        try:
+            with _exporting("network"):
+                graph = Graph.read(traced_fixed(module, _rows(example, _EXAMPLE_ROWS), None), ())
+                model = onnx_graph.behind_trunk(graph, exported.spec.trunk_outputs, _FEATURES)
+            return _checked_features(_serialise(model, "network"), networks, example, Session(exported.trunk))
+        except ConfigError as e:
+            _log.debug("features not exported behind the trunk: %s", e.message)
     with _exporting("network"):
         model = traced_fixed(module, _rows(example, _EXAMPLE_ROWS), _FEATURES)
-        data = _serialise(model, "network")
-        session = Session(data)
+    return _checked_features(_serialise(model, "network"), networks, example)
+
+
+def _checked_features(data: bytes, networks: FeatureNetworks, example: Tensor, trunk: Session | None = None) -> bytes:
+    """The file, or ConfigError where its features are not torch's."""
+    session = Session(data)
     for rows in (1, _EXAMPLE_ROWS):
         x = _rows(example, rows)
         want = networks.served(x)
         assert want is not None  # otherwise there is nothing to export
-        found = session.run({onnx_graph.INPUTS: x.numpy()})[_FEATURES]
-        _refuse_difference(found, want, "network", f"B={rows}")
+        given: dict[str, NDArray[np.generic]] = {onnx_graph.INPUTS: x.numpy()}
+        if trunk is not None:
+            given = {n: v for n, v in trunk.run(given).items() if n in session.inputs}
+        _refuse_difference(session.run(given)[_FEATURES], want, "network", f"B={rows}")
     return data
 
 

@@ -81,7 +81,8 @@ class Graph:
 
     @classmethod
     def read(cls, model: ModelProto, weights: Iterable[str]) -> Graph:
-        """Sorts the values of a model with the input `inputs` (B, ...) and the given weight inputs into their kinds.
+        """Sorts the values of a model with the input `inputs` (B, ...) and the given weight inputs, if it has any, into
+        their kinds.
 
         Raises:
             GraphError: the batch axis is fixed, or the output depends on no random weight.
@@ -93,6 +94,7 @@ class Graph:
             raise GraphError(f"it accepts {rows} rows at a time only")
         self = cls(list(graph.node), {t.name: t for t in graph.initializer}, values, graph.output[0].name, rows)
         self.sampled.update(weights)
+        fixed = not self.sampled
         self.free.add(INPUTS)
         for node in self.nodes:
             used = reads(node)
@@ -101,7 +103,7 @@ class Graph:
                 self.producers[name] = node
                 if kind is not None:
                     kind.add(name)
-        if self.output not in self.sampled:
+        if self.output not in self.sampled and not fixed:
             raise GraphError("its outputs do not depend on the random weights")
         return self
 
@@ -215,6 +217,29 @@ def trunk_model(graph: Graph, cut: Cut) -> ModelProto:
     nodes += [helper.make_node("Identity", [v], [n]) for v, n in zip(cut, cut_names(cut), strict=True) if v != n]
     outputs = [_value(graph, v, n) for v, n in zip(cut, cut_names(cut), strict=True)]
     return _model(graph, nodes, [_value(graph, INPUTS, INPUTS)], outputs, "trunk")
+
+
+def behind_trunk(graph: Graph, trunk: Sequence[str], output: str) -> ModelProto:
+    """What a graph without random weights computes from a trunk's outputs, under a name of its own.
+
+    Args:
+        graph: of the trunk's nodes, under the same names, and more.
+        trunk: the trunk's outputs, those of `cut_names`.
+        output: what the graph's output is called.
+
+    Raises:
+        GraphError: it needs more than that.
+    """
+    cut = tuple(v for v in trunk if v in graph.producers)
+    nodes = graph.needed([graph.output], cut)
+    used = {n for node in nodes for n in reads(node)}.union([graph.output])
+    made = {n for node in nodes for n in node.output}.union(cut)
+    if lacking := (used & graph.free) - made:
+        raise GraphError(f"it needs {sorted(lacking)}, which the trunk does not give")
+    taken = [v for v in cut if v in used]
+    nodes.append(helper.make_node("Identity", [graph.output], [output]))
+    inputs = [_value(graph, v, v) for v in taken]
+    return _model(graph, nodes, inputs, [_value(graph, graph.output, output)], "behind_trunk")
 
 
 def cut_names(cut: Cut) -> list[str]:

@@ -22,9 +22,11 @@ from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Graph
 _EXAMPLE_SAMPLES = 3
 
 
-def traced_fixed(module: nn.Module, x: Tensor, output: str = OUTPUTS) -> ModelProto:
-    """The graph of a module as it is: `inputs` (B, ...) -> `outputs` (B, O), or an output of another name."""
-    return _to_onnx(_Fixed(module), (x,), {"x": {0: torch.export.Dim("B")}}, [INPUTS], [output])
+def traced_fixed(module: nn.Module, x: Tensor, output: str | None = OUTPUTS) -> ModelProto:
+    """The graph of a module as it is: `inputs` (B, ...) -> `outputs` (B, O), or an output of another name; None is the
+    name of the operator that computes it."""
+    outputs = None if output is None else [output]
+    return _to_onnx(_Fixed(module), (x,), {"x": {0: torch.export.Dim("B")}}, [INPUTS], outputs)
 
 
 class _Fixed(nn.Module):
@@ -81,7 +83,11 @@ def _one_by_torch(network: FunctionalNetwork, x: Tensor) -> Graph:
 
 
 def _to_onnx(
-    module: nn.Module, args: tuple[Tensor, ...], dynamic: Mapping[str, object], inputs: list[str], outputs: list[str]
+    module: nn.Module,
+    args: tuple[Tensor, ...],
+    dynamic: Mapping[str, object],
+    inputs: list[str],
+    outputs: list[str] | None,
 ) -> ModelProto:
     with torch.no_grad():
         program = torch.export.export(module.eval(), args, dynamic_shapes=dict(dynamic), strict=False)

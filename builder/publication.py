@@ -60,7 +60,7 @@ def publish(trained: Trained, metrics: list[Metrics], warnings: list[str], secon
     decoder = matching_decoder(decoder, trained.network, exported.mixture)
     files = {DECODER_FILE: export_decoder(decoder, exported.spec.parameters), **exported.files}
     if OF_FEATURES & set(trained.detection.described.detectors):
-        files[FEATURES_FILE] = export_features(trained.features, trained.x[:4])
+        files[FEATURES_FILE] = export_features(trained.features, trained.x[:4], exported)
     arrays: dict[str, NDArray[Any]] = {"nodes": np.ascontiguousarray(trained.posterior.nodes)}
     scores = trained.calibrated.conformity_scores.cpu().numpy()
     arrays |= {"conformity_scores": scores, **trained.detection.arrays}

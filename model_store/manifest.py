@@ -45,8 +45,8 @@ BLOCKS_FILE: Final = "blocks.onnx"
 in their place, laid out for the processor that it runs on."""
 
 FEATURES_FILE: Final = "features.onnx"
-"""Input `inputs` (B, ...); output `features` (B, d): what the last linear layer takes in one network, where there are
-detectors of the features."""
+"""Inputs some of the trunk's outputs, where they are enough, or `inputs` (B, ...); output `features` (B, d): what the
+last linear layer takes in one network, where there are detectors of the features."""
 
 ARRAYS_FILE: Final = "arrays.safetensors"
 """`nodes` (A, N, T+1, k) float32: latents of every trajectory from its anchor (position 0) to its end (1);

@@ -112,6 +112,7 @@ class Engine:
             _expect(bundle, TRUNK_FILE, self._trunk, ["inputs"], features)
         self._threads = threads
         self._looks: ort.InferenceSession | None = None
+        self._looks_at: list[str] = []
 
     def take_features(self, bundle: Bundle, count: int) -> None:
         """Takes up the network whose features (B, F) detectors look at.
@@ -120,7 +121,9 @@ class Engine:
             IntegrityError: it has other than `count` features, or cannot be run.
         """
         self._looks = _session(bundle, FEATURES_FILE, self._threads, self.device)
-        _expect(bundle, FEATURES_FILE, self._looks, ["inputs"], ["features"])
+        self._looks_at = [i.name for i in self._looks.get_inputs()]
+        behind = self._features if self._trunk is not None and self._looks_at != ["inputs"] else ["inputs"]
+        _expect(bundle, FEATURES_FILE, self._looks, behind, ["features"])
         found = self._looks.get_outputs()[0].shape
         if len(found) != 2 or found[1] != count:
             raise IntegrityError(
@@ -130,9 +133,15 @@ class Engine:
 
     def features(self, x: Float32) -> Float32:
         """Features (B, F) of encoded rows x (B, ...), by the network of `take_features`."""
-        assert self._looks is not None
         parts = [x[i : i + _MOST_ROWS] for i in range(0, len(x), _MOST_ROWS)]
-        return np.concatenate([self._looks.run(["features"], {"inputs": part})[0] for part in parts])
+        return np.concatenate([self._look(p, {} if self._looks_at == ["inputs"] else self._given(p)) for p in parts])
+
+    def _look(self, x: Float32, given: Mapping[str, NDArray[Any]]) -> Float32:
+        """Features of rows x, for which the trunk gives this."""
+        assert self._looks is not None
+        every = {**given, "inputs": x}
+        (found,) = self._looks.run(["features"], {name: every[name] for name in self._looks_at})
+        return np.asarray(found, dtype=np.float32)
 
     def _use_blocks(self, bundle: Bundle, weights: list[str], threads: int) -> None:
         """Takes the network in blocks for the base, where it computes the same on this machine."""
@@ -189,17 +198,26 @@ class Engine:
 
         A part has as many rows as keep S * b within `run_size`, no more than 64, and at least one.
         """
+        return (outputs for outputs, _ in self.answers(weights, x, run_size))
+
+    def answers(
+        self, weights: WeightSet, x: Float32, run_size: int, look: bool = False
+    ) -> Iterator[tuple[Float32, Float32 | None]]:
+        """The same, each with the features (b, F) of its rows where they are wanted and detectors look at some."""
         rows = max(min(run_size // weights.samples, _MOST_ROWS), 1)
         for start in range(0, len(x), rows):
-            yield self._forward(weights, x[start : start + rows])
+            part = x[start : start + rows]
+            given = self._given(part)
+            # By the number of rows alone: another choice would be another answer in its last bits.
+            network = weights.row if weights.row is not None and len(part) == 1 else weights.base
+            outputs = network.run(given)
+            yield outputs, self._look(part, given) if look and self._looks is not None else None
 
-    def _forward(self, weights: WeightSet, x: Float32) -> Float32:
-        features: Mapping[str, NDArray[Any]] = {"inputs": x}
-        if self._trunk is not None:
-            features = dict(zip(self._features, self._trunk.run(self._features, features), strict=True))
-        # By the number of rows alone: another choice would be another answer in its last bits.
-        network = weights.row if weights.row is not None and len(x) == 1 else weights.base
-        return network.run(features)
+    def _given(self, x: Float32) -> Mapping[str, NDArray[Any]]:
+        """What the networks behind the trunk take of rows x: its outputs, or where there is none the rows."""
+        if self._trunk is None:
+            return {"inputs": x}
+        return dict(zip(self._features, self._trunk.run(self._features, {"inputs": x}), strict=True))
 
 
 def _first_that_works(bundle: Bundle, threads: int, wanted: Wanted) -> tuple[Device, ort.InferenceSession]:

@@ -15,14 +15,12 @@ from service.feedback import Feedback, prediction_of
 from service.formats import Body
 from service.inputs import refuse
 from service.metrics import ServiceMetrics
-from service.model import ServedModel
+from service.model import Asked, Columns, ServedModel
 from service.models import PLAN, Models, default_samples, sample_limit
 from service.predictive import highest_level
 from service.protocol import InferenceRequest, parse, parse_feedback
 from service.settings import Settings
-from service.together import Asked, Run, Steps
-
-Float64 = NDArray[np.float64]
+from service.together import Run, Steps
 
 
 class Inference:
@@ -64,7 +62,7 @@ class Inference:
             )
         x = model.encoder.encode(request.inputs)
         columns = yield _run(request, model, samples, x)
-        epistemic = columns.pop("epistemic_score", None)
+        scores: Columns = {name: columns.pop(name) for name in ("epistemic_score", "features") if name in columns}
         self._feedback.remember(request_id, model, columns)
         answer: dict[str, Any] = _about(model, samples, request) | {"level": request.level}
         answer["calibration"] = _promise(model, request)
@@ -78,7 +76,7 @@ class Inference:
             ]
         answer |= columns
         if request.ood:
-            answer["ood"] = self._flagged(model, request, x, epistemic)
+            answer["ood"] = self._flagged(model, request, x, scores)
         self._metrics.rows.labels("/predict", model.bundle.name).inc(len(request.inputs))
         return answer
 
@@ -99,20 +97,20 @@ class Inference:
         model = self._models.get(request.model)
         samples = self._samples(request, model)
         x = model.encoder.encode(request.inputs)
-        epistemic = None
+        scores: Columns = {}
         if model.detectors.ask_the_network:
-            columns = yield Run(model, _key(request, model, samples), x, Asked(level=None, scores=True))
-            epistemic = columns["epistemic_score"]
-        answer = _about(model, samples, request) | self._flagged(model, request, x, epistemic)
+            scores = yield Run(model, _key(request, model, samples), x, Asked(level=None, scores=True))
+        answer = _about(model, samples, request) | self._flagged(model, request, x, scores)
         self._metrics.rows.labels("/ood", model.bundle.name).inc(len(x))
         return answer
 
     def _flagged(
-        self, model: ServedModel, request: InferenceRequest, x: NDArray[np.float32], epistemic: Float64 | None
+        self, model: ServedModel, request: InferenceRequest, x: NDArray[np.float32], scores: Columns
     ) -> dict[str, Any]:
-        """How unfamiliar encoded rows are, and which are flagged at the rate that was asked for."""
+        """How unfamiliar encoded rows are, by what the network says of them, and which are flagged at the rate that was
+        asked for."""
         rate = request.false_alarm_rate or model.manifest.ood.false_alarm_rate
-        found = model.unfamiliarity(x, epistemic)
+        found = model.unfamiliarity(x, scores)
         self._feedback.scored(model, found.p_value)
         return {
             "false_alarm_rate": rate,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,25 @@ from service.providers import Wanted
 
 Float32 = NDArray[np.float32]
 Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is wanted of the network.
+
+    Attributes:
+        level: of intervals or prediction sets; None where the OOD score alone is wanted, and no predictive.
+        quantiles: of a regression's target, wanted too.
+        draws: whether what each sample says is wanted too.
+        scores: whether what OOD detectors take of the network is wanted too.
+        empty_sets: whether a prediction set may be empty.
+    """
+
+    level: float | None
+    quantiles: tuple[float, ...] = ()
+    draws: bool = False
+    scores: bool = False
+    empty_sets: bool = False
 
 
 class ServedModel:
@@ -65,61 +84,48 @@ class ServedModel:
         """Rows that stand behind intervals and prediction sets."""
         return len(self._scores)
 
-    def predict(
-        self,
-        weights: WeightSet,
-        x: Float32,
-        level: float,
-        quantiles: Sequence[float] = (),
-        draws: bool = False,
-        scores: bool = False,
-        empty_sets: bool = False,
-    ) -> Columns:
-        """The predictive of encoded rows x (B, ...): arrays with one entry a row (see `predictive`).
+    def predict(self, weights: WeightSet, x: Float32, asked: Asked) -> Columns:
+        """What is asked of encoded rows x (B, ...): arrays with one entry a row.
 
-        Args:
-            level: of intervals or prediction sets.
-            quantiles: of the target of a regression, wanted as `quantiles` (B, Q).
-            draws: whether what each sample says is wanted, as `draws`: means (B, S) or probabilities (B, S, C).
-            scores: whether the network's OOD score is wanted too, as `epistemic_score` (B,).
-            empty_sets: whether a prediction set may be empty.
+        Those of `predictive`; of draws `draws`, means (B, S) or probabilities (B, S, C); of quantiles `quantiles`
+        (B, Q); of scores `epistemic_score` (B,), and `features` (B, F) where detectors look at them.
 
         Raises:
             InputError: a row lies so far out that the network's outputs are not finite.
         """
-        members = weights.members if scores else None
-        return _joined(
-            self.statistics(p, level, quantiles, draws, members, empty_sets) for p in self._outputs(weights, x)
-        )
+        found: list[Columns] = []
+        done = 0
+        for outputs, features in self.engine.answers(weights, x, self._run_size, asked.scores):
+            finite = np.isfinite(outputs)
+            if not finite.all():
+                raise out_of_range(done + int(np.flatnonzero(~finite.all(axis=(0, 2)))[0]))
+            done += outputs.shape[1]
+            found.append(self.columns(weights, outputs, features, asked))
+        return found[0] if len(found) == 1 else {n: np.concatenate([c[n] for c in found]) for n in found[0]}
 
-    def statistics(
-        self,
-        outputs: Float32,
-        level: float,
-        quantiles: Sequence[float] = (),
-        draws: bool = False,
-        members: AnchorSamples | None = None,
-        empty_sets: bool = False,
-    ) -> Columns:
-        """The predictive of rows from the network's outputs (S, B, O) on them; arguments and result as in `predict`.
+    def columns(self, weights: WeightSet, outputs: Float32, features: Float32 | None, asked: Asked) -> Columns:
+        """The same from the network's outputs (S, B, O) and the features (B, F), of any rows, that `answers` gives."""
+        if asked.level is None:
+            found = {"epistemic_score": self._network_score(outputs, weights.members)}
+        else:
+            found = self._predictive(outputs, asked, asked.level, weights.members if asked.scores else None)
+        return found if features is None or not asked.scores else found | {"features": features}
 
-        Args:
-            members: where the network's OOD score is wanted too, which samples are whose.
-        """
+    def _predictive(self, outputs: Float32, asked: Asked, level: float, members: AnchorSamples | None) -> Columns:
         target, calibration = self.manifest.target, self.manifest.calibration
         if isinstance(target, RegressionTarget):
             assert isinstance(calibration, RegressionCalibration)  # the manifest's schema says so
             found = predictive.regression(outputs, target, calibration, level, self._scores, members)
-            if quantiles:
+            if asked.quantiles:
                 found["quantiles"] = predictive.calibrated_quantiles(
-                    found["mean"], found["variance"], quantiles, self._scores
+                    found["mean"], found["variance"], asked.quantiles, self._scores
                 )
-            if draws:
+            if asked.draws:
                 found["draws"] = target.mean + target.scale * outputs[..., 0].astype(np.float64).T
             return found
         assert not isinstance(calibration, RegressionCalibration)
-        found = predictive.classification(outputs, calibration, level, self._scores, members, empty_sets)
-        if draws:
+        found = predictive.classification(outputs, calibration, level, self._scores, members, asked.empty_sets)
+        if asked.draws:
             found["draws"] = predictive.probabilities(outputs, calibration).swapaxes(0, 1)
         return found
 
@@ -131,23 +137,18 @@ class ServedModel:
         """(B, C) bool, the classes of each set, for probabilities (B, C)."""
         return predictive.prediction_sets(p, level, self._scores)
 
-    def epistemic_score(self, weights: WeightSet, x: Float32) -> NDArray[np.float64]:
-        """The network's OOD score (B,) of encoded rows x (B, ...).
-
-        Raises:
-            InputError: as `predict`.
-        """
-        return np.concatenate([self.network_score(p, weights.members) for p in self._outputs(weights, x)])
-
-    def unfamiliarity(self, x: Float32, epistemic: NDArray[np.float64] | None) -> Unfamiliarity:
+    def unfamiliarity(self, x: Float32, columns: Columns) -> Unfamiliarity:
         """How unfamiliar encoded rows x (B, ...) are.
 
         Args:
-            epistemic: (B,) the network's OOD score of them, where it is asked.
+            columns: `epistemic_score` (B,) and `features` (B, F) of them, as `predict` gives them, where there are any.
         """
-        return self.detectors.judge(x, epistemic, self.engine.features(x) if self.detectors.features else None)
+        features = columns.get("features")
+        if features is None and self.detectors.features:
+            features = self.engine.features(x)
+        return self.detectors.judge(x, columns.get("epistemic_score"), features)
 
-    def network_score(self, outputs: Float32, members: AnchorSamples) -> NDArray[np.float64]:
+    def _network_score(self, outputs: Float32, members: AnchorSamples) -> NDArray[np.float64]:
         """The network's OOD score (B,) of rows from its outputs (S, B, O) on them."""
         target, calibration = self.manifest.target, self.manifest.calibration
         if isinstance(target, RegressionTarget):
@@ -156,19 +157,14 @@ class ServedModel:
         assert not isinstance(calibration, RegressionCalibration)
         return predictive.mutual_information(outputs, members, calibration)
 
-    def outputs(self, weights: WeightSet, x: Float32) -> Float32:
-        """The network's outputs (S, B, O) for encoded rows x (B, ...), finite or not."""
-        parts = list(self.engine.outputs(weights, x, self._run_size))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-
-    def _outputs(self, weights: WeightSet, x: Float32) -> Iterable[Float32]:
-        done = 0
-        for part in self.engine.outputs(weights, x, self._run_size):
-            finite = np.isfinite(part)
-            if not finite.all():
-                raise out_of_range(done + int(np.flatnonzero(~finite.all(axis=(0, 2)))[0]))
-            done += part.shape[1]
-            yield part
+    def outputs(self, weights: WeightSet, x: Float32, look: bool = False) -> tuple[Float32, Float32 | None]:
+        """The network's outputs (S, B, O) for encoded rows x (B, ...), finite or not, and the features (B, F) where
+        they are wanted and detectors look at some."""
+        parts = list(self.engine.answers(weights, x, self._run_size, look))
+        if len(parts) == 1:
+            return parts[0]
+        features = [f for _, f in parts if f is not None]
+        return np.concatenate([o for o, _ in parts], axis=1), np.concatenate(features) if features else None
 
 
 def out_of_range(row: int) -> InputError:
@@ -181,10 +177,3 @@ def out_of_range(row: int) -> InputError:
         expected="values for which the network's output is finite",
         got="values that overflow it",
     )
-
-
-def _joined(parts: Iterable[Columns]) -> Columns:
-    columns = list(parts)
-    if len(columns) == 1:
-        return columns[0]
-    return {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}

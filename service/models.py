@@ -15,7 +15,7 @@ from model_store.store import ModelStore
 from service.cache import Flights
 from service.memory import give_back
 from service.metrics import ServiceMetrics
-from service.model import ServedModel
+from service.model import Asked, ServedModel
 from service.settings import Settings
 from service.weights import WeightSource
 
@@ -214,8 +214,7 @@ class Models:
             model = ServedModel(bundle, threads=settings.threads, run_size=settings.run_size, device=settings.device)
             x = model.encoder.typical()
             weights = self._weights.get(model, PLAN, default_samples(model, settings), 0)
-            found = model.predict(weights, x, 0.9, scores=True)
-            model.unfamiliarity(x, found["epistemic_score"])
+            model.unfamiliarity(x, model.predict(weights, x, Asked(0.9, scores=True)))
         except FiberwalkError as e:
             if isinstance(e, StoreError):
                 raise

@@ -16,28 +16,9 @@ from numpy.typing import NDArray
 from model_store.errors import InputError
 from service.cache import WeightKey
 from service.engine import WeightSet
-from service.model import Columns, ServedModel, out_of_range
+from service.model import Asked, Columns, ServedModel, out_of_range
 
 Float32 = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is wanted of the network's outputs.
-
-    Attributes:
-        level: of intervals or prediction sets; None where the OOD score alone is wanted.
-        quantiles: of a regression's target, wanted too.
-        draws: whether what each sample says is wanted too.
-        scores: whether the network's OOD score is wanted too.
-        empty_sets: whether a prediction set may be empty.
-    """
-
-    level: float | None
-    quantiles: tuple[float, ...] = ()
-    draws: bool = False
-    scores: bool = False
-    empty_sets: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,10 +48,7 @@ def run_alone(weights: WeightSet, run: Run) -> Columns:
     Raises:
         InputError: a row lies so far out that the network's outputs are not finite.
     """
-    asked = run.asked
-    if asked.level is None:
-        return {"epistemic_score": run.model.epistemic_score(weights, run.x)}
-    return run.model.predict(weights, run.x, asked.level, asked.quantiles, asked.draws, asked.scores, asked.empty_sets)
+    return run.model.predict(weights, run.x, run.asked)
 
 
 def run_together(weights: WeightSet, runs: Sequence[Run]) -> list[Columns | InputError]:
@@ -87,7 +65,8 @@ def run_together(weights: WeightSet, runs: Sequence[Run]) -> list[Columns | Inpu
         Of each request its columns, or the error of its own rows, as `run_alone` would raise it.
     """
     model = runs[0].model
-    outputs = model.outputs(weights, np.concatenate([run.x for run in runs]))
+    x = np.concatenate([run.x for run in runs])
+    outputs, features = model.outputs(weights, x, any(run.asked.scores for run in runs))
     finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(outputs), axis=(0, 2))
     ends = list(accumulate(len(run.x) for run in runs))
     rows = [slice(end - len(run.x), end) for run, end in zip(runs, ends, strict=True)]
@@ -99,9 +78,11 @@ def run_together(weights: WeightSet, runs: Sequence[Run]) -> list[Columns | Inpu
         else:
             found[i] = out_of_range(int(np.argmin(finite[rows[i]])))
     for asked, members in alike.items():
-        whole = len(members) == len(runs)
-        own = outputs if whole else np.concatenate([outputs[:, rows[i]] for i in members], axis=1)
-        columns = _statistics(model, weights, own, asked)
+        own, looks = outputs, features
+        if len(members) < len(runs):
+            own = np.concatenate([outputs[:, rows[i]] for i in members], axis=1)
+            looks = np.concatenate([features[rows[i]] for i in members]) if features is not None else None
+        columns = model.columns(weights, own, looks, asked)
         start = 0
         for i in members:
             end = start + len(runs[i].x)
@@ -109,10 +90,3 @@ def run_together(weights: WeightSet, runs: Sequence[Run]) -> list[Columns | Inpu
             found[i] = {name: column[start:end].copy() for name, column in columns.items()}
             start = end
     return [f for f in found if f is not None]
-
-
-def _statistics(model: ServedModel, weights: WeightSet, outputs: Float32, asked: Asked) -> Columns:
-    if asked.level is None:
-        return {"epistemic_score": model.network_score(outputs, weights.members)}
-    members = weights.members if asked.scores else None
-    return model.statistics(outputs, asked.level, asked.quantiles, asked.draws, members, asked.empty_sets)

@@ -62,6 +62,7 @@ OPSET, IR_VERSION = 18, 10
 POINTS = 199
 ANCHORS, TRAJECTORIES, STEPS, DIMENSION, RANK = 2, 3, 4, 3, 2
 FEATURES = 5
+_TRUNK = "trunk"
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,13 @@ def classification(
     return _parts(name, TableInput(columns=list(columns)), target, width=2, seed=seed, trunk=trunk)
 
 
-def image_classification(name: str = "digits", *, shape: Sequence[int] = (1, 4, 4), seed: int = 0) -> Parts:
-    """Classification of small arrays with integer classes."""
+def image_classification(
+    name: str = "digits", *, shape: Sequence[int] = (1, 4, 4), seed: int = 0, trunk: bool = False
+) -> Parts:
+    """Classification of small arrays with integer classes; with a trunk, features are made of what it gives."""
     spec = TensorInput(shape=list(shape), mean=8.0, scale=4.0)
     target = ClassificationTarget(name="digit", classes=list(range(4)))
-    return _parts(name, spec, target, width=math.prod(shape), seed=seed, trunk=False)
+    return _parts(name, spec, target, width=math.prod(shape), seed=seed, trunk=trunk)
 
 
 # ---- the network in numpy
@@ -181,9 +184,9 @@ def _parts(
         arrays |= references
     looks: Array | None = None
     if isinstance(inputs, TensorInput):
-        looks = rng.normal(size=(width, FEATURES))
+        looks = rng.normal(size=(features, FEATURES))
         detectors += ["nearest_features", "mahalanobis_features"]
-        found, references = _of_features(rng.normal(size=(POINTS, width)) @ looks, outputs, rng)
+        found, references = _of_features(rng.normal(size=(POINTS, features)) @ looks, outputs, rng)
         ood_scores += found
         arrays |= references
     arrays["ood_scores"] = np.sort(ood_scores, axis=1)
@@ -197,9 +200,10 @@ def _parts(
         PICTURE_FILE: picture(),
     }
     if looks is not None:
-        files[FEATURES_FILE] = features_model(_inputs(inputs, width, False)[1], looks, "Identity")
+        files[FEATURES_FILE] = fixed_model(_inputs(inputs, features, trunk), looks, "Identity", "features")
     if trunk:
-        files[TRUNK_FILE] = features_model(_inputs(inputs, width, False)[1], rng.normal(size=(width, features)), "Relu")
+        weights_of_trunk = rng.normal(size=(width, features))
+        files[TRUNK_FILE] = fixed_model(_inputs(inputs, width, False), weights_of_trunk, "Relu", _TRUNK)
     manifest = Manifest(
         name=name,
         version=1,
@@ -211,7 +215,7 @@ def _parts(
             weights=weights,
             fixed_weights=width * features if trunk else 0,
             parameters=parameters,
-            trunk_outputs=["features"] if trunk else [],
+            trunk_outputs=[_TRUNK] if trunk else [],
             description=f"MLP {features}-{hidden}-{outputs}, tanh",
         ),
         latent=LatentSpace(
@@ -284,7 +288,7 @@ def _layout(features: int, hidden: int, outputs: int) -> tuple[list[ParameterSpe
 def _inputs(inputs: InputSpec, width: int, trunk: bool) -> tuple[str, list[int | str]]:
     """Name and shape of the tensor that enters a graph."""
     if trunk:
-        return "features", ["B", width]
+        return _TRUNK, ["B", width]
     shape: list[int | str] = list(inputs.shape) if isinstance(inputs, TensorInput) else [width]
     return "inputs", ["B", *shape]
 
@@ -355,15 +359,16 @@ def base_model(parameters: Sequence[ParameterSpec], entering: tuple[str, list[in
     return _model(nodes, inputs, {"outputs": (TensorProto.FLOAT, ["S", "B", outputs])}, {"rows": np.array([1])})
 
 
-def features_model(shape: list[int | str], weights: Array, last: str) -> bytes:
-    """`trunk.onnx` or `features.onnx`: one fixed layer, of these weights (width, features), and an operator."""
+def fixed_model(entering: tuple[str, list[int | str]], weights: Array, last: str, output: str) -> bytes:
+    """`trunk.onnx` or `features.onnx`: one fixed layer, of these weights (width, outputs), and an operator."""
+    name, shape = entering
     nodes = [
-        helper.make_node("Flatten", ["inputs"], ["flat"], axis=1),
+        helper.make_node("Flatten", [name], ["flat"], axis=1),
         helper.make_node("MatMul", ["flat", "fixed.weight"], ["linear"]),
-        helper.make_node(last, ["linear"], ["features"]),
+        helper.make_node(last, ["linear"], [output]),
     ]
-    features: Tensors = {"features": (TensorProto.FLOAT, ["B", weights.shape[1]])}
-    return _model(nodes, {"inputs": (TensorProto.FLOAT, shape)}, features, {"fixed.weight": weights})
+    given: Tensors = {output: (TensorProto.FLOAT, ["B", weights.shape[1]])}
+    return _model(nodes, {name: (TensorProto.FLOAT, shape)}, given, {"fixed.weight": weights})
 
 
 def _model(nodes: list[onnx.NodeProto], inputs: Tensors, outputs: Tensors, constants: dict[str, Array]) -> bytes:

@@ -16,10 +16,10 @@ import numpy as np
 from benchmarks.serving.models import Case, Float32, rows_of, serve
 from model_store.plan import draw_latents
 from service.engine import WeightSet
-from service.model import ServedModel
+from service.model import Asked, ServedModel
 
 SAMPLES: Final = 32
-_LEVEL = 0.9
+_ASKED = Asked(0.9)
 _RUN_SIZE = 8192
 _TURN_SECONDS = 0.002
 
@@ -50,8 +50,8 @@ def measure(case: Case, batches: Sequence[int], seconds: float) -> list[dict[str
         calls: dict[str, Callable[[], object]] = {
             "det": partial(det.run, ["outputs"], {"inputs": x}),
             "network": partial(all_outputs, model, weights, x),
-            "statistics": partial(model.statistics, outputs, _LEVEL),
-            "predict": partial(model.predict, weights, x, _LEVEL),
+            "statistics": partial(model.columns, weights, outputs, None, _ASKED),
+            "predict": partial(model.predict, weights, x, _ASKED),
             "read": partial(np.dot, flat, flat),
         }
         times = by_turns(calls, seconds)

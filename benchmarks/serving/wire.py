@@ -36,11 +36,11 @@ from benchmarks.serving.models import CASES, Case, rows_of, sent_rows, serve
 from benchmarks.serving.wire_tables import COLD, WAITS, WORKERS, judge, table
 from builder.network import MLP
 from model_store.plan import draw_latents
-from service.model import ServedModel
+from service.model import Asked, ServedModel
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "wire.json"
 SAMPLES: Final = 32
-_LEVEL: Final = 0.9
+_ASKED: Final = Asked(0.9)
 _CLIENTS, _ROWS = 32, 16
 """Of the load on one and on two workers."""
 _MSGPACK: Final = "application/msgpack"
@@ -79,7 +79,7 @@ def _packed(x: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
 def _bare(model: ServedModel, x: np.ndarray[Any, np.dtype[np.float32]]) -> Callable[[], object]:
     latents, anchors = draw_latents(model.plan("predict"), model.nodes, SAMPLES, 0)
     weights = model.engine.bind(model.engine.decode(latents, anchors), anchors)
-    return partial(model.predict, weights, x, _LEVEL)
+    return partial(model.predict, weights, x, _ASKED)
 
 
 def _median_seconds(call: Callable[[], object], seconds: float) -> float:

@@ -13,7 +13,7 @@ from builder.config import BuildConfig, make_config
 from builder.pipeline import BuildResult, run_build
 from model_store.bundle import Bundle
 from model_store.plan import draw_latents
-from service.model import ServedModel
+from service.model import Asked, ServedModel
 
 TINY: dict[str, dict[str, Any]] = {
     "network": {"hidden": [12], "activation": "tanh"},
@@ -67,4 +67,4 @@ def serve(bundle: Bundle, rows: list[Any], samples: int | None = None) -> dict[s
     plan = model.plan("predict")
     latents, anchors = draw_latents(plan, model.nodes, samples or plan.samples, 0)
     weights = model.engine.bind(model.engine.decode(latents, anchors), anchors)
-    return model.predict(weights, model.encoder.encode(rows), 0.9)
+    return model.predict(weights, model.encoder.encode(rows), Asked(0.9))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 from builder.calibration import DecodedPosterior
 from builder.config import CalibrationConfig
 from builder.detection import Detection, fit_detectors
-from builder.export import export_features
+from builder.export import export_features, export_network
+from builder.exported import Session
 from builder.features import FeatureNetworks, features_of
 from builder.network import FunctionalNetwork
 from model_store.detection import ClassMahalanobis, Detectors, NearestRows, Scaler
@@ -85,6 +88,43 @@ def test_the_exported_network_gives_the_same() -> None:
     expected = networks.served(x)
     assert expected is not None
     assert found == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("posterior", "operators"),
+    [(r"5\..*", {"Identity"}), (r"[35]\..*", {"Gemm", "Relu", "Identity"})],
+)
+def test_they_are_made_of_what_the_trunk_gives(posterior: str, operators: set[str]) -> None:
+    network = FunctionalNetwork(convolutional(), posterior)
+    networks, (x, _) = FeatureNetworks(network, network.current()[None] + 0.1), images(9)
+    exported = export_network(network, x[:4])
+    assert exported.trunk is not None
+    data = export_features(networks, x[:4], exported)
+    assert {n.op_type for n in onnx.load_from_string(data).graph.node} == operators
+    given = Session(exported.trunk).run({"inputs": x.numpy()})
+    expected = networks.served(x)
+    assert expected is not None
+    assert Session(data).run(given)["features"] == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_they_are_made_of_the_rows_where_the_trunk_gives_too_little() -> None:
+    """As that of another network does, whose values have other names."""
+    network = FunctionalNetwork(convolutional(), r"5\..*")
+    networks, (x, _) = FeatureNetworks(network, network.current()[None]), images(9)
+    exported = export_network(network, x[:4])
+    other = replace(exported, spec=exported.spec.model_copy(update={"trunk_outputs": ["unknown"]}))
+    data = export_features(networks, x[:4], other)
+    assert list(Session(data).inputs) == ["inputs"]
+
+
+def test_they_are_made_of_the_rows_where_the_trunk_has_other_weights() -> None:
+    network = FunctionalNetwork(convolutional(), r"5\..*")
+    networks, (x, _) = FeatureNetworks(network, network.current()[None]), images(9)
+    module = convolutional()
+    with torch.no_grad():
+        module[0].weight += 0.1
+    data = export_features(networks, x[:4], export_network(FunctionalNetwork(module, r"5\..*"), x[:4]))
+    assert list(Session(data).inputs) == ["inputs"]
 
 
 # ---- the detectors

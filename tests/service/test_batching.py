@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 import service.scheduler
@@ -104,6 +105,28 @@ def test_classes_are_those_of_lone_requests(store: Path) -> None:
         assert server.counter("fiberwalk_batch_rows_count", model="flowers") == 40 + 6
         assert server.counter("fiberwalk_batch_rows_bucket", model="flowers", le="8.0") == 46
     assert_alike(found, expected)
+
+
+@pytest.mark.parametrize("trunk", [False, True])
+def test_features_are_those_of_lone_requests(tmp_path: Path, trunk: bool) -> None:
+    bundles.numeric_regression(columns=("x", "t")).publish(tmp_path)
+    bundles.image_classification(trunk=trunk).publish(tmp_path)
+    images = np.random.default_rng(0).uniform(0, 16, size=(80, 16)).tolist()
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/predict", {"inputs": images[:2]}),
+        ("/predict", {"inputs": images[2:3], "ood": True}),
+        ("/ood", {"inputs": images[3:8]}),
+        ("/predict", {"inputs": images[8:], "ood": True, "level": 0.5}),  # more than one run of the network takes
+    ]
+    asked = [(path, body | {"model": "digits"}) for path, body in asked]
+    with serving(tmp_path, concurrency=1, batch_rows=200) as server, server.client() as client:
+        expected = [client.post(path, json=body).json() for path, body in asked]
+        with busy(server), ThreadPoolExecutor(len(asked)) as pool:
+            found = list(pool.map(lambda one: client.post(one[0], json=one[1]).json(), asked))
+        assert server.counter("fiberwalk_batch_requests_count", model="digits") == len(asked) + 1
+    assert_alike(found, expected)
+    assert "features" not in found[0]
+    assert "nearest_features" in found[1]["ood"]["detectors"] and "nearest_features" in found[2]["detectors"]
 
 
 def test_other_weights_go_in_other_runs(store: Path) -> None:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -11,7 +12,7 @@ import pytest
 
 from model_store.bundle import Bundle
 from model_store.errors import IntegrityError
-from model_store.manifest import BASE_FILE, DECODER_FILE, FEATURES_FILE, ROW_FILE
+from model_store.manifest import BASE_FILE, DECODER_FILE, FEATURES_FILE, ROW_FILE, TRUNK_FILE
 from model_store.plan import draw_latents
 from service.engine import Engine, Parts, WeightSet
 from tests import bundles
@@ -130,14 +131,53 @@ def test_outputs_outlive_the_next_run(tmp_path: Path) -> None:
     assert np.array_equal(first, kept)
 
 
+@pytest.mark.parametrize("trunk", [False, True])
 @pytest.mark.parametrize("rows", [1, 64, 150])
-def test_features_are_those_of_the_file(tmp_path: Path, rows: int) -> None:
-    bundle = bundles.image_classification().publish(tmp_path)
+def test_features_are_those_of_the_file(tmp_path: Path, rows: int, trunk: bool) -> None:
+    bundle = bundles.image_classification(trunk=trunk).publish(tmp_path)
     engine, x = Engine(bundle), encoded(bundle, rows)
     engine.take_features(bundle, bundles.FEATURES)
+    given = {"inputs": x}
+    if trunk:
+        session = ort.InferenceSession(bundle.read(TRUNK_FILE), providers=["CPUExecutionProvider"])
+        given = dict(zip(["trunk"], session.run(["trunk"], given), strict=True))
     session = ort.InferenceSession(bundle.read(FEATURES_FILE), providers=["CPUExecutionProvider"])
-    (expected,) = session.run(["features"], {"inputs": x})
+    (expected,) = session.run(["features"], given)
     assert engine.features(x) == pytest.approx(expected, abs=1e-5)
+    _, weights = decoded(bundle, engine, 4)
+    parts = list(engine.answers(weights, x, 8192, look=True))
+    beside = [features for _, features in parts if features is not None]
+    assert np.concatenate(beside) == pytest.approx(expected, abs=1e-5)
+    assert all(np.array_equal(o, p) for (o, _), p in zip(parts, engine.outputs(weights, x, 8192), strict=True))
+    assert all(features is None for _, features in engine.answers(weights, x, 8192))
+
+
+def test_a_trunk_runs_once_for_outputs_and_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = bundles.image_classification(trunk=True).publish(tmp_path)
+    engine, x, runs = Engine(bundle), encoded(bundle, 150), []
+    engine.take_features(bundle, bundles.FEATURES)
+    trunk = engine._trunk
+    assert trunk is not None
+
+    class Counted:
+        def run(self, *asked: Any) -> Any:
+            runs.append(asked)
+            return trunk.run(*asked)
+
+    monkeypatch.setattr(engine, "_trunk", Counted())
+    list(engine.answers(decoded(bundle, engine, 4)[1], x, 8192, look=True))
+    assert len(runs) == 3
+
+
+def test_features_of_what_no_trunk_gives_are_refused(tmp_path: Path) -> None:
+    parts, plain = bundles.image_classification(trunk=True), bundles.image_classification()
+    entering = ("pooled", ["B", 5])
+    wrong = bundles.fixed_model(entering, np.ones((5, bundles.FEATURES)), "Identity", "features")
+    for kind in (parts, plain):
+        kind.files[FEATURES_FILE] = wrong
+        bundle = kind.publish(tmp_path / str(kind is parts))
+        with pytest.raises(IntegrityError, match=r"features\.onnx is not what the manifest says .*pooled"):
+            Engine(bundle).take_features(bundle, bundles.FEATURES)
 
 
 def test_features_that_detectors_do_not_know_are_named(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from benchmarks.serving.tables import judge, table
 from builder.network import MLP, FunctionalNetwork
 from model_store.manifest import BASE_FILE, MIXING, RegressionTarget
 from model_store.plan import draw_latents
-from service.model import ServedModel
+from service.model import Asked, ServedModel
 
 MAKERS: dict[str, Case] = {
     "regression": Case(lambda: MLP(13, [50], 1, "tanh"), (13,), 0),
@@ -78,7 +78,7 @@ def test_what_is_served_is_what_float64_gives(served: tuple[Case, ServedModel, o
     thetas = all_weights(model, model.engine.joined(decoded))
     for rows in (1, 3, 70):
         x = rows_of(case, rows)
-        found = model.predict(weights, x, 0.9)
+        found = model.predict(weights, x, Asked(0.9))
         outputs = exact(case.make, thetas, x)
         if isinstance(model.manifest.target, RegressionTarget):
             each, own = outputs[..., 0], found["epistemic_variance"]
@@ -102,7 +102,7 @@ def test_answers_are_the_same_to_the_bit(served: tuple[Case, ServedModel, ort.In
         server = ServedModel(model.bundle, threads=threads)
         weights = server.engine.bind(server.engine.decode(latents, anchors), anchors)
         for rows in order:
-            found[rows].append(server.predict(weights, rows_of(case, rows), 0.9)["variance"])
+            found[rows].append(server.predict(weights, rows_of(case, rows), Asked(0.9))["variance"])
     assert all(np.array_equal(f[0], other) for f in found.values() for other in f[1:])
 
 
