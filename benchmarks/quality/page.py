@@ -96,6 +96,7 @@ def _curves(content: Content) -> list[str]:
         "with all that it would take alone. Ours is drawn as served: five anchors are served of those that tune all",
         "methods (`map.served`). Where targets have little noise it is how many networks are averaged that counts:",
         "there five anchors, whatever their fibers, are as good as an ensemble of five, and twenty as one of twenty.",
+        "Curves that only some of a set's splits have are dotted; they are means over other test rows.",
         "Written by `python -m benchmarks.quality.curves`.",
         "",
         *measured_with(content),

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from matplotlib.figure import Figure
+from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
 from builder import histograms
 from builder.data import prepare, read_file
@@ -21,6 +25,7 @@ from builder.publication import publish
 from builder.unfamiliar import SHIFT, stand_in_scores, stand_ins
 from builder.worst import worst_rows
 from model_store.manifest import (
+    FEATURES_FILE,
     CategoricalColumn,
     ClassificationTarget,
     NumericColumn,
@@ -105,6 +110,29 @@ def test_stand_ins_are_scored_as_a_server_does(tmp_path: Path, kind: str) -> Non
     for name, rows in stand_ins(dataset.inputs, dataset.x[~dataset.test], 0).items():
         score = model.unfamiliarity(rows, model.predict(weights, rows, Asked(None, scores=True))).score
         np.testing.assert_allclose(found[name], score, rtol=1e-3, atol=1e-3)
+
+
+def test_a_given_networks_trunk_gives_the_features_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "images.npz", x=rng.normal(size=(90, 1, 4, 4)), y=np.arange(90) % 3)
+    save_file(pictured().state_dict(), tmp_path / "trained.safetensors")
+    data = {"file": tmp_path / "images.npz", "target": "y", "task": "classification"}
+    network = {"weights": tmp_path / "trained.safetensors", "posterior": "3"}
+    options = config(tmp_path, data=data, map={"anchors": None}, network=network)
+    dataset = prepare(read_file(options.data), options.data, False, 0)
+    trained = learn(options, dataset, pictured, StageBars(quiet=True), {})
+    publish(trained, [], [], {})
+    bundle = ModelStore(options.store).open("tiny")
+    (entering,) = onnx.load_from_string(bundle.read(FEATURES_FILE)).graph.input
+    assert [entering.name] == bundle.manifest.network.trunk_outputs
+    with torch.no_grad():
+        expected = trained.network.module[:3](trained.x)  # type: ignore[index]
+    assert ServedModel(bundle).engine.features(trained.x.numpy()) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def pictured() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3))
 
 
 # ---- pictures

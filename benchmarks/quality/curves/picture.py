@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.quality.curves.points import CURVES
-from benchmarks.quality.curves.summary import Curves
+from benchmarks.quality.curves.summary import Curves, whole
 from builder.canvas import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, png
 
 _LOOKS: Final = {
@@ -33,7 +33,8 @@ def picture(summary: Sequence[Curves]) -> bytes:
     """PNG: test NLL over row gradients (logarithmic), a line a method, one plot for each of at least one set.
 
     Methods far worse than all others would flatten the rest: a plot ends above the worst of the first members of the
-    ensemble and of our curves, and what lies beyond is drawn at its edge, hollow.
+    ensemble and of our curves, and what lies beyond is drawn at its edge, hollow. A curve of fewer splits than the set
+    has is dotted: it is a mean over other test rows.
     """
     columns = min(_COLUMNS, len(summary))
     lines = math.ceil(len(summary) / columns)
@@ -62,7 +63,8 @@ def _one_set(at: Axes, s: Curves) -> None:
         colour, marker = _LOOKS[curve]
         x = [p["gradient_evaluations"] / 1e6 for p in points]
         y = [min(p["nll"]["mean"], top) for p in points]
-        at.plot(x, y, color=colour, lw=1.2, label=CURVES[curve], marker=marker, ms=4.5)
+        line = "-" if whole(s, curve) else ":"
+        at.plot(x, y, color=colour, lw=1.2, ls=line, label=CURVES[curve], marker=marker, ms=4.5)
         _hollow(at, [(a, b) for a, b, p in zip(x, y, points, strict=True) if p["nll"]["mean"] > top], marker, colour)
     at.set_xscale("log")
     at.xaxis.set_major_formatter(lambda v, _: f"{v:g}")

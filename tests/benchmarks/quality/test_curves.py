@@ -120,6 +120,19 @@ def test_a_point_is_the_mean_over_splits() -> None:
     assert summarize("uci_a", [{"split": 0, "error": "no"}]) is None
 
 
+def test_a_curve_of_fewer_splits_says_so_and_is_not_judged() -> None:
+    both, one = run(0, 2.0, n4=(1.0, 50)), run(1, 4.0)
+    del one["curves"]["fiberwalk_5"]
+    found = summary("uci_a", both, one)
+    assert found["curves"]["ensemble"][1]["nll"]["mean"] == 3.0
+    assert found["curves"]["fiberwalk_5"][0]["nll"]["mean"] == 1.0
+    _, rows = table([found])
+    assert ["fiberwalk, 5 anchors (fibers an anchor): 4", "1.000 (50 M, 2 s, 1 of 2 splits)"] in rows
+    assert ["deep ensemble (members): 10", "3.000 ± 1.000 (100 M, 2 s)"] in rows
+    assert judge([found]).state == NOT_MEASURED
+    assert picture([found]) != picture([summary("uci_a", both)])
+
+
 def test_ours_is_chosen_by_its_cost_and_not_by_its_nll() -> None:
     points = summary("uci_a", run(0, 2.0, n2=(1.0, 40), n8=(3.0, 90), n32=(0.5, 101)))["curves"]["fiberwalk_5"]
     chosen = within(points, 100e6)
