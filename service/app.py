@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_store.errors import FiberwalkError, InputError, OverloadedError
-from service.memory import share_arenas
+from service.memory import keep_large_apart, share_arenas
 from service.observe import ObserveRequests
 from service.protocol import error_body, status_of
 from service.routes import router
@@ -47,6 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         gc.collect()
         gc.freeze()
         share_arenas()
+        keep_large_apart()
         runtime.start()
         yield
         runtime.stop()

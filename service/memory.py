@@ -8,12 +8,23 @@ from typing import Final
 
 _ARENA_MAX: Final = -8
 """`M_ARENA_MAX` of malloc.h."""
+_MMAP_THRESHOLD: Final = -3
+"""`M_MMAP_THRESHOLD` of malloc.h."""
 _ARENAS: Final = 2
+_LARGE: Final = 2**20
+"""Bytes: weight sets are larger, what most requests need is smaller."""
 
 
 def share_arenas() -> None:
     """Threads share two heaps from here on. By default each has its own, and keeps what it once needed."""
     _call("mallopt", _ARENA_MAX, _ARENAS)
+
+
+def keep_large_apart() -> None:
+    """What is large comes from the system and goes back to it as soon as it is freed. By default it comes from the
+    heaps as well, once such has been freed: what is small then settles in between, and weight sets that come and go
+    leave holes there."""
+    _call("mallopt", _MMAP_THRESHOLD, _LARGE)
 
 
 def give_back() -> None:

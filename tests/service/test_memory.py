@@ -57,6 +57,43 @@ with tempfile.NamedTemporaryFile() as file:
 done.set()
 """
 
+# Large blocks come and go, and a small one stays after each.
+CHURNED = """
+import ctypes, sys
+from service.memory import keep_large_apart
+
+if sys.argv[1] == "apart":
+    keep_large_apart()
+
+def resident():
+    (line,) = (l for l in open("/proc/self/status") if l.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+bytearray(8_000_000)  # from here on malloc by itself takes such blocks from its heap
+before, kept = resident(), []
+for _ in range(20):
+    large = bytearray(4_000_000)
+    kept.append(bytearray(10_000))
+    del large
+    large = bytearray(3_900_000)
+    kept.append(bytearray(10_000))
+    del large
+    kept.append(bytearray(10_000))
+del kept[:-1]
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other heaps")
+def test_large_blocks_leave_no_holes() -> None:
+    assert churned("apart") < 1_000_000 < churned("together")
+
+
+def churned(which: str) -> int:
+    root = Path(__file__).parent.parent.parent
+    command = [sys.executable, "-c", CHURNED, which]
+    return int(subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout)
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other heaps")
 def test_threads_share_two_heaps() -> None:
