@@ -116,13 +116,11 @@ def classification(
     return _parts(name, TableInput(columns=list(columns)), target, width=2, seed=seed, trunk=trunk)
 
 
-def image_classification(
-    name: str = "digits", *, shape: Sequence[int] = (1, 4, 4), seed: int = 0, trunk: bool = False
-) -> Parts:
+def image_classification(name: str = "digits", *, shape: Sequence[int] = (1, 4, 4), trunk: bool = False) -> Parts:
     """Classification of small arrays with integer classes; with a trunk, features are made of what it gives."""
     spec = TensorInput(shape=list(shape), mean=8.0, scale=4.0)
     target = ClassificationTarget(name="digit", classes=list(range(4)))
-    return _parts(name, spec, target, width=math.prod(shape), seed=seed, trunk=trunk)
+    return _parts(name, spec, target, width=math.prod(shape), seed=0, trunk=trunk)
 
 
 # ---- the network in numpy
@@ -202,8 +200,8 @@ def _parts(
     if looks is not None:
         files[FEATURES_FILE] = fixed_model(_inputs(inputs, features, trunk), looks, "Identity", "features")
     if trunk:
-        weights_of_trunk = rng.normal(size=(width, features))
-        files[TRUNK_FILE] = fixed_model(_inputs(inputs, width, False), weights_of_trunk, "Relu", _TRUNK)
+        fixed, entering = rng.normal(size=(width, features)), _inputs(inputs, width, False)
+        files[TRUNK_FILE] = fixed_model(entering, fixed, "Relu", _TRUNK)
     manifest = Manifest(
         name=name,
         version=1,

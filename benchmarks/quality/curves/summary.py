@@ -20,13 +20,16 @@ _PEER, _MEMBERS, _WANTED = "ensemble", "10", 6
 
 def summarize(name: str, runs: Sequence[Run]) -> Curves | None:
     """A set's curves: for each point mean NLL, its standard error and mean cost over the splits that have the curve,
-    and how many these are; None where none is done."""
+    how many these are, and by how much the ensemble of ten is better on them than on all (`ahead`); None where none is
+    done."""
     done = [r for r in runs if "error" not in r]
     if not done:
         return None
     curves = {}
     for curve in CURVES:
-        found = [r["curves"][curve] for r in done if curve in r["curves"]]
+        having = [r for r in done if curve in r["curves"]]
+        found = [r["curves"][curve] for r in having]
+        ahead = _peer_nll(done, done) - _peer_nll(having, done) if having else 0.0
         points = []
         for label in found[0] if found else []:
             each = [f[label] for f in found]
@@ -36,6 +39,7 @@ def summarize(name: str, runs: Sequence[Run]) -> Curves | None:
                 {
                     "label": label,
                     "splits": len(each),
+                    "ahead": ahead,
                     "nll": {"mean": nll.mean, "standard_error": nll.standard_error},
                     "gradient_evaluations": float(np.mean([e["gradient_evaluations"] for e in each])),
                     "seconds": float(np.mean([e["seconds"] for e in each])),
@@ -50,6 +54,15 @@ def summarize(name: str, runs: Sequence[Run]) -> Curves | None:
         "failed": {family: text for r in done for family, text in r["failed"].items()},
         "curves": curves,
     }
+
+
+def _peer_nll(runs: Sequence[Run], done: Sequence[Run]) -> float:
+    """Mean NLL of the ensemble of ten over some runs, by the reading that is the better one over all that are done; 0
+    where one of them lacks it."""
+    if not all(_MEMBERS in r["curves"].get(_PEER, {}) for r in done):
+        return 0.0
+    reading = nll_reading([r["curves"][_PEER][_MEMBERS]["figures"] for r in done])
+    return float(np.mean([r["curves"][_PEER][_MEMBERS]["figures"][reading] for r in runs]))
 
 
 def judge(summary: Sequence[Curves]) -> Goal:

@@ -126,6 +126,8 @@ def test_a_curve_of_fewer_splits_says_so_and_is_not_judged() -> None:
     found = summary("uci_a", both, one)
     assert found["curves"]["ensemble"][1]["nll"]["mean"] == 3.0
     assert found["curves"]["fiberwalk_5"][0]["nll"]["mean"] == 1.0
+    # The ensemble of ten has 2 on the split of ours, and 3 on both.
+    assert found["curves"]["fiberwalk_5"][0]["ahead"] == 1.0 and found["curves"]["ensemble"][0]["ahead"] == 0.0
     _, rows = table([found])
     assert ["fiberwalk, 5 anchors (fibers an anchor): 4", "1.000 (50 M, 2 s, 1 of 2 splits)"] in rows
     assert ["deep ensemble (members): 10", "3.000 ± 1.000 (100 M, 2 s)"] in rows
