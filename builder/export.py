@@ -146,30 +146,31 @@ def export_features(networks: FeatureNetworks, example: Tensor, exported: Export
     networks = FeatureNetworks(_on_cpu(networks.network), networks.anchors[:1].detach().cpu())
     example = example.detach().cpu().float()
     module = FeatureModule(networks.network, networks.anchors[0])
+    with _exporting("network"):
+        graph = Graph.read(traced_fixed(module, _rows(example, _EXAMPLE_ROWS), None), ())
     if exported is not None and exported.trunk is not None:
         try:
-            with _exporting("network"):
-                graph = Graph.read(traced_fixed(module, _rows(example, _EXAMPLE_ROWS), None), ())
-                model = onnx_graph.behind_trunk(graph, exported.spec.trunk_outputs, _FEATURES)
-            return _checked_features(_serialise(model, "network"), networks, example, Session(exported.trunk))
+            return _features(graph, exported.spec.trunk_outputs, Session(exported.trunk), networks, example)
         except ConfigError as e:
             _log.debug("features not exported behind the trunk: %s", e.message)
+    return _features(graph, (), None, networks, example)
+
+
+def _features(
+    graph: Graph, given: Sequence[str], trunk: Session | None, networks: FeatureNetworks, example: Tensor
+) -> bytes:
+    """`features.onnx` from what the trunk gives, or where there is none from the inputs, checked."""
     with _exporting("network"):
-        model = traced_fixed(module, _rows(example, _EXAMPLE_ROWS), _FEATURES)
-    return _checked_features(_serialise(model, "network"), networks, example)
-
-
-def _checked_features(data: bytes, networks: FeatureNetworks, example: Tensor, trunk: Session | None = None) -> bytes:
-    """The file, or ConfigError where its features are not torch's."""
-    session = Session(data)
+        data = _serialise(onnx_graph.fixed_model(graph, given, _FEATURES), "network")
+        session = Session(data)
     for rows in (1, _EXAMPLE_ROWS):
         x = _rows(example, rows)
         want = networks.served(x)
         assert want is not None  # otherwise there is nothing to export
-        given: dict[str, NDArray[np.generic]] = {onnx_graph.INPUTS: x.numpy()}
+        feeds: dict[str, NDArray[np.generic]] = {onnx_graph.INPUTS: x.numpy()}
         if trunk is not None:
-            given = {n: v for n, v in trunk.run(given).items() if n in session.inputs}
-        _refuse_difference(session.run(given)[_FEATURES], want, "network", f"B={rows}")
+            feeds = {n: v for n, v in trunk.run(feeds).items() if n in session.inputs}
+        _refuse_difference(session.run(feeds)[_FEATURES], want, "network", f"B={rows}")
     return data
 
 

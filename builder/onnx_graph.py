@@ -219,27 +219,27 @@ def trunk_model(graph: Graph, cut: Cut) -> ModelProto:
     return _model(graph, nodes, [_value(graph, INPUTS, INPUTS)], outputs, "trunk")
 
 
-def behind_trunk(graph: Graph, trunk: Sequence[str], output: str) -> ModelProto:
-    """What a graph without random weights computes from a trunk's outputs, under a name of its own.
+def fixed_model(graph: Graph, trunk: Sequence[str], output: str) -> ModelProto:
+    """A graph without random weights, its output under a name of its own, from a trunk's outputs or from `inputs`.
 
     Args:
         graph: of the trunk's nodes, under the same names, and more.
-        trunk: the trunk's outputs, those of `cut_names`.
+        trunk: the trunk's outputs, those of `cut_names`; empty where there is none.
         output: what the graph's output is called.
 
     Raises:
-        GraphError: it needs more than that.
+        GraphError: it needs more than the trunk gives.
     """
-    cut = tuple(v for v in trunk if v in graph.producers)
-    nodes = graph.needed([graph.output], cut)
+    given = tuple(v for v in trunk if v in graph.producers)
+    nodes = graph.needed([graph.output], given)
     used = {n for node in nodes for n in reads(node)}.union([graph.output])
-    made = {n for node in nodes for n in node.output}.union(cut)
-    if lacking := (used & graph.free) - made:
+    taken = [v for v in (given if trunk else (INPUTS,)) if v in used]
+    if lacking := (used & graph.free).difference(taken, *(node.output for node in nodes)):
         raise GraphError(f"it needs {sorted(lacking)}, which the trunk does not give")
-    taken = [v for v in cut if v in used]
     nodes.append(helper.make_node("Identity", [graph.output], [output]))
-    inputs = [_value(graph, v, v) for v in taken]
-    return _model(graph, nodes, inputs, [_value(graph, graph.output, output)], "behind_trunk")
+    return _model(
+        graph, nodes, [_value(graph, v, v) for v in taken], [_value(graph, graph.output, output)], "fixed_network"
+    )
 
 
 def cut_names(cut: Cut) -> list[str]:

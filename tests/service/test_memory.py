@@ -12,13 +12,15 @@ import pytest
 
 from service.memory import give_back, share_arenas
 
-# In a process of its own: what others have allocated meanwhile would blur the figure.
-HOLED = """
-from service.memory import give_back
-
+RESIDENT = """
 def resident():
     (line,) = (l for l in open("/proc/self/status") if l.startswith("VmRSS"))
     return int(line.split()[1]) * 1024
+"""
+
+# In a process of its own: what others have allocated meanwhile would blur the figure.
+HOLED = """
+from service.memory import give_back
 
 # Blocks that malloc takes from its heap; every hundredth is kept, so that the end of the heap cannot simply be cut off.
 blocks = [bytes(bytearray(20_000)) for _ in range(2000)]
@@ -59,15 +61,11 @@ done.set()
 
 # Large blocks come and go, and a small one stays after each.
 CHURNED = """
-import ctypes, sys
+import sys
 from service.memory import keep_large_apart
 
 if sys.argv[1] == "apart":
     keep_large_apart()
-
-def resident():
-    (line,) = (l for l in open("/proc/self/status") if l.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024
 
 bytearray(8_000_000)  # from here on malloc by itself takes such blocks from its heap
 before, kept = resident(), []
@@ -86,31 +84,17 @@ print(resident() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other heaps")
 def test_large_blocks_leave_no_holes() -> None:
-    assert churned("apart") < 1_000_000 < churned("together")
-
-
-def churned(which: str) -> int:
-    root = Path(__file__).parent.parent.parent
-    command = [sys.executable, "-c", CHURNED, which]
-    return int(subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout)
+    assert printed(RESIDENT + CHURNED, "apart") < 1_000_000 < printed(RESIDENT + CHURNED, "together")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other heaps")
 def test_threads_share_two_heaps() -> None:
-    assert heaps("shared") <= 2 < heaps("of their own")
-
-
-def heaps(which: str) -> int:
-    root = Path(__file__).parent.parent.parent
-    command = [sys.executable, "-c", HEAPS, which]
-    return int(subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout)
+    assert printed(HEAPS, "shared") <= 2 < printed(HEAPS, "of their own")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
 def test_what_was_freed_goes_back_to_the_system() -> None:
-    root = Path(__file__).parent.parent.parent
-    run = subprocess.run([sys.executable, "-c", HOLED], cwd=root, capture_output=True, text=True, check=True)
-    assert int(run.stdout) > 25_000_000
+    assert printed(RESIDENT + HOLED) > 25_000_000
 
 
 def test_threads_that_share_heaps_go_on() -> None:
@@ -123,3 +107,10 @@ def test_threads_that_share_heaps_go_on() -> None:
         t.join()
     give_back()
     assert sorted(found) == [10, 10_000, 10_000_000]
+
+
+def printed(script: str, *arguments: str) -> int:
+    """The number that a script prints, run by a process of its own."""
+    root = Path(__file__).parent.parent.parent
+    command = [sys.executable, "-c", script, *arguments]
+    return int(subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout)

@@ -28,10 +28,12 @@ def summarize(name: str, runs: Sequence[Run]) -> Curves | None:
     curves = {}
     for curve in CURVES:
         having = [r for r in done if curve in r["curves"]]
+        if not having:
+            continue
         found = [r["curves"][curve] for r in having]
-        ahead = _peer_nll(done, done) - _peer_nll(having, done) if having else 0.0
+        ahead = _peer_nll(done, done) - _peer_nll(having, done)
         points = []
-        for label in found[0] if found else []:
+        for label in found[0]:
             each = [f[label] for f in found]
             reading = nll_reading([e["figures"] for e in each])
             nll = estimate([e["figures"][reading] for e in each])
@@ -45,8 +47,7 @@ def summarize(name: str, runs: Sequence[Run]) -> Curves | None:
                     "seconds": float(np.mean([e["seconds"] for e in each])),
                 }
             )
-        if points:
-            curves[curve] = points
+        curves[curve] = points
     return {
         "set": name,
         "task": done[0]["task"],
