@@ -29,6 +29,8 @@ _FEW_JACOBIANS, _PRODUCTS = 16, 15
 """Rows whose Jacobians must fit; where they do not, so many products with the curvature stand in for it."""
 _FEW_ROWS, _MANY_ROWS, _ROW_OPERATIONS = 256, 2048, 2**29
 """Rows that a largest eigenvalue is taken from: as many as so many operations allow, within these bounds."""
+_SETTLED = 0.005
+"""Change of its estimate, as a share of it, that ends the iteration."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,8 @@ def largest_eigenvalue(
     preconditioner: Preconditioner | None = None,
 ) -> float:
     """The largest eigenvalue of `H = scale * J~^T J~ + Lambda` at theta, or of `C H` with a preconditioner C, by power
-    iteration, free of any matrix."""
+    iteration, free of any matrix, until it settles; it is a bound for steps, which leave room for what is then missing.
+    """
 
     def outputs(weights: Tensor) -> Tensor:
         return network(weights, x)
@@ -319,7 +322,9 @@ def largest_eigenvalue(
     v = v / v.norm()
     value = 0.0
     for _ in range(iterations):
-        v = product(v)
+        v, before = product(v), value
         value = float(v.norm())
         v = v / value
+        if abs(value - before) < _SETTLED * value:
+            break
     return value

@@ -328,15 +328,23 @@ class _Walk:
 
     def plain_loss(self, position: Tensor) -> Tensor:
         """(A*N,) mean -log p(y | f) over each particle's training rows, of those judged, at position (A*N, P)."""
-        found = []
-        with torch.no_grad():
-            for group in self._groups():
-                total = torch.zeros(position[group].shape[0], device=self.x.device)
-                for rows in torch.split(self.judged, self.chunk):
-                    outputs = self.network.batched(position[group], self.x[rows])
-                    total += (self.member[group][:, rows] * self.likelihood.nll(outputs, self.y[rows])).sum(1)
-                found.append(total / self.member[group][:, self.judged].sum(1))
-        return torch.cat(found)
+
+        def of(part: slice, network: FunctionalNetwork) -> Tensor:
+            found = []
+            with torch.no_grad():
+                for theta, member in zip(
+                    torch.split(position[part], self.group), torch.split(self.member[part], self.group), strict=True
+                ):
+                    total = torch.zeros(len(theta), device=self.x.device)
+                    for rows in torch.split(self.judged, self.chunk):
+                        outputs = network.batched(theta, self.x[rows])
+                        total += (member[:, rows] * self.likelihood.nll(outputs, self.y[rows])).sum(1)
+                    found.append(total / member[:, self.judged].sum(1))
+            return torch.cat(found)
+
+        with side_by_side(self.network.faster_apart(len(position), self.x.device)) as threads:
+            parts = self.network.divided(len(position), threads)
+            return torch.cat(concurrently(threads, lambda part: of(*part), parts))
 
     def _groups(self) -> list[slice]:
         group = min(self.group, -(-len(self.position) // self.threads))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from builder.distributed import from_first, gathered, share
 from builder.likelihood import CategoricalLikelihood, gaussian_nll
 from builder.network import FunctionalNetwork, NetworkFactory
 from builder.progress import StepReport, silent
+from builder.runtime import concurrently, side_by_side
 
 _SMALL_NETWORK = 10_000
 """Weights up to which the larger rate is better out of fold, most where noise is small."""
@@ -135,28 +137,39 @@ def train_members(
     rows = weight.sum(1)
     batch = min(config.batch_rows, len(x))
 
-    def gradients(weights: Tensor, noise: Tensor, xb: Tensor, yb: Tensor, wb: Tensor) -> tuple[Tensor, ...]:
+    def gradients(
+        own: FunctionalNetwork, weights: Tensor, noise: Tensor, decay: Tensor, xb: Tensor, yb: Tensor, wb: Tensor
+    ) -> tuple[Tensor, ...]:
         weights, noise = weights.detach().requires_grad_(), noise.detach().requires_grad_()
-        each = _nll(outputs_for_gradients(network, weights, xb), yb, noise.exp()[:, None], regression)
-        loss = (wb * each).sum(1) + 0.5 * precision * (weights**2).sum(1) / rows
+        each = _nll(outputs_for_gradients(own, weights, xb), yb, noise.exp()[:, None], regression)
+        loss = (wb * each).sum(1) + 0.5 * decay * (weights**2).sum(1)
         return loss.detach(), *torch.autograd.grad(loss.sum(), [weights, noise] if regression else [weights])
 
-    recorded = Recorded(gradients)
-    loss = torch.zeros(len(theta))
-    for step in range(steps):
-        if batch < len(x):
-            chosen = torch.randint(len(x), (batch,), generator=generator).to(x.device)
-            xb, yb, wb = x[chosen], y[chosen], weight[:, chosen]
-            wb = wb / wb.sum(1, keepdim=True).clamp(min=1)
-        else:
-            xb, yb, wb = x, y, weight / rows[:, None]
-        loss, *found = recorded(theta, log_noise, augmented(xb, config.augment, generator), yb, wb)
-        for value, gradient in zip(learned, found, strict=True):
-            value.grad = gradient
-        optimiser.step()
-        schedule.step()
-        if step % 20 == 0 or step == steps - 1:
-            report(step + 1, steps, float(loss.mean()))
+    loss, decay = torch.zeros(len(theta)), precision / rows
+    with side_by_side(network.faster_apart(len(theta), x.device)) as threads:
+        groups = [(g, Recorded(partial(gradients, own))) for g, own in network.divided(len(theta), threads)]
+
+        def of_all(xb: Tensor, yb: Tensor, wb: Tensor) -> list[Tensor]:
+            def of_group(group: tuple[slice, Recorded]) -> tuple[Tensor, ...]:
+                g, recorded = group
+                return recorded(theta.detach()[g], log_noise.detach()[g], decay[g], xb, yb, wb[g])
+
+            return [torch.cat(parts) for parts in zip(*concurrently(threads, of_group, groups), strict=True)]
+
+        for step in range(steps):
+            if batch < len(x):
+                chosen = torch.randint(len(x), (batch,), generator=generator).to(x.device)
+                xb, yb, wb = x[chosen], y[chosen], weight[:, chosen]
+                wb = wb / wb.sum(1, keepdim=True).clamp(min=1)
+            else:
+                xb, yb, wb = x, y, weight / rows[:, None]
+            loss, *found = of_all(augmented(xb, config.augment, generator), yb, wb)
+            for value, gradient in zip(learned, found, strict=True):
+                value.grad = gradient
+            optimiser.step()
+            schedule.step()
+            if step % 20 == 0 or step == steps - 1:
+                report(step + 1, steps, float(loss.mean()))
     weights, noise, loss = (gathered(part.detach(), count) for part in (theta, log_noise.exp(), loss))
     return Members(weights, noise, loss, steps * batch * count)
 

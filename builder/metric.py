@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from builder.curvature import linear_response
+from builder.curvature import enough_rows, linear_response
 from builder.likelihood import Likelihood
 from builder.network import FunctionalNetwork
 from builder.predictive import sample_outputs
@@ -67,7 +67,8 @@ class PredictiveMetric:
     def inner(self, anchor: int, vectors: Tensor) -> Tensor:
         """`u^T H v` with the generalised Gauss-Newton matrix H, taken from some of the anchor's rows."""
         rows = self.member[anchor].nonzero().squeeze(1)
-        some = rows[:: max(1, len(rows) // _CURVATURE_ROWS)]
+        enough = min(_CURVATURE_ROWS, enough_rows(self.network, self.x))
+        some = rows[:: max(1, len(rows) // enough)]
         response = linear_response(
             self.network, self.anchors[anchor], self.x[some], self.likelihood, vectors, len(rows) / len(some)
         )

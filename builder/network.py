@@ -10,6 +10,7 @@ Lengths: P random weights, N weight vectors, B rows, O outputs.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import math
@@ -144,6 +145,18 @@ class FunctionalNetwork:
         """Whether weight vectors run one after the other, and not as one batch: convolutions, a batch of which is a
         slow grouped convolution, where all weights are random."""
         return self._convolves and device.type in {"cpu", "cuda"}
+
+    def faster_apart(self, count: int, device: torch.device) -> bool:
+        """Whether so many weight vectors in turn take less time each on a thread of its own than all threads on each:
+        small convolutions leave threads that share one waiting for each other."""
+        return device.type == "cpu" and self.in_turn(device) and count >= torch.get_num_threads()
+
+    def divided(self, count: int, threads: int) -> list[tuple[slice, FunctionalNetwork]]:
+        """So many weight vectors as even parts, at most one a thread, each with a network to run it on: a functional
+        call puts its weights into the module for as long as it runs, so that threads cannot share one."""
+        size = -(-count // threads)
+        parts = [slice(at, at + size) for at in range(0, count, size)]
+        return [(part, copy.deepcopy(self) if i else self) for i, part in enumerate(parts)]
 
     def _each(self, thetas: Tensor, x: Tensor) -> Tensor:
         return torch.stack([self(theta, x) for theta in thetas])

@@ -66,7 +66,7 @@ class Choice:
 def tune(problem: Problem, build: Learned | None = None) -> Tuned:
     """Cross-fits, as a build does with its anchors; those of a build of the problem are the same, and need not be
     trained again."""
-    cost = Cost(seconds=build.seconds["map"] if build else 0.0)
+    cost = Cost(seconds=_seconds(build) if build else 0.0)
     with cost.clock():
         member = assign_members(problem.config, problem.network.module, problem.y).to(problem.y.device)
         anchors = (
@@ -86,6 +86,12 @@ def tune(problem: Problem, build: Learned | None = None) -> Tuned:
     cost.gradient_evaluations = anchors.gradient_evaluations
     noise, temperature = ((one, two), (1.0, 1.0)) if problem.regression else ((1.0, 1.0), (one, two))
     return Tuned(anchors.prior_precision, *noise, *temperature, cost)
+
+
+def _seconds(build: Learned) -> float:
+    """Of a build's cross-fitting: what training on all rows took, which the same stage's time holds, is not tuning."""
+    trained = build.trained
+    return build.seconds["map"] * trained.judged.gradient_evaluations / trained.training_gradients
 
 
 def _spread(outputs: list[Tensor], unseen: Tensor, y: Tensor, members: int) -> float:

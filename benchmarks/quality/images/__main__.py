@@ -1,7 +1,7 @@
 """Image sets: every method with the same network, training budget and tuning, and how well it knows foreign images.
 
     python -m benchmarks.quality.images [--sets NAME ...] [--rows N] [--test-rows N] [--epochs E] [--seeds N] [--full]
-                                        [--families NAME ...] [--device cpu|cuda] [--output FILE.json]
+                                        [--families NAME ...] [--members N] [--device cpu|cuda] [--output FILE.json]
 
 By default FashionMNIST with 5,000 training rows, which ends within half an hour on 2 cores; `--full` takes all rows of
 all sets, for which a CPU needs days: with `--device cuda` our builds and the ensembles are computed on a GPU. It can be
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="all sets, training and test rows")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), metavar="NAME")
+    parser.add_argument("--members", type=int, default=10, metavar="N", help="of the largest ensemble (default 10)")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     options = parser.parse_args(arguments)
     log = Console(stderr=True, highlight=False)
@@ -69,7 +70,7 @@ def _run(options: argparse.Namespace, log: Console) -> int:
             done = {f: r for f, r in runs.items() if not r.get("failed")}
             problem = make_problem(name, images, options.epochs, seed, options.device)
             sizes = {"rows": len(images.x), "test_rows": len(images.x_test)}
-            for family, found in run_families(problem, images, done, options.families):
+            for family, found in run_families(problem, images, done, options.families, options.members):
                 refuse_changed(here, environment(ROOT, preset))
                 results.add(f"{name}/{family}", seed, {**found, **sizes})
                 log.print(f"{name} {seed} {family}:", _shown(found), markup=False, soft_wrap=True)

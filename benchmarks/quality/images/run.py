@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.figures import auroc
-from benchmarks.quality.building import build
+from benchmarks.quality.building import Learned, build
 from benchmarks.quality.images.data import ImageSet
 from benchmarks.quality.images.doubts import P_VALUE, of_build, of_network
 from benchmarks.quality.methods import dropout, ensemble, fiberwalk, laplace, swag
@@ -45,8 +45,8 @@ def last_layer(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
     return laplace.run(problem, tuned, ["laplace_last"], samples=True)
 
 
-def ours(problem: Problem, tuned: Tuned, anchors: int) -> dict[str, Outcome]:
-    """`fiberwalk_A`: a build that serves so many anchors, which share the fibers. `tuned` is not used.
+def build_ours(problem: Problem, anchors: int) -> Learned:
+    """A build that serves so many anchors, which share the fibers.
 
     One is judged with a fifth of the rows; several by as many cross-fitted anchors as tune all peers.
     """
@@ -54,8 +54,14 @@ def ours(problem: Problem, tuned: Tuned, anchors: int) -> dict[str, Outcome]:
         "map": problem.config.map.model_copy(update={"anchors": 1} if anchors == 1 else {"served": anchors}),
         "fiber": problem.config.fiber.model_copy(update={"trajectories": FIBERS // anchors}),
     }
-    problem = replace(problem, config=problem.config.model_copy(update=stages))
-    learned = build(problem)
+    return build(replace(problem, config=problem.config.model_copy(update=stages)))
+
+
+def ours(
+    problem: Problem, tuned: Tuned, anchors: int, learn: Callable[[Problem, int], Learned] = build_ours
+) -> dict[str, Outcome]:
+    """`fiberwalk_A`: a build that serves so many anchors. `tuned` is not used."""
+    learned = learn(problem, anchors)
     with learned.cost.clock():
         outcome = fiberwalk.served(problem, learned.trained, learned.cost)
     notes = {"stage_seconds": learned.seconds, "reach": learned.trained.reach.node}
@@ -63,32 +69,52 @@ def ours(problem: Problem, tuned: Tuned, anchors: int) -> dict[str, Outcome]:
     return {f"fiberwalk_{anchors}": replace(outcome, notes=notes, doubts=doubts)}
 
 
-FAMILIES: Final[dict[str, Callable[[Problem, Tuned], dict[str, Outcome]]]] = {
+SEVERAL: Final = "fiberwalk_5"
+FAMILIES: Final[dict[str, Callable[..., dict[str, Outcome]]]] = {
     "fiberwalk_1": partial(ours, anchors=1),
     "ensemble": partial(ensemble.run, doubts=of_network),
     "laplace": last_layer,
     "swag": swag.run,
-    "fiberwalk_5": partial(ours, anchors=5),
+    SEVERAL: partial(ours, anchors=5),
     "dropout": dropout.run,
 }
 
 
 def run_families(
-    problem: Problem, images: ImageSet, done: dict[str, dict[str, Any]], wanted: Sequence[str]
+    problem: Problem,
+    images: ImageSet,
+    done: dict[str, dict[str, Any]],
+    wanted: Sequence[str],
+    members: int = max(ensemble.SIZES),
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Runs the families that are not done, the shared tuning first, and yields each one's results.
 
     Args:
         done: results of families that are, by name.
+        members: of the largest ensemble.
     """
+    sizes = [size for size in ensemble.SIZES if size <= members]
+    runs: dict[str, Callable[..., dict[str, Outcome]]] = {
+        **FAMILIES,
+        "ensemble": partial(FAMILIES["ensemble"], sizes=sizes),
+    }
+    left = [f for f in wanted if f not in done]
     if TUNING in done:
         values = done[TUNING]["tuned"]
         tuned = Tuned(**{**values, "cost": Cost(**values["cost"])})
     else:
-        tuned = tune(problem)
+        # Its cross-fitted anchors are those that tuning would train once more.
+        built, failed = attempt({SEVERAL: partial(build_ours, problem, 5)} if SEVERAL in left else {})
+        tuned = tune(problem, built.get(SEVERAL))
         yield TUNING, {"tuned": asdict(tuned)}
-    for family in [f for f in wanted if f not in done]:
-        found, failed = attempt({family: partial(FAMILIES[family], problem, tuned)})
+        if failed:
+            left.remove(SEVERAL)
+            yield SEVERAL, {"methods": {}, "failed": failed}
+        elif built:
+            runs[SEVERAL] = partial(FAMILIES[SEVERAL], learn=lambda *_: built.pop(SEVERAL))
+            left.sort(key=lambda family: family != SEVERAL)  # it need not be held for longer
+    for family in left:
+        found, failed = attempt({family: partial(runs[family], problem, tuned)})
         yield (
             family,
             {
