@@ -101,6 +101,11 @@ class Results:
             runs = [r for r in runs if self._environments[r["environment"]]["preset"] == preset]
         return sorted((r for r in runs if r["environment"] == runs[-1]["environment"]), key=lambda r: int(r["split"]))
 
+    def preset(self, data_set: str) -> str | None:
+        """That of the latest run of a set, or of its part `data_set/...`; None where there is none."""
+        runs = [r for r in self._runs if r["set"].partition("/")[0] == data_set]
+        return str(self._environments[runs[-1]["environment"]]["preset"]) if runs else None
+
     def finished(self, data_set: str, split: int) -> bool:
         """Whether there is nothing left to do for this split."""
         return any(r["split"] == split and "error" not in r for r in self.current(data_set))

@@ -19,6 +19,7 @@ from builder.map import (
     own_fold_outputs,
     refit_anchors,
     train_anchors,
+    train_members,
     training_steps,
 )
 from builder.network import MLP, FunctionalNetwork, NetworkFactory
@@ -199,6 +200,32 @@ def test_training_follows_its_seed_bit_for_bit() -> None:
     first, again, other = (train(x, y, folds(80, 2), seed=s, steps=20, batch_rows=32) for s in (1, 1, 2))
     assert torch.equal(first.weights, again.weights) and first.loss == again.loss
     assert not torch.equal(first.weights, other.weights)
+
+
+def test_images_are_trained_side_by_side_as_in_turn() -> None:
+    """Threads change nothing but the last digits, each member's own rows, start and prior among what they keep."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 2))
+
+    network = FunctionalNetwork(make())
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 1, 6, 6, generator=generator), torch.arange(40) % 2
+    start = initial_weights(make, network, range(5))
+    member = torch.rand(5, 40, generator=generator) < 0.8
+    precision = torch.tensor([0.1, 1.0, 1.0, 10.0, 100.0])
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            members = train_members(network, start, x, y, member, precision, MapConfig(steps=60, batch_rows=16))
+            found.append(members)
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        torch.testing.assert_close(other.weights, found[0].weights, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(other.loss, found[0].loss, rtol=1e-3, atol=1e-4)
+        assert other.gradient_evaluations == found[0].gradient_evaluations
 
 
 def test_first_weights_come_from_the_factory_and_leave_the_generator_alone() -> None:

@@ -177,6 +177,21 @@ def test_outputs_in_pieces_are_the_outputs(monkeypatch: pytest.MonkeyPatch) -> N
     assert sizes == [1] * 23
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_samples_that_run_side_by_side_are_not_mixed_up(threads: int) -> None:
+    factory, shape = NETWORKS["cnn"]
+    network, before = FunctionalNetwork(factory()), torch.get_num_threads()
+    weights, x = network.current() * torch.linspace(0, 2, 7)[:, None], normal(50, *shape)
+    torch.set_num_threads(threads)
+    try:
+        found = sample_outputs(network, weights, x)
+    finally:
+        torch.set_num_threads(before)
+    assert not found.requires_grad
+    for theta, outputs in zip(weights, found, strict=True):
+        torch.testing.assert_close(outputs, network(theta, x).detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_samples_that_run_in_turn_take_as_many_rows_however_many_they_are() -> None:
     factory, shape = NETWORKS["cnn"]
     in_turn, x = FunctionalNetwork(factory()), normal(4, *shape)

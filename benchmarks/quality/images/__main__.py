@@ -62,7 +62,6 @@ def _run(options: argparse.Namespace, log: Console) -> int:
     results = Results(options.output, "images", here)
     names = options.sets or (list(SOURCES) if options.full else ["fashion_mnist"])
     families = [TUNING, *FAMILIES]
-    summary: list[Summary] = []
     for name in names:
         images = read_images(name, rows, test_rows)
         for seed in range(options.seeds):
@@ -74,8 +73,12 @@ def _run(options: argparse.Namespace, log: Console) -> int:
                 refuse_changed(here, environment(ROOT, preset))
                 results.add(f"{name}/{family}", seed, {**found, **sizes})
                 log.print(f"{name} {seed} {family}:", _shown(found), markup=False, soft_wrap=True)
-        every = [r for f in FAMILIES for r in results.latest(f"{name}/{f}", preset) if r["split"] < options.seeds]
-        one = summarize(name, every)
+    summary: list[Summary] = []
+    for name in SOURCES:
+        # Other sets in the file stay as they were measured last.
+        own = preset if name in names else results.preset(name)
+        every = [r for f in FAMILIES for r in results.latest(f"{name}/{f}", own) if own is not None]
+        one = summarize(name, [r for r in every if name not in names or r["split"] < options.seeds])
         summary += [one] if one is not None else []
     results.save(summary)
     for s in summary:

@@ -18,6 +18,7 @@ Summary = dict[str, Any]
 WHOLE: Final = 60_000
 """Training images of the whole of FashionMNIST."""
 _MOST_ECE: Final = 0.01
+_MOST_SUBSET_ECE: Final = 0.015
 _MOST_CIFAR_NLL: Final = 0.16
 _LEAST_AUROC: Final = 0.97
 _MOST_OFF: Final = 0.005
@@ -109,7 +110,7 @@ def judge(summary: Sequence[Summary]) -> list[Goal]:
     sets = {s["set"]: s for s in summary}
     fashion, cifar = sets.get("fashion_mnist"), sets.get("cifar10")
     whole = fashion if fashion is not None and fashion["rows"] == WHOLE else None
-    one, five = "FashionMNIST, one anchor", "FashionMNIST, five anchors"
+    one, five, cifar_five = "FashionMNIST, one anchor", "FashionMNIST, five anchors", "CIFAR-10 subset, five anchors"
     foreign = SOURCES["fashion_mnist"].foreign
     return [
         _better(f"{one}: ECE below the ensemble of 5", fashion, "fiberwalk_1", "ensemble_5", "ece"),
@@ -120,21 +121,33 @@ def judge(summary: Sequence[Summary]) -> list[Goal]:
         _better(f"{one}: NLL below the tempered MAP", fashion, "fiberwalk_1", "map_tuned", "nll"),
         _better(f"{five}: NLL below the ensemble of 10", fashion, "fiberwalk_5", "ensemble_10", "nll"),
         _reached(f"{five}, whole set", whole, FASHION_ENSEMBLE),
-        _better(
-            "CIFAR-10 subset, five anchors: NLL below the ensemble of 5", cifar, "fiberwalk_5", "ensemble_5", "nll"
-        ),
+        _better(f"{cifar_five}: NLL below the ensemble of 5", cifar, "fiberwalk_5", "ensemble_5", "nll"),
         _reached("CIFAR-10, five anchors, whole set", sets.get("cifar10_whole"), _MOST_CIFAR_NLL),
-        _knows(f"{one}: AUROC of /ood at least {_LEAST_AUROC}, and above every peer's score on each", fashion, True),
-        _knows("CIFAR-10 subset, one anchor: AUROC of /ood above every peer's score", cifar, False),
-        *(_alarms(f"{name}: false alarms of /ood", s) for name, s in ((one, fashion), ("CIFAR-10 subset", cifar))),
+        _knows(
+            f"{one}: AUROC of /ood at least {_LEAST_AUROC}, and above every peer's score on each",
+            fashion,
+            "fiberwalk_1",
+            True,
+        ),
+        _knows(f"{cifar_five}: AUROC of /ood above every peer's score", cifar, "fiberwalk_5", False),
+        _alarms(one, fashion, "fiberwalk_1"),
+        _alarms(cifar_five, cifar, "fiberwalk_5"),
+        *(
+            _calibrated(name, s, ours)
+            for name, s, ours in (
+                (one, fashion, "fiberwalk_1"),
+                (five, fashion, "fiberwalk_5"),
+                (cifar_five, cifar, "fiberwalk_5"),
+            )
+        ),
     ]
 
 
-def _knows(text: str, s: Summary | None, enough: bool) -> Goal:
+def _knows(text: str, s: Summary | None, ours: str, enough: bool) -> Goal:
     """Whether `/ood` knows foreign images better than any score of a peer, and well enough where that is asked."""
-    if s is None or not {"fiberwalk_1", "map", "ensemble_5"} <= set(s["methods"]):
+    if s is None or not {ours, "map", "ensemble_5"} <= set(s["methods"]):
         return Goal(text, NOT_MEASURED, "")
-    own = s["methods"]["fiberwalk_1"]["doubts"].get(SERVED)
+    own = s["methods"][ours]["doubts"].get(SERVED)
     if own is None:
         return Goal(text, NOT_MEASURED, "")
     peers = [each for m, f in s["methods"].items() if not m.startswith("fiberwalk") for each in _scores(f).values()]
@@ -145,14 +158,23 @@ def _knows(text: str, s: Summary | None, enough: bool) -> Goal:
     return Goal(text, mark(met), f"{mean:.3f}: {each}" if len(own) > 1 else each)
 
 
-def _alarms(text: str, s: Summary | None) -> Goal:
+def _alarms(name: str, s: Summary | None, ours: str) -> Goal:
     """Whether `/ood` flags as many test images as was asked for."""
-    text += f" within {100 * _MOST_OFF:g} points of what was asked"
-    rates = s["methods"].get("fiberwalk_1", {}).get("false_alarms", {}) if s is not None else {}
+    text = f"{name}: false alarms of /ood within {100 * _MOST_OFF:g} points of what was asked"
+    rates = s["methods"].get(ours, {}).get("false_alarms", {}) if s is not None else {}
     if not rates:
         return Goal(text, NOT_MEASURED, "")
     met = all(abs(share - float(rate)) <= _MOST_OFF for rate, share in rates.items())
     return Goal(text, mark(met), ", ".join(f"{share:.1%} at {float(rate):.0%}" for rate, share in rates.items()))
+
+
+def _calibrated(name: str, s: Summary | None, ours: str) -> Goal:
+    """Whether probabilities are as often right as they say."""
+    text = f"{name}: ECE at most {_MOST_SUBSET_ECE:.1%}"
+    if s is None or ours not in s["methods"]:
+        return Goal(text, NOT_MEASURED, "")
+    ece = s["methods"][ours]["figures"]["ece"]["mean"]
+    return Goal(text, mark(ece <= _MOST_SUBSET_ECE), f"{ece:.1%} ({s['rows']:,} training rows)")
 
 
 def _better(text: str, s: Summary | None, ours: str, peer: str, figure: str) -> Goal:

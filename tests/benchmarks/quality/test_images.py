@@ -112,7 +112,9 @@ def test_a_missing_file_is_told(folder: Path) -> None:
         read_images("fashion_mnist")
 
 
-def test_every_method_answers_and_knows_foreign_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_method_answers_and_knows_foreign_images(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = folder / "images.json"
     arguments = ["--rows", "60", "--test-rows", "30", "--epochs", "40", "--output", str(file)]
     assert command.main([*arguments, "--families", "ensemble", "laplace", "swag"]) == 0
@@ -136,6 +138,34 @@ def test_every_method_answers_and_knows_foreign_images(folder: Path, capsys: pyt
     assert set(summary["methods"]["map"]["doubts"]) == {"max_probability", "energy", "nearest_neighbours"}
     assert all(f"| {METHODS['fiberwalk_5']} | {_CALLED.get(score, score)} |" in text for score in scores)
     assert set(summary["methods"]["fiberwalk_5"]["false_alarms"]) == {"0.01", "0.05", "0.1"}
+    # Another set in the file stays, and nothing is left to do for this one.
+    monkeypatch.setitem(SOURCES, "mnist", SOURCES["fashion_mnist"])
+    of_other = [{**r, "set": r["set"].replace("fashion_mnist", "mnist")} for r in content["runs"]]
+    file.write_text(json.dumps({**content, "runs": [*of_other, *content["runs"]]}))
+    assert command.main(arguments) == 0
+    assert [s["set"] for s in json.loads(file.read_text())["summary"]] == ["fashion_mnist", "mnist"]
+
+
+def test_anchors_of_a_build_are_not_trained_again_for_tuning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("diverged")
+
+    file = folder / "images.json"
+    arguments = ["--rows", "30", "--test-rows", "9", "--epochs", "4", "--members", "5", "--output", str(file)]
+    arguments += ["--families", "ensemble", "fiberwalk_5"]
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.quality.tuning.train_anchors", fail)
+        assert command.main(arguments) == 0
+    methods = json.loads(file.read_text())["summary"][0]["methods"]
+    assert list(methods) == ["map", "map_tuned", "ensemble_5", "fiberwalk_5"]
+    assert methods["map_tuned"]["gradient_evaluations"] < methods["fiberwalk_5"]["gradient_evaluations"]
+    # A build that fails is told, and the peers are tuned without it.
+    file.unlink()
+    monkeypatch.setattr(run, "build", fail)
+    assert command.main(arguments) == 1
+    (summary,) = json.loads(file.read_text())["summary"]
+    assert list(summary["methods"]) == ["map", "map_tuned", "ensemble_5"]
+    assert summary["failed"] == {"fiberwalk_5": "RuntimeError: diverged"}
 
 
 def test_a_family_that_fails_is_named_and_tried_again(
@@ -177,10 +207,15 @@ def measured(rows: int, ours: float, peers: float) -> Any:
 @pytest.mark.parametrize(
     ("rows", "ours", "peers", "states"),
     [
-        (60_000, 0.005, 0.2, [*[MET] * 7, CIFAR, CIFAR, MET, CIFAR, MET, CIFAR]),
-        (60_000, 0.25, 0.2, [*[NOT_MET] * 7, CIFAR, CIFAR, NOT_MET, CIFAR, NOT_MET, CIFAR]),
-        (60_000, 0.04, 0.05, [*[MET] * 6, NOT_MET, CIFAR, CIFAR, NOT_MET, CIFAR, NOT_MET, CIFAR]),
-        (5_000, 0.005, 0.2, [*[MET] * 6, NOT_MEASURED, CIFAR, CIFAR, MET, CIFAR, MET, CIFAR]),
+        (60_000, 0.005, 0.2, [*[MET] * 7, CIFAR, CIFAR, MET, CIFAR, MET, CIFAR, MET, MET, CIFAR]),
+        (60_000, 0.25, 0.2, [*[NOT_MET] * 7, CIFAR, CIFAR, NOT_MET, CIFAR, NOT_MET, CIFAR, NOT_MET, NOT_MET, CIFAR]),
+        (
+            60_000,
+            0.04,
+            0.05,
+            [*[MET] * 6, NOT_MET, CIFAR, CIFAR, NOT_MET, CIFAR, NOT_MET, CIFAR, NOT_MET, NOT_MET, CIFAR],
+        ),
+        (5_000, 0.005, 0.2, [*[MET] * 6, NOT_MEASURED, CIFAR, CIFAR, MET, CIFAR, MET, CIFAR, MET, MET, CIFAR]),
     ],
 )
 def test_goals(rows: int, ours: float, peers: float, states: list[str]) -> None:
