@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from anyio import to_thread
@@ -11,7 +12,6 @@ from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from model_store.errors import InputError
 from service import catalog, examples
 from service.formats import JSON, MSGPACK, NPY, OCTETS, WRITERS, Body, answer_type, to_json
 from service.inference import Inference
@@ -250,11 +250,15 @@ def _runtime(request: Request) -> Runtime:
 async def _computed(request: Request, answer: Callable[[Inference, Body], Steps]) -> Response:
     """The answer to a request's body, once it is its turn."""
     runtime = _runtime(request)
-    data = await _body(request, runtime.settings.max_body_bytes)
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = Body(data, given, tuple(request.query_params.multi_items()))
-    kind = answer_type(",".join(request.headers.getlist("accept")))
-    content = await runtime.scheduler.answer(lambda: answer(runtime.inference, body), WRITERS[kind], request.receive)
+    data = await runtime.bodies.read(request)
+    try:
+        given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        body = Body(data, given, tuple(request.query_params.multi_items()))
+        kind = answer_type(",".join(request.headers.getlist("accept")))
+        begin = partial(answer, runtime.inference, body)
+        content = await runtime.scheduler.answer(begin, WRITERS[kind], request.receive)
+    finally:
+        runtime.bodies.release(data)
     return Response(content, media_type=kind)
 
 
@@ -268,25 +272,3 @@ def _dumped(content: BaseModel) -> bytes:
 
 def _json(body: bytes, status: int = 200) -> Response:
     return Response(body, status, media_type=JSON)
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """The request's body; what a client says about its length is not relied on."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and len(declared) < 20 and int(declared) > limit:
-        raise _too_large(limit)
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise _too_large(limit)
-    return bytes(body)
-
-
-def _too_large(limit: int) -> InputError:
-    return InputError(
-        "The body is too large; send fewer rows in a request.",
-        code="body_too_large",
-        expected=f"at most {limit} bytes",
-        got="more",
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from service.bodies import Bodies
 from service.feedback import Feedback
 from service.inference import Inference
 from service.log import make_logger
@@ -43,6 +44,7 @@ class Runtime:
         self.models = Models(settings, self.weights, self.metrics, self.log)
         self.feedback = Feedback(settings, self.models, self.metrics, self.redis)
         self.inference = Inference(settings, self.models, self.metrics, self.feedback)
+        self.bodies = Bodies(settings, self.metrics)
         self.scheduler = Scheduler(settings, self.weights, self.metrics)
         self._stopped = threading.Event()
         self._watcher = threading.Thread(target=self.models.watch, args=(self._stopped,), name="models", daemon=True)

@@ -64,6 +64,14 @@ class Settings(BaseSettings):
     max_waiting: Annotated[
         int, Field(ge=1, description="Most requests of a process that wait their turn; more are answered 503 at once.")
     ] = 1024
+    max_waiting_bytes: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Most bytes that the bodies of a process' requests take from their arrival to their answers; "
+            "larger ones than 64 KiB are answered 503 beyond that, but never one alone.",
+        ),
+    ] = 256 * 2**20
     threads: Annotated[
         int, Field(ge=0, description="Threads ONNX Runtime uses within one operator; 0 is one a core.")
     ] = 1

@@ -236,6 +236,34 @@ def test_more_requests_than_may_wait_are_refused(store: Path) -> None:
         assert server.counter("fiberwalk_requests_total", route="/predict", status="503") == 5
 
 
+def test_large_bodies_are_refused_where_they_would_fill_the_memory(store: Path) -> None:
+    """Neither a small one is, nor one that is alone, however large."""
+    body = json.dumps({"inputs": PRICES[:1], "model": "prices"}).encode()
+    large, alone = body + b" " * 80_000, body + b" " * 250_000
+    with serving(store, concurrency=1, max_waiting_bytes=200_000) as server, server.client() as client:
+
+        def post(content: bytes | Iterator[bytes]) -> httpx.Response:
+            return client.post("/predict", content=content)
+
+        assert post(alone).status_code == 200
+        with busy(server), ThreadPoolExecutor(2) as pool:
+            waiting = [pool.submit(post, large)]
+            wait_until(lambda: server.counter("fiberwalk_waiting_requests") == 1)
+            # A body whose length is not told is counted as it comes.
+            refused = [post(large), post(iter([b" " * 50_000] * 3))]
+            waiting.append(pool.submit(post, body))
+        for response in refused:
+            assert response.status_code == 503 and response.headers["Retry-After"] == "1"
+            error = response.json()["error"]
+            assert error["code"] == "overloaded"
+            assert error["expected"] == "at most 200000 bytes of all requests that wait"
+        assert [w.result().status_code for w in waiting] == [200] * 2
+        # What was refused, answered or wrong counts no longer.
+        assert post(alone[1:]).status_code == 400
+        assert post(alone).status_code == 200
+        assert server.counter("fiberwalk_overloads_total") == 2
+
+
 def test_clients_that_go_away_leave_their_place(store: Path) -> None:
     body = {"inputs": PRICES[:1], "model": "prices"}
     data = json.dumps(body).encode()
