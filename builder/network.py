@@ -81,6 +81,7 @@ class FunctionalNetwork:
         self.fixed: dict[str, Tensor] = {n: p.detach() for n, p in named.items() if n not in random}
         self.fixed_weights = sum(t.numel() for t in self.fixed.values())
         self.fixed |= {n: b.detach() for n, b in module.named_buffers()}
+        self._dense = _dense_layers(module) if self.fixed_weights == 0 else None
         self._convolves = self.fixed_weights == 0 and any(len(p.shape) > 2 for p in self.parameters)
         self._channels_last = True
 
@@ -129,6 +130,8 @@ class FunctionalNetwork:
         What does not depend on the random weights is computed once, not N times; where networks run in turn there is
         nothing of the kind, and images have their channels last, which is faster.
         """
+        if self._dense is not None and x.ndim == 2:
+            return self._layer_by_layer(self._dense, thetas, x)
         if not self.in_turn(x.device):
             return vmap(self, in_dims=(0, None))(thetas, x)
         if x.device.type == "cuda":
@@ -145,6 +148,18 @@ class FunctionalNetwork:
         """Whether weight vectors run one after the other, and not as one batch: convolutions, a batch of which is a
         slow grouped convolution, where all weights are random."""
         return self._convolves and device.type in {"cpu", "cuda"}
+
+    def _layer_by_layer(self, layers: Sequence[nn.Module], thetas: Tensor, x: Tensor) -> Tensor:
+        """The same to the bit as by vmap, which takes half of the time of small networks for itself."""
+        parameters = iter(self.unflatten(thetas).values())
+        h = x.expand(len(thetas), *x.shape)
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                weight, bias = next(parameters), next(parameters)
+                h = torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
+            else:
+                h = layer(h)
+        return h
 
     def faster_apart(self, count: int, device: torch.device) -> bool:
         """Whether so many weight vectors in turn take less time each on a thread of its own than all threads on each:
@@ -196,6 +211,17 @@ class FunctionalNetwork:
             for hook in hooks:
                 hook.remove()
         return max(1, count)
+
+
+def _dense_layers(module: nn.Module) -> list[nn.Module] | None:
+    """The layers of a module that is nothing but linear layers with a bias and activations between them, else None."""
+    if not isinstance(module, nn.Sequential) or type(module) not in {nn.Sequential, MLP}:
+        return None
+    layers = list(module)  # not its children, which leave out what comes again
+    linear = [layer for layer in layers if type(layer) is nn.Linear and layer.bias is not None]
+    others = [layer for layer in layers if type(layer) in _ACTIVATIONS.values()]
+    plain = len(linear) + len(others) == len(layers) and len(set(linear)) == len(linear) > 0
+    return layers if plain and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules()) else None
 
 
 @functools.cache

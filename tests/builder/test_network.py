@@ -60,6 +60,45 @@ def test_a_batch_of_weight_vectors_is_each_of_them(name: str) -> None:
         assert torch.allclose(together, torch.stack([network(t, x) for t in theta]), atol=1e-5)
 
 
+def same_activation() -> nn.Module:
+    activation = nn.Tanh()
+    return nn.Sequential(nn.Linear(3, 5), activation, nn.Linear(5, 5), activation, nn.Linear(5, 2))
+
+
+def same_layer() -> nn.Module:
+    layer = nn.Linear(3, 3)
+    return nn.Sequential(layer, nn.ReLU(), layer)
+
+
+def hooked() -> nn.Module:
+    network = MLP(3, [5], 2)
+    network[0].register_forward_hook(lambda _module, _arguments, out: 2 * out)
+    return network
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        *(lambda a=a: MLP(3, [6, 5], 2, a) for a in ("relu", "tanh", "silu", "gelu")),
+        lambda: nn.Sequential(nn.Linear(3, 2)),
+        lambda: nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)),
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 2)),
+        same_activation,
+        same_layer,
+        hooked,
+    ],
+)
+def test_layers_one_after_the_other_are_the_module(factory: NetworkFactory) -> None:
+    """With their gradients, whatever of the module is more than linear layers and activations."""
+    torch.manual_seed(0)
+    network = FunctionalNetwork(factory())
+    x, theta = torch.randn(9, 3), several(network, 4).requires_grad_()
+    found, expected = network.batched(theta, x), vmap(network, in_dims=(0, None))(theta, x)
+    assert torch.equal(found, expected)
+    gradients = [torch.autograd.grad(out.square().sum(), theta)[0] for out in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
 class Viewed(nn.Module):
     """A convolution whose output is viewed as rows, which channels that lie last do not allow."""
 
