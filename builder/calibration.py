@@ -31,7 +31,8 @@ from builder.out_of_fold import (
     rows_to_judge,
     who_disagree,
 )
-from builder.predictive import conformal_quantile, mixture_probabilities, rows_at_once, sample_outputs
+from builder.predictive import conformal_quantile, mixture_probabilities, sample_outputs
+from builder.runtime import values_at_once
 from model_store.manifest import LatentPlan
 from model_store.plan import draw_latents
 
@@ -270,7 +271,10 @@ def of_anchors(
 
     Outputs of all samples on all rows would be the largest thing of a build, so the rows are taken in parts.
     """
-    size = rows_at_once(network, len(weights[0]), x)
+    with torch.no_grad():
+        outputs = network(weights[0][0], x[:1]).shape[-1]
+    # Less would do what is done once for every call of `sample_outputs`, which takes parts of its own, again and again.
+    size = max(1, values_at_once() // (max(len(w) for w in weights) * outputs))
     found = []
     for w, here in zip(weights, asked, strict=True):
         values = torch.cat([figure(sample_outputs(network, w, part)) for part in torch.split(x[here], size)], -1)

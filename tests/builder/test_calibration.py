@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from builder import calibration, predictive
+from builder import calibration
 from builder.autoencoder import train_autoencoder
 from builder.calibration import Calibrated, DecodedPosterior, calibrate, choose_reach
 from builder.config import AutoencoderConfig, FiberConfig
@@ -310,7 +310,7 @@ def test_calibration_in_parts_is_the_same(
 
     monkeypatch.setattr(calibration, "sample_outputs", seen)
     # 64 samples of each anchor on 50 of the 240 rows at once.
-    monkeypatch.setattr(predictive, "values_at_once", lambda: 64 * 50 * walked.network.activations(walked.x[:1]))
+    monkeypatch.setattr(calibration, "values_at_once", lambda: 64 * 50)
     parts = calibrate(posterior, walked.anchors.weights, plan(), walked.x, walked.y, walked.member)
     # Both anchors on all 240 rows, for how they disagree.
     assert sizes.count(50) == 2 * 4 and sizes.count(40) == 2
