@@ -51,6 +51,7 @@ def summarize(name: str, runs: Sequence[Run]) -> Summary | None:
             "seconds": sum(e["seconds"] for e in each) / len(each),
             "doubts": _means([e.get("doubts", {}) for e in each]),
             "false_alarms": _means([{"": e.get("false_alarms", {})} for e in each])[""],
+            "reach": [e["reach"] for e in each if "reach" in e],
         }
     (size,) = {(r["rows"], r["test_rows"]) for r in runs}
     seeds = max(len(each) for each in found.values())
@@ -84,6 +85,16 @@ def alarm_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     rates: dict[str, float] = next(iter(told.values()), {})
     rows = [[METHODS[m], *[f"{share:.1%}" for share in each.values()]] for m, each in told.items()]
     return ["method", *[f"{float(rate):.0%} asked" for rate in rates]], rows
+
+
+def beyond_reach(summary: Summary) -> list[str]:
+    """A line for each of our methods that serves fibers although the rows its anchors lack were in favour of none."""
+    return [
+        f"{METHODS[method]}: rows that its anchors lack preferred these alone, without fibers. The first node is "
+        "served all the same: fibers of one point would have no spread."
+        for method, found in summary["methods"].items()
+        if 0 in found.get("reach", [])
+    ]
 
 
 def _means(each: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

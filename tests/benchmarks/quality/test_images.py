@@ -22,7 +22,7 @@ from benchmarks.quality.images import problem, run
 from benchmarks.quality.images.data import SOURCES, read_images
 from benchmarks.quality.images.doubts import SERVED
 from benchmarks.quality.images.run import METHODS
-from benchmarks.quality.images.summary import _CALLED, judge, summarize
+from benchmarks.quality.images.summary import _CALLED, beyond_reach, judge, summarize
 from benchmarks.quality.page import page
 from benchmarks.table import MET, NOT_MET
 from builder.network import FunctionalNetwork
@@ -195,6 +195,7 @@ def measured(rows: int, ours: float, peers: float) -> Any:
     methods["fiberwalk_1"]["doubts"] = {SERVED: dict.fromkeys(foreign, 1 - ours)}
     methods["fiberwalk_1"]["false_alarms"] = {"0.01": 0.01, "0.05": 0.05 - ours / 2}
     methods["map"]["doubts"] = {"energy": dict.fromkeys(foreign, 1 - peers)}
+    methods["fiberwalk_5"]["reach"] = 0
     return {
         "split": 0,
         "rows": rows,
@@ -221,4 +222,6 @@ def measured(rows: int, ours: float, peers: float) -> Any:
 def test_goals(rows: int, ours: float, peers: float, states: list[str]) -> None:
     summary = summarize("fashion_mnist", [measured(rows, ours, peers)])
     assert summary is not None
+    (told,) = beyond_reach(summary)
+    assert told.startswith(METHODS["fiberwalk_5"])
     assert [g.state for g in judge([summary])] == states
