@@ -26,10 +26,10 @@ _RESNET: Final = {"optimiser": "sgd", "augment": ["flip", "crop"], "batch_rows":
 RECIPES: Final[dict[str, Recipe]] = {
     "fashion_mnist": _LENET,
     "mnist": _LENET,
-    # Half of the anchors and nodes of the default, so that two cores end within hours; few rows want small batches.
+    # Half of the default's anchors, so that two cores end within hours; few rows want small batches.
     "cifar10": {
         "map": {**_RESNET, "batch_rows": 64, "prior_precision": [5.0], "anchors": 5},
-        "fiber": {"refinement": 5, "steps": 5},
+        "fiber": {"refinement": 5},
     },
     # So large a decoder is given its rank: it would not be found within the default's bounds.
     "cifar10_whole": {
