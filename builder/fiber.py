@@ -331,20 +331,17 @@ class _Walk:
 
         def of(part: slice, network: FunctionalNetwork) -> Tensor:
             found = []
-            with torch.no_grad():
-                for theta, member in zip(
-                    torch.split(position[part], self.group), torch.split(self.member[part], self.group), strict=True
-                ):
-                    total = torch.zeros(len(theta), device=self.x.device)
-                    for rows in torch.split(self.judged, self.chunk):
-                        outputs = network.batched(theta, self.x[rows])
-                        total += (member[:, rows] * self.likelihood.nll(outputs, self.y[rows])).sum(1)
-                    found.append(total / member[:, self.judged].sum(1))
+            for theta, member in zip(
+                torch.split(position[part], self.group), torch.split(self.member[part], self.group), strict=True
+            ):
+                total = torch.zeros(len(theta), device=self.x.device)
+                for rows in torch.split(self.judged, self.chunk):
+                    outputs = network.batched(theta, self.x[rows])
+                    total += (member[:, rows] * self.likelihood.nll(outputs, self.y[rows])).sum(1)
+                found.append(total / member[:, self.judged].sum(1))
             return torch.cat(found)
 
-        with side_by_side(self.network.faster_apart(len(position), self.x.device)) as threads:
-            parts = self.network.divided(len(position), threads)
-            return torch.cat(concurrently(threads, lambda part: of(*part), parts))
+        return torch.cat(self.network.in_parts(len(position), self.x.device, of))
 
     def _groups(self) -> list[slice]:
         group = min(self.group, -(-len(self.position) // self.threads))

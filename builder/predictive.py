@@ -11,20 +11,17 @@ import torch
 from torch import Tensor
 
 from builder.network import FunctionalNetwork
-from builder.runtime import concurrently, side_by_side, values_at_once
+from builder.runtime import values_at_once
 
 
 def sample_outputs(network: FunctionalNetwork, weights: Tensor, x: Tensor) -> Tensor:
     """Outputs (S, B, O) of weight samples (S, P) without gradients, in pieces that fit the memory."""
     parts = torch.split(x, rows_at_once(network, len(weights), x))
 
-    def of(group: tuple[slice, FunctionalNetwork]) -> Tensor:
-        own, of_samples = group[1], weights[group[0]]
-        with torch.no_grad():  # of this thread: it is not handed on to others
-            return torch.cat([own.batched(of_samples, part) for part in parts], dim=1)
+    def of(samples: slice, own: FunctionalNetwork) -> Tensor:
+        return torch.cat([own.batched(weights[samples], part) for part in parts], dim=1)
 
-    with side_by_side(network.faster_apart(len(weights), x.device)) as threads:
-        return torch.cat(concurrently(threads, of, network.divided(len(weights), threads)))
+    return torch.cat(network.in_parts(len(weights), x.device, of))
 
 
 def rows_at_once(network: FunctionalNetwork, samples: int, x: Tensor) -> int:

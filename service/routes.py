@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar, cast
 
 from anyio import to_thread
@@ -255,8 +254,9 @@ async def _computed(request: Request, answer: Callable[[Inference, Body], Steps]
         given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         body = Body(data, given, tuple(request.query_params.multi_items()))
         kind = answer_type(",".join(request.headers.getlist("accept")))
-        begin = partial(answer, runtime.inference, body)
-        content = await runtime.scheduler.answer(begin, WRITERS[kind], request.receive)
+        content = await runtime.scheduler.answer(
+            lambda: answer(runtime.inference, body), WRITERS[kind], request.receive
+        )
     finally:
         runtime.bodies.release(data)
     return Response(content, media_type=kind)

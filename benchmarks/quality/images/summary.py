@@ -93,7 +93,7 @@ def beyond_reach(summary: Summary) -> list[str]:
         f"{METHODS[method]}: rows that its anchors lack preferred these alone, without fibers. The first node is "
         "served all the same: fibers of one point would have no spread."
         for method, found in summary["methods"].items()
-        if 0 in found.get("reach", [])
+        if 0 in found["reach"]
     ]
 
 
