@@ -26,9 +26,9 @@ _RESNET: Final = {"optimiser": "sgd", "augment": ["flip", "crop"], "batch_rows":
 RECIPES: Final[dict[str, Recipe]] = {
     "fashion_mnist": _LENET,
     "mnist": _LENET,
-    # Half of the default's anchors, so that two cores end within hours; few rows want small batches.
+    # Few rows want small batches.
     "cifar10": {
-        "map": {**_RESNET, "batch_rows": 64, "prior_precision": [5.0], "anchors": 5},
+        "map": {**_RESNET, "batch_rows": 64, "prior_precision": [5.0]},
         "fiber": {"refinement": 5},
     },
     # So large a decoder is given its rank: it would not be found within the default's bounds.
