@@ -114,10 +114,13 @@ def _least(values: Float32, count: int) -> Float32:
 def _places(values: Float32, count: int) -> NDArray[np.intp]:
     """(B, count) where the least of each row of values (B, m) stand, in any order."""
     # Sorting, of which processors do several at once, takes half the time of numpy's argpartition.
-    last = np.sort(values, axis=1)[:, count - 1 : count]
-    at = np.nonzero(values <= last)[1]
-    if len(at) != len(values) * count:  # some are equal
-        return values.argpartition(count - 1, axis=1)[:, :count]
+    near = values <= np.sort(values, axis=1)[:, count - 1 : count]
+    at = np.nonzero(near)[1]
+    if len(at) != len(values) * count:
+        equal = np.flatnonzero(np.count_nonzero(near, axis=1) != count)
+        near[equal] = False
+        near[equal[:, None], values[equal].argpartition(count - 1, axis=1)[:, :count]] = True
+        at = np.nonzero(near)[1]
     return at.reshape(len(values), count)
 
 

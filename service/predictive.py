@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,11 @@ from service.mixture import mixture_entropy
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Columns = dict[str, NDArray[Any]]
+
+_LEAST_PROBABILITY: Final = float(np.finfo(np.float64).tiny)
+"""Least probability whose logarithm is taken."""
+_BLOCK: Final = 2**15
+"""Probabilities worked on at once."""
 
 
 def regression(
@@ -132,29 +137,31 @@ def prediction_sets(p: Float64, level: float, scores: Float64, empty: bool = Fal
 
 def probabilities(outputs: Float32, calibration: ClassificationCalibration) -> Float64:
     """Class probabilities (S, B, C) of every sample from logits (S, B, C)."""
-    return _softmax(outputs, calibration)[0]
+    return _softmax(outputs, calibration)[0].transpose(1, 2, 0)
 
 
 def _softmax(outputs: Float32, calibration: ClassificationCalibration) -> tuple[Float64, Float64]:
-    """The same, and their entropies (S, B) in nats, `log(sum(exp(l))) - sum(p * l)`: no class takes a logarithm."""
-    logits = outputs.astype(np.float64)
+    """The same as (C, S, B), and their entropies (S, B) in nats, `log(sum(exp(l))) - sum(p * l)`: no class takes a
+    logarithm. Classes come first, as sums over so short an axis take several times as long where it is the last."""
+    logits = outputs.transpose(2, 0, 1).astype(np.float64, order="C")
     logits /= calibration.temperature
-    logits -= np.maximum.reduce(logits, axis=-1, keepdims=True)
+    logits -= np.maximum.reduce(logits, axis=0)
     p = np.exp(logits)
-    total = np.add.reduce(p, axis=-1)
-    p /= total[..., None]
+    total = np.add.reduce(p, axis=0)
+    p /= total
     logits *= p
-    each: Float64 = np.log(total)
-    each -= np.add.reduce(logits, axis=-1)
+    each: Float64 = np.log(total, out=total)
+    each -= np.add.reduce(logits, axis=0)
     # Only rounding can make it negative.
     return p, np.maximum(each, 0.0, out=each)
 
 
 def entropy(p: Float64) -> Float64:
-    """Entropy, in nats, of distributions along the last axis."""
-    log_p = np.log(p, out=np.zeros_like(p), where=p > 0)
-    h: Float64 = -np.sum(p * log_p, axis=-1)
-    return h
+    """Entropy, in nats, of distributions along the first axis."""
+    log_p = np.log(np.maximum(p, _LEAST_PROBABILITY))
+    log_p *= p
+    h: Float64 = np.add.reduce(log_p, axis=0)
+    return np.negative(h, out=h)
 
 
 def classification(
@@ -177,22 +184,40 @@ def classification(
         `mutual_information` (epistemic part), in nats, (B,); `prediction_set` (B, C) bool. With `members` also
         `epistemic_score` (B,), see `mutual_information`.
     """
+    found = _joined([_moments(block, calibration, members) for block in _blocks(outputs)])
+    mean = found["mean"] = np.ascontiguousarray(found["mean"].T)
+    found["variance"] = np.ascontiguousarray(found["variance"].T)
+    found["label"] = mean.argmax(axis=1)
+    # Jensen's inequality: only rounding can make it negative.
+    found["mutual_information"] = np.maximum(found["entropy"] - found["expected_entropy"], 0.0)
+    found["prediction_set"] = prediction_sets(mean, level, scores, empty_sets)
+    return found
+
+
+def _moments(outputs: Float32, calibration: ClassificationCalibration, members: AnchorSamples | None) -> Columns:
+    """What `classification` takes of the samples' probabilities, rows last."""
     p, each = _softmax(outputs, calibration)
-    mean = np.add.reduce(p, axis=0) / len(p)
-    total = entropy(mean)
-    expected = np.add.reduce(each, axis=0) / len(p)
+    share = np.full(len(outputs), 1 / len(outputs))
+    mean = share @ p
     more = {} if members is None else {"epistemic_score": _information(p, each, members)}
-    p -= mean
+    p -= mean[:, None]
     return more | {
         "mean": mean,
-        "variance": np.add.reduce(np.square(p, out=p), axis=0) / len(p),
-        "label": mean.argmax(axis=1),
-        "entropy": total,
-        "expected_entropy": expected,
-        # Jensen's inequality: only rounding can make it negative.
-        "mutual_information": np.maximum(total - expected, 0.0),
-        "prediction_set": prediction_sets(mean, level, scores, empty_sets),
+        "variance": share @ np.square(p, out=p),
+        "entropy": entropy(mean),
+        "expected_entropy": share @ each,
     }
+
+
+def _blocks(outputs: Float32) -> list[Float32]:
+    """Outputs (S, B, C) by rows, few enough for the processor's cache."""
+    samples, rows, classes = outputs.shape
+    size = max(_BLOCK // (samples * classes), 1)
+    return [outputs[:, i : i + size] for i in range(0, rows, size)]
+
+
+def _joined(parts: list[Columns]) -> Columns:
+    return parts[0] if len(parts) == 1 else {n: np.concatenate([p[n] for p in parts], axis=-1) for n in parts[0]}
 
 
 @dataclass(frozen=True)
@@ -256,15 +281,15 @@ def mutual_information(outputs: Float32, members: AnchorSamples, calibration: Cl
 
     As for a variance, which it is to first order, an anchor's mean takes one degree of freedom of its samples.
     """
-    return _information(*_softmax(outputs, calibration), members)
+    found = [_information(*_softmax(block, calibration), members) for block in _blocks(outputs)]
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def _information(p: Float64, each: Float64, members: AnchorSamples) -> Float64:
-    """The same from probabilities (S, B, C) and their entropies (S, B)."""
+    """The same from probabilities (C, S, B) and their entropies (S, B)."""
     if not len(members.mean):
-        return np.full(p.shape[1], math.log(LEAST_INFORMATION))
-    mean = (members.mean @ p.reshape(len(p), -1)).reshape(-1, *p.shape[1:])
-    within = np.maximum(entropy(mean) - members.mean @ each, 0.0)
+        return np.full(p.shape[2], math.log(LEAST_INFORMATION))
+    within = np.maximum(entropy(members.mean @ p) - members.mean @ each, 0.0)
     information = members.freedom @ within / len(within)
     score: Float64 = np.log(np.maximum(information, LEAST_INFORMATION))
     return score
