@@ -219,7 +219,7 @@ class BuildConfig(_Config):
 
 PRESETS: Final[dict[Preset, dict[str, dict[str, Any]]]] = {
     "fast": {
-        "map": {"steps": 1500, "prior_precision": [3.0]},
+        "map": {"steps": 1500, "prior_precision": [3.0], "folds": 5},
         "fiber": {"work": 2e11},
     },
     "default": {},
