@@ -103,9 +103,8 @@ def _least(values: Float32, count: int) -> Float32:
     if rows > 1 and width >= _WIDE:
         # They are among the groups whose least are the least: several times less work than to part whole rows.
         size = width // _GROUP
-        best = _places(values[:, : size * _GROUP].reshape(rows, _GROUP, size).min(axis=1), count)
-        starts = width * np.arange(rows)[:, None, None] + size * np.arange(_GROUP)[:, None]
-        kept = values.take(starts + best[:, None]).reshape(rows, -1)
+        groups = values[:, : size * _GROUP].reshape(rows, _GROUP, size)
+        kept = groups[np.arange(rows)[:, None], :, _places(groups.min(axis=1), count)].reshape(rows, -1)
         values = np.concatenate([kept, values[:, size * _GROUP :]], axis=1)
     values.partition(count - 1, axis=1)
     return values[:, :count]
@@ -115,13 +114,15 @@ def _places(values: Float32, count: int) -> NDArray[np.intp]:
     """(B, count) where the least of each row of values (B, m) stand, in any order."""
     # Sorting, of which processors do several at once, takes half the time of numpy's argpartition.
     near = values <= np.sort(values, axis=1)[:, count - 1 : count]
-    at = np.nonzero(near)[1]
+    # Of all rows as one, which takes a quarter of the time that places by row and column do.
+    at = np.flatnonzero(near)
     if len(at) != len(values) * count:
         equal = np.flatnonzero(np.count_nonzero(near, axis=1) != count)
         near[equal] = False
         near[equal[:, None], values[equal].argpartition(count - 1, axis=1)[:, :count]] = True
-        at = np.nonzero(near)[1]
-    return at.reshape(len(values), count)
+        at = np.flatnonzero(near)
+    found: NDArray[np.intp] = at.reshape(len(values), count) % values.shape[1]
+    return found
 
 
 class Mahalanobis:
