@@ -244,11 +244,18 @@ def calibrate(
     else:
         own = [sample_outputs(posterior.network, w, x[rows[judged[u]]]) for w, u in zip(drawn, at, strict=True)]
         spread, rows_nll = gather(own, at, target[judged], served).fit()
+
+        def probabilities(logits: Tensor) -> Tensor:
+            return mixture_probabilities(logits, spread).T
+
         # Averaged over the one or two anchors that did not see a row.
-        p = sum(
-            of_anchors(posterior.network, [w], x[rows], u[None], lambda f: mixture_probabilities(f, spread).T)[0]
-            for w, u in zip(drawn, unseen, strict=True)
-        )
+        p = torch.zeros(own[0].shape[2], len(rows), device=x.device)
+        others = unseen.clone()
+        others[:, judged] = False
+        for w, logits, u, other in zip(drawn, own, at, others, strict=True):
+            p[:, judged[u]] += probabilities(logits)
+            if other.any():
+                p += of_anchors(posterior.network, [w], x[rows], other[None], probabilities)[0]
         true = (p / unseen.sum(0)).gather(0, target[None]).squeeze(0)
         scores = (1 - true).double().clamp(0, 1).sort().values
     nll, map_nll = float(rows_nll.mean()), float(map_rows.mean())

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from builder import calibration
+from builder import calibration, out_of_fold
 from builder.autoencoder import train_autoencoder
 from builder.calibration import Calibrated, DecodedPosterior, calibrate, choose_reach
 from builder.config import AutoencoderConfig, FiberConfig
@@ -191,6 +191,21 @@ def test_the_temperature_undoes_logits_of_the_wrong_size(factor: float) -> None:
     assert found.spread == pytest.approx(factor, rel=0.15) and found.map_spread == pytest.approx(factor, rel=0.15)
     assert found.nll == pytest.approx(float(categorical_nll(p, y).mean()), abs=0.01)
     assert torch.allclose(found.conformity_scores, (1 - p.gather(1, y[:, None])[:, 0]).double().sort().values, atol=0.1)
+
+
+def test_every_row_has_its_score_however_few_decide_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out_of_fold, "_SEARCH_ROWS", 150)
+    generator = torch.Generator().manual_seed(3)
+    network = FunctionalNetwork(nn.Linear(4, 3))
+    anchors = torch.randn(10, network.weights, generator=generator)
+    x = torch.randn(400, 4, generator=generator)
+    y = torch.randint(3, (400,), generator=generator)
+    member = two_rounds(400, 10)
+    found = calibrate(at_anchors(network, anchors), anchors, plan(), x, y, member)
+    each = torch.stack([network(a, x).detach().div(found.spread).softmax(-1) for a in anchors])
+    p = (each * ~member[..., None]).sum(0) / (~member).sum(0)[:, None]
+    expected = (1 - p.gather(1, y[:, None])[:, 0]).double().sort().values
+    assert found.points == 400 and torch.allclose(found.conformity_scores, expected, atol=1e-5)
 
 
 # ---- many anchors, in two rounds of folds: every row is unseen by two
