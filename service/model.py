@@ -101,7 +101,7 @@ class ServedModel:
                 raise out_of_range(done + int(np.flatnonzero(~finite.all(axis=(0, 2)))[0]))
             done += outputs.shape[1]
             found.append(self.columns(weights, outputs, features, asked))
-        return found[0] if len(found) == 1 else {n: np.concatenate([c[n] for c in found]) for n in found[0]}
+        return predictive.joined(found)
 
     def columns(self, weights: WeightSet, outputs: Float32, features: Float32 | None, asked: Asked) -> Columns:
         """The same from the network's outputs (S, B, O) and the features (B, F), of any rows, that `answers` gives."""

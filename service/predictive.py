@@ -22,8 +22,8 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Columns = dict[str, NDArray[Any]]
 
-_LEAST_PROBABILITY: Final = float(np.finfo(np.float64).tiny)
-"""Least probability whose logarithm is taken."""
+_LEAST_POSITIVE: Final = float(np.finfo(np.float64).tiny)
+"""Least number whose logarithm is taken."""
 _BLOCK: Final = 2**15
 """Probabilities worked on at once."""
 
@@ -158,7 +158,7 @@ def _softmax(outputs: Float32, calibration: ClassificationCalibration) -> tuple[
 
 def entropy(p: Float64) -> Float64:
     """Entropy, in nats, of distributions along the first axis."""
-    log_p = np.log(np.maximum(p, _LEAST_PROBABILITY))
+    log_p = np.log(np.maximum(p, _LEAST_POSITIVE))
     log_p *= p
     h: Float64 = np.add.reduce(log_p, axis=0)
     return np.negative(h, out=h)
@@ -184,7 +184,7 @@ def classification(
         `mutual_information` (epistemic part), in nats, (B,); `prediction_set` (B, C) bool. With `members` also
         `epistemic_score` (B,), see `mutual_information`.
     """
-    found = _joined([_moments(block, calibration, members) for block in _blocks(outputs)])
+    found = joined([_moments(block, calibration, members) for block in _blocks(outputs)], axis=-1)
     mean = found["mean"] = np.ascontiguousarray(found["mean"].T)
     found["variance"] = np.ascontiguousarray(found["variance"].T)
     found["label"] = mean.argmax(axis=1)
@@ -216,8 +216,9 @@ def _blocks(outputs: Float32) -> list[Float32]:
     return [outputs[:, i : i + size] for i in range(0, rows, size)]
 
 
-def _joined(parts: list[Columns]) -> Columns:
-    return parts[0] if len(parts) == 1 else {n: np.concatenate([p[n] for p in parts], axis=-1) for n in parts[0]}
+def joined(parts: Sequence[Columns], axis: int = 0) -> Columns:
+    """The columns of consecutive rows as one; `axis` is that of the rows."""
+    return parts[0] if len(parts) == 1 else {n: np.concatenate([p[n] for p in parts], axis) for n in parts[0]}
 
 
 @dataclass(frozen=True)
