@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 Float64 = NDArray[np.float64]
 _LEAST_PROBABILITY = 1e-12
+_DRAWS = 200
 
 
 def gaussian_nll(mean: Float64, variance: Float64, y: Float64) -> float:
@@ -40,6 +41,19 @@ def calibration_error(probabilities: Float64, truth: NDArray[np.int64], bins: in
     place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     gaps = np.bincount(place, weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(truth))
+
+
+def chance_error(probabilities: Float64, bins: int = 15) -> float:
+    """Expected calibration error that probabilities (n, C) would show where they were right: so few rows leave it.
+
+    The mean over targets that are drawn from the probabilities themselves (consistency resampling, Bröcker and Smith
+    2007).
+    """
+    confidence = probabilities.max(1)
+    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    inside = place[:, None] == np.arange(bins)
+    correct = np.random.default_rng(0).random((_DRAWS, len(confidence))) < confidence
+    return float(np.abs((correct - confidence) @ inside).sum(1).mean() / len(confidence))
 
 
 def auroc(familiar: NDArray[Any], unfamiliar: NDArray[Any]) -> float:

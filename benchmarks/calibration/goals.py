@@ -139,7 +139,10 @@ def _ece(sets: Sequence[Summary]) -> Goal:
         pairs = [(_ours(s, "ece").mean, e.mean) for s in compared if (e := figure(s, "map_tuned", "ece")) is not None]
         good = sum(own <= other for own, other in pairs)
         own, other = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
-        return good == len(pairs), f"{good} of {len(pairs)}; mean {own:.3f} against {other:.3f}"
+        chance = [[figure(s, m, "ece_by_chance") for s in compared] for m in (OURS, "map_tuned")]
+        told = [f"{sum(e.mean for e in of if e) / len(of):.3f}" for of in chance if all(of)]
+        alone = f"; calibrated ones would show {' and '.join(told)}" if len(told) == len(chance) else ""
+        return good == len(pairs), f"{good} of {len(pairs)}; mean {own:.3f} against {other:.3f}{alone}"
 
     return make_goal("ECE at most the tempered MAP's on every set", compared, CLASSIFICATION_SETS, met)
 

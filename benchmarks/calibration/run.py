@@ -18,7 +18,7 @@ from benchmarks.calibration.cost import cost_of_flags
 from benchmarks.calibration.monitored import MONITOR, MONITORED, watch
 from benchmarks.command import Server, serving
 from benchmarks.data import DataSet, read_set
-from benchmarks.figures import auroc, calibration_error
+from benchmarks.figures import auroc, calibration_error, chance_error
 from benchmarks.quality.building import Learned, build
 from benchmarks.quality.methods import ensemble
 from benchmarks.quality.predictive import Classes
@@ -108,7 +108,7 @@ def _ours(data: DataSet, split: int, problem: Problem, learned: Learned) -> dict
     found = regions.figures(regions.answered(problem, answers), problem.y_test.numpy())
     found |= {f"flagged_{rate:g}": float(np.mean(flag)) for rate, flag in flags.items()}
     if not problem.regression:
-        found["ece"] = calibration_error(np.array(answers[LEVELS[0]]["mean"]), problem.y_test.numpy())
+        found |= _ece(np.array(answers[LEVELS[0]]["mean"]), problem)
     ours = {_OURS: Found(found, learned.cost.seconds)}
     if empty:
         sets = regions.figures(regions.answered(problem, empty), problem.y_test.numpy())
@@ -135,7 +135,12 @@ def _map(problem: Problem, tuned: Tuned) -> dict[str, Found]:
     outcome = ensemble.run(problem, tuned, (1,))["map_tuned"]
     assert isinstance(outcome.predictive, Classes)
     p = outcome.predictive.probabilities.double().numpy()
-    return {"map_tuned": Found({"ece": calibration_error(p, problem.y_test.numpy())}, outcome.cost.seconds)}
+    return {"map_tuned": Found(_ece(p, problem), outcome.cost.seconds)}
+
+
+def _ece(p: NDArray[np.float64], problem: Problem) -> dict[str, float]:
+    """Of class probabilities (B, C) of the test rows, and what so few rows would show of calibrated ones."""
+    return {"ece": calibration_error(p, problem.y_test.numpy()), "ece_by_chance": chance_error(p)}
 
 
 def _shifted(data: DataSet, split: int, problem: Problem, learned: Learned) -> dict[str, Found]:

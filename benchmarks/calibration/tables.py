@@ -22,6 +22,7 @@ def tables(summary: Sequence[Summary]) -> Iterator[Table]:
             yield from _by_method(f"{task}: coverage of {level:.0%}", sets, f"coverage_{level:g}")
             yield from _by_method(f"{task}: {size} at {level:.0%}", sets, f"size_{level:g}")
         yield from _by_method(f"{task}: ECE", sets, "ece")
+        yield from _by_method(f"{task}: ECE of calibrated probabilities, by chance", sets, "ece_by_chance")
     if measured:
         yield _false_alarms(measured)
     for kind, text in KINDS.items():

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.figures import chance_error
 from builder.predictive import categorical_nll, expected_calibration_error
 
 LEVEL = 0.9
@@ -98,7 +99,8 @@ def figures(predictive: Predictive, y: Tensor, scale: float = 1.0) -> dict[str, 
 
     Regression, in the target's own units of `scale` standardised ones: `nll` (of the mixture), `gaussian_nll` (of the
     Gaussian with the mixture's mean and variance), `rmse`, `coverage` and `width` of that Gaussian's central 90 %
-    interval. Classification: `nll`, `accuracy`, `ece` (15 bins).
+    interval. Classification: `nll`, `accuracy`, `ece` (15 bins), and `ece_by_chance`: what so few
+    rows would show of the same probabilities, were they calibrated.
     """
     if isinstance(predictive, Classes):
         p = predictive.probabilities.double()
@@ -106,6 +108,7 @@ def figures(predictive: Predictive, y: Tensor, scale: float = 1.0) -> dict[str, 
             "nll": float(categorical_nll(p, y).mean()),
             "accuracy": float((p.argmax(1) == y).double().mean()),
             "ece": expected_calibration_error(p, y),
+            "ece_by_chance": chance_error(p.cpu().numpy()),
         }
     mean, variance, y = predictive.mean.double(), predictive.variance.double(), y.double()
     log = -0.5 * (y - mean) ** 2 / variance - 0.5 * torch.log(2 * math.pi * variance)

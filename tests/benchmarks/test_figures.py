@@ -55,6 +55,13 @@ def test_calibration_error_by_bins() -> None:
     assert figures.calibration_error(p, np.array([0, 1, 0, 1])) == pytest.approx((2 * 0.05 + 2 * 0.15) / 4)
 
 
+def test_calibrated_probabilities_show_an_error_by_chance() -> None:
+    # Of n rows that are right half of the time, the mean deviation of a binomial's share.
+    p = np.full((400, 2), 0.5)
+    assert figures.chance_error(p) == pytest.approx(0.5 * math.sqrt(2 / math.pi / 400), rel=0.2)
+    assert figures.chance_error(np.eye(3)) == 0
+
+
 def test_a_probability_of_nought_costs_much_but_not_everything() -> None:
     assert 20 < figures.categorical_nll(np.array([[1.0, 0.0]]), np.array([1])) < 30
 

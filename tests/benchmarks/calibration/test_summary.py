@@ -112,6 +112,12 @@ def test_ece_is_beside_the_tempered_map(ours: float, state: str) -> None:
     assert goal("ECE", one)[0] == state
 
 
+def test_ece_is_told_with_what_chance_alone_would_show() -> None:
+    figures = {"fiberwalk": {"ece": 0.1, "ece_by_chance": 0.06}, "map_tuned": {"ece": 0.1, "ece_by_chance": 0.05}}
+    found = goal("ECE", summary("cls_a", run(task="classification", **figures)))[1]
+    assert "mean 0.100 against 0.100; calibrated ones would show 0.060 and 0.050" in found
+
+
 def watched(*runs: tuple[int | None, int | None]) -> Summary:
     each = [{"false_alarm": false, "rows_until_alarm": rows} for false, rows in runs]
     base = {"split": 0, "task": "monitor", "rows": 200, "coverage": 0.9, "shifted_coverage": 0.45}
