@@ -54,7 +54,7 @@ def learn(
         config: every option.
         factory: makes the network.
         bars: where progress is shown.
-        seconds: gets the seconds that each stage took.
+        seconds: gets the seconds that each stage took, whenever it was run.
         work: where finished stages are kept and found again; without one, nowhere. Of several processes the first
             alone has one, and returns.
 
@@ -70,7 +70,7 @@ def learn(
     x = torch.from_numpy(dataset.x)[train].to(device)
     y = torch.from_numpy(dataset.y)[train].to(device)
     member = assign_members(config, module, y).to(device)
-    clock = Clock(seconds)
+    clock = Clock(seconds, work)
     key = make_key(
         dataset.fingerprint,
         config.data.model_dump(mode="json", exclude={"file"}),
@@ -268,21 +268,24 @@ class _Start:
 
 
 class Clock:
-    """Takes the seconds of each stage, of all its parts together."""
+    """Takes the seconds of each stage, of all its parts together, those that an earlier start has run included."""
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: dict[str, float], work: WorkFolder | None = None) -> None:
+        self._seconds, self._work = seconds, work
 
     def __call__(self, stage: str) -> Clock:
         self._stage = stage
         return self
 
     def __enter__(self) -> None:
-        self._start = time.perf_counter()
+        self._start = self._now()
 
     def __exit__(self, *_: object) -> None:
-        taken = time.perf_counter() - self._start
+        taken = self._now() - self._start
         self._seconds[self._stage] = round(self._seconds.get(self._stage, 0.0) + taken, 3)
+
+    def _now(self) -> float:
+        return time.perf_counter() + (self._work.spared if self._work else 0.0)
 
 
 def _sampled(network: FunctionalNetwork, fibers: Fibers, last: int) -> SampledPosterior:

@@ -22,9 +22,13 @@ class Learned:
 
 
 def build(problem: Problem, work: WorkFolder | None = None) -> Learned:
-    """Builds: everything is chosen by the build itself, and its cost holds that. `work`: where stages are kept."""
+    """Builds: everything is chosen by the build itself, and its cost holds that.
+
+    `work`: where stages are kept; what those took that are found there counts.
+    """
     cost, seconds = Cost(), dict[str, float]()
     with cost.clock():
         trained = learn(problem.config, problem.dataset, problem.factory, StageBars(quiet=True), seconds, work)
+    cost.seconds += work.spared if work else 0.0
     cost.gradient_evaluations = trained.gradient_evaluations
     return Learned(trained, cost, seconds)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,20 @@ def test_the_latest_of_a_stage_is_kept(work: WorkFolder) -> None:
     work.save("map", "other", {"weights": torch.zeros(1)}, {})
     assert work.load("map", KEY) is None
     assert work.load("map", "other") is not None
+
+
+def test_what_stages_took_is_known_when_they_are_found_again(tmp_path: Path) -> None:
+    first = WorkFolder(tmp_path)
+    for stage, seconds in (("map", 0.2), ("fiber", 0.1)):
+        assert first.load(stage, KEY) is None
+        time.sleep(seconds)
+        first.save(stage, KEY, {"weights": torch.zeros(1)}, {})
+    assert first.spared == 0
+
+    again = WorkFolder(tmp_path)
+    assert again.load("map", KEY) is not None and 0.2 <= again.spared < 0.3
+    assert again.load("fiber", KEY) is not None and 0.3 <= again.spared < 0.5
+    assert again.load("refit", KEY) is None and again.spared < 0.5
 
 
 def test_clearing_removes_the_folder(work: WorkFolder) -> None:

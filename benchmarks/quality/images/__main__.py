@@ -6,13 +6,15 @@
 By default FashionMNIST with 5,000 training rows, which ends within half an hour on 2 cores; `--full` takes all rows of
 all sets, for which a CPU needs days: with `--device cuda` our builds and the ensembles are computed on a GPU. It can be
 stopped at any time: finished families are in the file and are not run again, unless the code, the options, the
-libraries or the machine changed; where some families are run anew, the others' figures stay. Prints tables and the
-goals that are judged from them; `python -m benchmarks.quality.page` renders them as part of docs/benchmarks.md.
+libraries or the machine changed, and stages of our builds are kept in `.fiberwalk`; where some families are run anew,
+the others' figures stay. Prints tables and the goals that are judged from them; `python -m benchmarks.quality.page`
+renders them as part of docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,8 +33,10 @@ from benchmarks.quality.methods.ensemble import SIZES
 from benchmarks.quality.tables import render_goals
 from benchmarks.results import Results, environment, refuse_changed
 from benchmarks.table import render
+from builder.work import make_key
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "images.json"
+WORK: Final = ROOT / ".fiberwalk" / "images"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,10 +74,13 @@ def _run(options: argparse.Namespace, log: Console) -> int:
             done = {f: r for f, r in runs.items() if not r.get("failed")}
             problem = make_problem(name, images, options.epochs, seed, options.device)
             sizes = {"rows": len(images.x), "test_rows": len(images.x_test)}
-            for family, found in run_families(problem, images, done, options.families, options.members):
+            # Stages of other code are none to go on from.
+            work = WORK / make_key(here) / f"{name}-{seed}"
+            for family, found in run_families(problem, images, done, options.families, options.members, work):
                 refuse_changed(here, environment(ROOT, preset))
                 results.add(f"{name}/{family}", seed, {**found, **sizes})
                 log.print(f"{name} {seed} {family}:", _shown(found), markup=False, soft_wrap=True)
+            shutil.rmtree(work, ignore_errors=True)
     summary: list[Summary] = []
     for name in SOURCES:
         # Other sets in the file stay as they were measured last.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -19,6 +20,7 @@ from benchmarks.quality.predictive import Classes, Cost, Outcome, entropy, figur
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.run import attempt
 from benchmarks.quality.tuning import Tuned, tune
+from builder.work import WorkFolder
 
 METHODS: Final = {
     "map": "MAP",
@@ -45,8 +47,8 @@ def last_layer(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
     return laplace.run(problem, tuned, ["laplace_last"], samples=True)
 
 
-def build_ours(problem: Problem, anchors: int) -> Learned:
-    """A build that serves so many anchors, which share the fibers.
+def build_ours(problem: Problem, anchors: int, work: Path | None = None) -> Learned:
+    """A build that serves so many anchors, which share the fibers, and keeps its stages in a folder of `work`.
 
     One is judged with a fifth of the rows; several by as many cross-fitted anchors as tune all peers.
     """
@@ -54,7 +56,8 @@ def build_ours(problem: Problem, anchors: int) -> Learned:
         "map": problem.config.map.model_copy(update={"anchors": 1} if anchors == 1 else {"served": anchors}),
         "fiber": problem.config.fiber.model_copy(update={"trajectories": FIBERS // anchors}),
     }
-    return build(replace(problem, config=problem.config.model_copy(update=stages)))
+    folder = None if work is None else WorkFolder(work / str(anchors))
+    return build(replace(problem, config=problem.config.model_copy(update=stages)), folder)
 
 
 def ours(
@@ -69,9 +72,10 @@ def ours(
     return {f"fiberwalk_{anchors}": replace(outcome, notes=notes, doubts=doubts)}
 
 
+ONE: Final = "fiberwalk_1"
 SEVERAL: Final = "fiberwalk_5"
 FAMILIES: Final[dict[str, Callable[..., dict[str, Outcome]]]] = {
-    "fiberwalk_1": partial(ours, anchors=1),
+    ONE: partial(ours, anchors=1),
     "ensemble": partial(ensemble.run, doubts=of_network),
     "laplace": last_layer,
     "swag": swag.run,
@@ -86,16 +90,21 @@ def run_families(
     done: dict[str, dict[str, Any]],
     wanted: Sequence[str],
     members: int = max(ensemble.SIZES),
+    work: Path | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Runs the families that are not done, the shared tuning first, and yields each one's results.
 
     Args:
         done: results of families that are, by name.
         members: of the largest ensemble.
+        work: where finished stages of our builds are kept, for a run that is stopped and goes on.
     """
     sizes = [size for size in ensemble.SIZES if size <= members]
+    learn = partial(build_ours, work=work)
     runs: dict[str, Callable[..., dict[str, Outcome]]] = {
         **FAMILIES,
+        ONE: partial(FAMILIES[ONE], learn=learn),
+        SEVERAL: partial(FAMILIES[SEVERAL], learn=learn),
         "ensemble": partial(FAMILIES["ensemble"], sizes=sizes),
     }
     left = [f for f in wanted if f not in done]
@@ -104,7 +113,7 @@ def run_families(
         tuned = Tuned(**{**values, "cost": Cost(**values["cost"])})
     else:
         # Its cross-fitted anchors are those that tuning would train once more.
-        built, failed = attempt({SEVERAL: partial(build_ours, problem, 5)} if SEVERAL in left else {})
+        built, failed = attempt({SEVERAL: partial(learn, problem, 5)} if SEVERAL in left else {})
         tuned = tune(problem, built.get(SEVERAL))
         yield TUNING, {"tuned": asdict(tuned)}
         if failed:

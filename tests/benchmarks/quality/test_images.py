@@ -21,7 +21,7 @@ from benchmarks.quality.goals import NOT_MEASURED
 from benchmarks.quality.images import problem, run
 from benchmarks.quality.images.data import SOURCES, read_images
 from benchmarks.quality.images.doubts import SERVED
-from benchmarks.quality.images.run import METHODS
+from benchmarks.quality.images.run import METHODS, build_ours
 from benchmarks.quality.images.summary import _CALLED, beyond_reach, judge, summarize
 from benchmarks.quality.page import page
 from benchmarks.table import MET, NOT_MET
@@ -62,6 +62,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FIBERWALK_DATA", str(tmp_path))
     monkeypatch.setitem(SOURCES, "fashion_mnist", replace(SOURCES["fashion_mnist"], network=tiny_network))
     monkeypatch.setitem(problem.RECIPES, "fashion_mnist", QUICK)
+    monkeypatch.setattr(command, "WORK", tmp_path / "work")
     return tmp_path
 
 
@@ -112,6 +113,14 @@ def test_a_missing_file_is_told(folder: Path) -> None:
         read_images("fashion_mnist")
 
 
+def test_a_build_that_was_stopped_goes_on_and_its_cost_is_that_of_all_parts(folder: Path) -> None:
+    asked = problem.make_problem("fashion_mnist", read_images("fashion_mnist"), 40.0, 0)
+    first, again = (build_ours(asked, 1, folder / "kept") for _ in range(2))
+    assert torch.equal(first.trained.fibers.nodes, again.trained.fibers.nodes)
+    assert again.seconds["map"] > 0.9 * first.seconds["map"]
+    assert again.cost.seconds > first.seconds["map"] + first.seconds["fiber"]
+
+
 def test_every_method_answers_and_knows_foreign_images(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +129,7 @@ def test_every_method_answers_and_knows_foreign_images(
     assert command.main([*arguments, "--families", "ensemble", "laplace", "swag"]) == 0
     assert command.main(arguments) == 0
     log = capsys.readouterr().err
+    assert not list((folder / "work").glob("*/*"))
     # What was done the first time is not done again.
     assert log.count("fashion_mnist 0 tuning") == 1 and log.count("fashion_mnist 0 swag") == 1
     content = json.loads(file.read_text())
