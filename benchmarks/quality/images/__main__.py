@@ -37,6 +37,8 @@ from builder.work import make_key
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "images.json"
 WORK: Final = ROOT / ".fiberwalk" / "images"
+FULL: Final = [name for name in SOURCES if f"{name}_whole" not in SOURCES or name == "cifar10"]
+"""Of CIFAR-10 the subset has a network of its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +67,7 @@ def _run(options: argparse.Namespace, log: Console) -> int:
     preset += "" if options.device == "cpu" else f", {options.device}"
     here = environment(ROOT, preset)
     results = Results(options.output, "images", here)
-    names = options.sets or (list(SOURCES) if options.full else ["fashion_mnist"])
+    names = options.sets or (FULL if options.full else ["fashion_mnist"])
     families = [TUNING, *FAMILIES]
     for name in names:
         images = read_images(name, rows, test_rows)

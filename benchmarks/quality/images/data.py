@@ -43,6 +43,12 @@ SOURCES: Final = {
         lenet5,
         {"mnist": "mnist_20k", "kmnist": "kmnist_test", "notmnist": "notmnist_2k"},
     ),
+    "fashion_mnist_whole": Source(
+        "fashion_mnist",
+        "FashionMNIST, whole, LeNet-5",
+        lenet5,
+        {"mnist": "mnist_20k", "kmnist": "kmnist_test", "notmnist": "notmnist_2k"},
+    ),
     "mnist": Source(
         "mnist_20k",
         "MNIST (20,000 images), LeNet-5",

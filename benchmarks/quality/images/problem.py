@@ -25,6 +25,7 @@ _LENET: Final[Recipe] = {
 _RESNET: Final = {"optimiser": "sgd", "augment": ["flip", "crop"], "batch_rows": 128, "learning_rate": 0.1}
 RECIPES: Final[dict[str, Recipe]] = {
     "fashion_mnist": _LENET,
+    "fashion_mnist_whole": {**_LENET, "map": {**_LENET["map"], "batch_rows": 128, "augment": ["flip", "crop"]}},
     "mnist": _LENET,
     # Few rows want small batches.
     "cifar10": {
@@ -40,11 +41,6 @@ RECIPES: Final[dict[str, Recipe]] = {
 }
 """Options of a build for each set, as a recipe would hold them, but for the steps of training, which are epochs here.
 Chosen on training rows; of residual networks those of the literature."""
-_MANY_ROWS: Final = 20_000
-_OF_MANY_ROWS: Final[dict[str, dict[str, Any]]] = {
-    "fashion_mnist": {"batch_rows": 128, "augment": ["flip", "crop"]},
-}
-"""What so many training rows allow."""
 
 
 def make_problem(
@@ -58,8 +54,6 @@ def make_problem(
         stages: options over those of the set's recipe, by stage.
     """
     recipe = {stage: {**options, **stages.get(stage, {})} for stage, options in RECIPES[name].items()}
-    if len(images.x) >= _MANY_ROWS:
-        recipe["map"] |= _OF_MANY_ROWS.get(name, {})
     recipe["map"].setdefault("steps", max(1, round(epochs * len(images.x) / recipe["map"]["batch_rows"])))
     config = make_config(
         {
