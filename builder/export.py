@@ -62,6 +62,7 @@ TOLERANCE = 1e-5
 
 _EXAMPLE_ROWS = 5
 _CHECKED_SIZES = ((1, 1), (1, 6), (3, 1), (4, 7))
+_SCALE_ROWS = 32
 _MAX_BYTES = 2**31 - 1
 _FEATURES = "features"
 
@@ -214,7 +215,8 @@ def check_export(
         head: (C, P), the decoder's, where weights are mixed of its columns; weights are then some that it makes.
 
     Returns:
-        the largest difference found, relative to the largest output in magnitude.
+        the largest difference found, relative to the largest output in magnitude that the weights give on some rows:
+        that of the row compared may happen to be next to nought.
 
     Raises:
         ConfigError: it exceeds `TOLERANCE`, or ONNX Runtime cannot run the files.
@@ -235,8 +237,9 @@ def check_export(
         x = _rows(example, rows)
         with torch.no_grad():
             want = network.batched(thetas, x)
+            scale = float(network.batched(thetas, _rows(example, max(rows, _SCALE_ROWS))).abs().max())
         for found in runner(thetas, x, coefficients):
-            worst = max(worst, _refuse_difference(found, want, "network", f"S={samples}, B={rows}"))
+            worst = max(worst, _refuse_difference(found, want, "network", f"S={samples}, B={rows}", scale))
     return worst
 
 
@@ -303,12 +306,13 @@ def _with_blocks(
     return found
 
 
-def _refuse_difference(got: Array, want: Tensor, what: str, where: str) -> float:
-    """The relative difference, or ConfigError where it is too large."""
+def _refuse_difference(got: Array, want: Tensor, what: str, where: str, scale: float | None = None) -> float:
+    """The difference relative to a scale, by default the largest value; ConfigError where it is too large."""
     if got.shape != want.shape:
         raise refusal(what, f"the file gives shape {got.shape} at {where}, torch gives {tuple(want.shape)}")
     expected = want.numpy()
-    scale = float(np.abs(expected).max())
+    if scale is None or not math.isfinite(scale):
+        scale = float(np.abs(expected).max())
     with np.errstate(invalid="ignore"):  # infinite in both: not a number, and so refused below
         error = float(np.abs(got - expected).max()) / max(scale, float(np.finfo(np.float32).tiny))
     if not error <= TOLERANCE:

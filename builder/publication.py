@@ -43,6 +43,7 @@ from model_store.manifest import (
 )
 from model_store.store import ModelStore
 
+_EXAMPLE_ROWS = 32
 _CURVE_POINTS = 301
 _CURVE_SAMPLES = 256
 _LIBRARIES = ("fiberwalk", "torch", "onnx", "numpy", "pandas", "safetensors")
@@ -56,11 +57,12 @@ def publish(trained: Trained, metrics: list[Metrics], warnings: list[str], secon
         StoreError: the store refuses it.
     """
     decoder = trained.latent.decoder
-    exported = export_network(trained.network, trained.x[:4].cpu(), decoder.head, trained.plans["predict"].samples)
+    example = trained.x[:_EXAMPLE_ROWS].cpu()
+    exported = export_network(trained.network, example, decoder.head, trained.plans["predict"].samples)
     decoder = matching_decoder(decoder, trained.network, exported.mixture)
     files = {DECODER_FILE: export_decoder(decoder, exported.spec.parameters), **exported.files}
     if OF_FEATURES & set(trained.detection.described.detectors):
-        files[FEATURES_FILE] = export_features(trained.features, trained.x[:4], exported)
+        files[FEATURES_FILE] = export_features(trained.features, example, exported)
     arrays: dict[str, NDArray[Any]] = {"nodes": np.ascontiguousarray(trained.posterior.nodes)}
     scores = trained.calibrated.conformity_scores.cpu().numpy()
     arrays |= {"conformity_scores": scores, **trained.detection.arrays}

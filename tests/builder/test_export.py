@@ -195,6 +195,28 @@ def test_the_export_is_silent_and_leaves_the_settings_of_torch_alone(
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_output_next_to_nought_is_no_difference() -> None:
+    """Of rounding errors of sums that cancel, which are large beside what is left of these alone."""
+    torch.manual_seed(2)
+    network = FunctionalNetwork(nn.Sequential(nn.Linear(1, 50), nn.Tanh(), nn.Linear(50, 1)))
+    x = torch.linspace(-3, 3, 500)[:, None]
+    exported = export_network(network, x)
+    # The weights that the first row is asked with.
+    theta = network.current()
+    spread = 0.1 * theta.abs() + 0.02 * theta.square().mean().sqrt()
+    theta = theta + torch.randn(1, network.weights, generator=torch.Generator().manual_seed(0)) * spread
+
+    def output(at: Tensor) -> Tensor:
+        with torch.no_grad():
+            return network.batched(theta, at)[0, :, 0]
+
+    place = int((output(x).sign().diff() != 0).nonzero()[0])
+    near = torch.linspace(float(x[place]), float(x[place + 1]), 10_000)[:, None]
+    root = near[output(near).abs().argmin()][None]
+    assert 0 < output(root).abs() < 1e-5 * output(x).abs().max()
+    assert check_export(network, exported, torch.cat([root, x])) < 1e-6
+
+
 def test_check_export_refuses_files_of_other_weights() -> None:
     _, exported = build("cnn", "7")
     torch.manual_seed(8)
