@@ -41,8 +41,8 @@ training targets. Our sets hold the likeliest class unless asked otherwise (`"em
 right more often than the level, they cover more than asked. Peers give out empty sets, and so goals are judged by ours
 that may be empty too.
 
-**ECE** is that of the likeliest class over 15 bins of confidence. Few rows show some even of probabilities that are right:
-the table beside it has the mean ECE of the same probabilities for classes that are drawn from them.
+**ECE** is that of the likeliest class over 15 bins of confidence. Of few rows even probabilities that are right show
+some: the table beside it has the mean ECE of the same probabilities for classes that are drawn from them.
 
 **False alarms** stand with the standard error that a rate of exactly what was asked has over all test rows of the
 splits. Splits share test rows, so the true one is larger. Goals take no account of it, but say how many rates
