@@ -41,7 +41,8 @@ Float64 = NDArray[np.float64]
 
 _MOST_COLUMNS: Final = 512
 """Encoded columns beyond which how they vary together is neither known well nor cheap to ask."""
-_LEVEL_ROWS: Final = 1000
+_SEEN_ROWS: Final = 2048
+"""Of those that show how the scores of two posteriors compare."""
 _MOST_VALUES: Final = 2**21
 """Of all reference rows together (8 MB)."""
 
@@ -87,9 +88,8 @@ def fit_detectors(
     anchors = len((served or posterior).nodes)
     if plan.samples > anchors:
         name: DetectorName = "epistemic_to_noise" if y.is_floating_point() else "mutual_information"
-        scores[name] = _of_familiar(posterior, plan, spread, x[rows], ~member[:, rows], y.is_floating_point(), anchors)
-        if served is not None:
-            scores[name] += _level(posterior, served, plan, spread, x, member, y.is_floating_point())
+        new = _of_familiar(posterior, plan, spread, x[rows], ~member[:, rows], y.is_floating_point(), anchors)
+        scores[name] = _as_served(new, posterior, served, plan, spread, x, member, y.is_floating_point())
     if isinstance(inputs, TableInput):
         found, arrays = _of_inputs(x.cpu().numpy(), member.cpu().numpy(), rows.cpu().numpy(), inputs, config)
         scores |= found
@@ -116,28 +116,65 @@ def _of_familiar(
     """(m,) epistemic scores of rows as if they were new, of as many anchors together as are served; each anchor lacks
     those of (A, m) `unseen`.
 
-    The one or two anchors that lack a row scatter more than all together, and would make too few rows look unfamiliar.
+    The one or two anchors that lack a row scatter more than all together, and would make too few rows look unfamiliar:
+    how scores are distributed is that of all. Which row has which score is what those say that lack it: the others
+    were trained on it, and are surer of an odd row than they would be, while other detectors find it odd.
     """
     weights = weights_of_anchors(posterior, plan, max(2, round(plan.samples / anchors)))
     found = _epistemic(posterior.network, weights, spread, x, torch.ones_like(unseen), regression)
-    return _score(as_unseen(found, unseen)[:anchors], torch.ones_like(unseen)[:anchors], regression)
+    together = _score(as_unseen(found, unseen)[:anchors], torch.ones_like(unseen)[:anchors], regression)
+    return in_order_of(together, _score(found, unseen, regression))
 
 
-def _level(
-    judged: Posterior, served: Posterior, plan: LatentPlan, spread: float, x: Tensor, member: Tensor, regression: bool
-) -> float:
-    """By how much epistemic scores of the served posterior are above those of the judged one, on rows that were trained
-    on: how much the samples around an anchor scatter is its own, by how much more on a row that it lacks is not."""
-    anchors = len(served.nodes)
-    member = member[:anchors]
-    rows = member.any(0).nonzero().squeeze(1)
-    rows = rows[:: max(1, len(rows) // _LEVEL_ROWS)]
-    seen, samples = member[:, rows], max(2, round(plan.samples / anchors))
-    was, now = (
-        epistemic_score(p.network, weights_of_anchors(p, plan, samples)[:anchors], spread, x[rows], seen, regression)
-        for p in (judged, served)
-    )
-    return float(np.median(now - was))
+def in_order_of(values: Float64, others: Float64) -> Float64:
+    """Values (m,) reordered, so that they rise where others (m,) do."""
+    found = np.empty_like(values)
+    found[others.argsort(kind="stable")] = np.sort(values)
+    return found
+
+
+def _as_served(
+    scores: Float64,
+    judged: Posterior,
+    served: Posterior | None,
+    plan: LatentPlan,
+    spread: float,
+    x: Tensor,
+    member: Tensor,
+    regression: bool,
+) -> Float64:
+    """Epistemic scores (m,) of new rows, found with samples around the `judged` anchors, as those of the samples that a
+    server draws.
+
+    How much samples scatter, and on which rows, is each posterior's own, and few samples score less evenly than many.
+    Both show on rows that were trained on: what has a rank among their scores there is what has that rank here.
+    """
+    anchors = len((served or judged).nodes)
+    who, drawn = samples_served(served or judged, plan)
+    seen = member[:anchors]
+    asked = seen[who] if served is None else torch.ones_like(seen[who])
+    rows = (seen.any(0) & asked.any(0)).nonzero().squeeze(1)
+    rows = rows[:: -(-len(rows) // _SEEN_ROWS)]
+    weights = weights_of_anchors(judged, plan, max(2, round(plan.samples / anchors)))[:anchors]
+    was = epistemic_score(judged.network, weights, spread, x[rows], seen[:, rows], regression)
+    now = epistemic_score((served or judged).network, drawn, spread, x[rows], asked[:, rows], regression)
+    return transported(scores, was, now)
+
+
+def samples_served(posterior: Posterior, plan: LatentPlan) -> tuple[Tensor, list[Tensor]]:
+    """The anchors of which a server draws several samples by default, and the samples (S_a, P) of each."""
+    weights, anchor = posterior.draw(plan, plan.samples)
+    who, count = torch.unique(anchor, return_counts=True)
+    who = who[count > 1]
+    return who, [weights[anchor == a] for a in who]
+
+
+def transported(values: Float64, was: Float64, now: Float64) -> Float64:
+    """(m,) values at which `now` (r,) has the ranks that they have in `was` (r,); beyond its ends as far beyond."""
+    was, now = np.sort(was), np.sort(now)
+    inside = np.clip(values, was[0], was[-1])
+    found: Float64 = np.interp(np.interp(inside, was, _ranks(was)), _ranks(now), now) + (values - inside)
+    return found
 
 
 def as_unseen(values: Tensor, unseen: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from builder.detection import epistemic_score
+from builder.detection import epistemic_score, samples_served
 from builder.trained import Trained
 from model_store.detection import Detectors, Unfamiliarity
 from model_store.encoding import TableEncoder
@@ -68,11 +68,10 @@ def judged(trained: Trained, x: Tensor) -> Unfamiliarity:
     detectors = Detectors(trained.dataset.inputs, detection.described, detection.arrays)
     epistemic = features = None
     if detectors.ask_the_network:
-        weights, anchor = trained.posterior.draw(plan, plan.samples)
-        groups = [weights[anchor == a] for a in torch.unique(anchor) if (anchor == a).sum() > 1]
-        every = torch.ones(len(groups), len(x), dtype=torch.bool, device=x.device)
+        _, drawn = samples_served(trained.posterior, plan)
+        every = torch.ones(len(drawn), len(x), dtype=torch.bool, device=x.device)
         regression = trained.y.is_floating_point()
-        epistemic = epistemic_score(trained.network, groups, trained.calibrated.spread, x, every, regression)
+        epistemic = epistemic_score(trained.network, drawn, trained.calibrated.spread, x, every, regression)
     if detectors.features:
         features = trained.features.served(x)
         assert features is not None  # or there would be no such detectors
