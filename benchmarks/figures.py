@@ -38,8 +38,7 @@ def calibration_error(probabilities: Float64, truth: NDArray[np.int64], bins: in
     """Expected calibration error of the top class over equal-width bins of confidence (Guo et al. 2017)."""
     confidence = probabilities.max(1)
     correct = (probabilities.argmax(1) == truth).astype(np.float64)
-    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    gaps = np.bincount(place, weights=correct - confidence, minlength=bins)
+    gaps = np.bincount(_bins(confidence, bins), weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(truth))
 
 
@@ -50,10 +49,14 @@ def chance_error(probabilities: Float64, bins: int = 15) -> float:
     2007).
     """
     confidence = probabilities.max(1)
-    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    inside = place[:, None] == np.arange(bins)
+    inside = _bins(confidence, bins)[:, None] == np.arange(bins)
     correct = np.random.default_rng(0).random((_DRAWS, len(confidence))) < confidence
     return float(np.abs((correct - confidence) @ inside).sum(1).mean() / len(confidence))
+
+
+def _bins(confidence: Float64, bins: int) -> NDArray[np.int64]:
+    """(n,) in which of so many bins of equal width each confidence (n,) is."""
+    return np.minimum((confidence * bins).astype(np.int64), bins - 1)
 
 
 def auroc(familiar: NDArray[Any], unfamiliar: NDArray[Any]) -> float:

@@ -84,12 +84,15 @@ def fit_detectors(
     rows = (~member).any(0).nonzero().squeeze(1)
     scores: dict[DetectorName, Float64] = {}
     arrays: dict[str, NDArray[Any]] = {}
+    served = served or posterior
+    anchors, regression = len(served.nodes), y.is_floating_point()
     # With no more samples than anchors, an anchor's own samples say nothing of how they differ.
-    anchors = len((served or posterior).nodes)
     if plan.samples > anchors:
-        name: DetectorName = "epistemic_to_noise" if y.is_floating_point() else "mutual_information"
-        new = _of_familiar(posterior, plan, spread, x[rows], ~member[:, rows], y.is_floating_point(), anchors)
-        scores[name] = _as_served(new, posterior, served, plan, spread, x, member, y.is_floating_point())
+        name: DetectorName = "epistemic_to_noise" if regression else "mutual_information"
+        # As many of an anchor's samples as a server draws of it.
+        weights = weights_of_anchors(posterior, plan, max(2, round(plan.samples / anchors)))
+        new = _of_familiar(posterior.network, weights, spread, x[rows], ~member[:, rows], regression, anchors)
+        scores[name] = _as_served(new, posterior, weights[:anchors], served, plan, spread, x, member, regression)
     if isinstance(inputs, TableInput):
         found, arrays = _of_inputs(x.cpu().numpy(), member.cpu().numpy(), rows.cpu().numpy(), inputs, config)
         scores |= found
@@ -111,7 +114,13 @@ def fit_detectors(
 
 
 def _of_familiar(
-    posterior: Posterior, plan: LatentPlan, spread: float, x: Tensor, unseen: Tensor, regression: bool, anchors: int
+    network: FunctionalNetwork,
+    weights: list[Tensor],
+    spread: float,
+    x: Tensor,
+    unseen: Tensor,
+    regression: bool,
+    anchors: int,
 ) -> Float64:
     """(m,) epistemic scores of rows as if they were new, of as many anchors together as are served; each anchor lacks
     those of (A, m) `unseen`.
@@ -120,8 +129,7 @@ def _of_familiar(
     how scores are distributed is that of all. Which row has which score is what those say that lack it: the others
     were trained on it, and are surer of an odd row than they would be, while other detectors find it odd.
     """
-    weights = weights_of_anchors(posterior, plan, max(2, round(plan.samples / anchors)))
-    found = _epistemic(posterior.network, weights, spread, x, torch.ones_like(unseen), regression)
+    found = _epistemic(network, weights, spread, x, torch.ones_like(unseen), regression)
     together = _score(as_unseen(found, unseen)[:anchors], torch.ones_like(unseen)[:anchors], regression)
     return in_order_of(together, _score(found, unseen, regression))
 
@@ -136,28 +144,28 @@ def in_order_of(values: Float64, others: Float64) -> Float64:
 def _as_served(
     scores: Float64,
     judged: Posterior,
-    served: Posterior | None,
+    weights: list[Tensor],
+    served: Posterior,
     plan: LatentPlan,
     spread: float,
     x: Tensor,
     member: Tensor,
     regression: bool,
 ) -> Float64:
-    """Epistemic scores (m,) of new rows, found with samples around the `judged` anchors, as those of the samples that a
-    server draws.
+    """Epistemic scores (m,) of new rows, found with `weights` around the `judged` anchors, as those of the samples that
+    a server draws.
 
     How much samples scatter, and on which rows, is each posterior's own, and few samples score less evenly than many.
     Both show on rows that were trained on: what has a rank among their scores there is what has that rank here.
     """
-    anchors = len((served or judged).nodes)
-    who, drawn = samples_served(served or judged, plan)
-    seen = member[:anchors]
-    asked = seen[who] if served is None else torch.ones_like(seen[who])
+    who, drawn = samples_served(served, plan)
+    seen = member[: len(weights)]
+    # Anchors other than those that were judged were trained on all rows.
+    asked = seen[who] if served is judged else torch.ones_like(seen[who])
     rows = (seen.any(0) & asked.any(0)).nonzero().squeeze(1)
     rows = rows[:: -(-len(rows) // _SEEN_ROWS)]
-    weights = weights_of_anchors(judged, plan, max(2, round(plan.samples / anchors)))[:anchors]
     was = epistemic_score(judged.network, weights, spread, x[rows], seen[:, rows], regression)
-    now = epistemic_score((served or judged).network, drawn, spread, x[rows], asked[:, rows], regression)
+    now = epistemic_score(served.network, drawn, spread, x[rows], asked[:, rows], regression)
     return transported(scores, was, now)
 
 

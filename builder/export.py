@@ -62,7 +62,8 @@ TOLERANCE = 1e-5
 
 _EXAMPLE_ROWS = 5
 _CHECKED_SIZES = ((1, 1), (1, 6), (3, 1), (4, 7))
-_SCALE_ROWS = 32
+SCALE_ROWS = 32
+"""Of the example, whose outputs say what is a large difference."""
 _MAX_BYTES = 2**31 - 1
 _FEATURES = "features"
 
@@ -237,7 +238,7 @@ def check_export(
         x = _rows(example, rows)
         with torch.no_grad():
             want = network.batched(thetas, x)
-            scale = float(network.batched(thetas, _rows(example, max(rows, _SCALE_ROWS))).abs().max())
+            scale = float(network.batched(thetas, _rows(example, SCALE_ROWS)).abs().max())
         for found in runner(thetas, x, coefficients):
             worst = max(worst, _refuse_difference(found, want, "network", f"S={samples}, B={rows}", scale))
     return worst

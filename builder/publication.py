@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as save_arrays
 
 from builder.evaluation import LEVEL, predict_test
-from builder.export import export_decoder, export_features, export_network
+from builder.export import SCALE_ROWS, export_decoder, export_features, export_network
 from builder.mixing import matching_decoder
 from builder.page import make_page
 from builder.predictive import conformal_quantile, sample_outputs
@@ -43,7 +43,6 @@ from model_store.manifest import (
 )
 from model_store.store import ModelStore
 
-_EXAMPLE_ROWS = 32
 _CURVE_POINTS = 301
 _CURVE_SAMPLES = 256
 _LIBRARIES = ("fiberwalk", "torch", "onnx", "numpy", "pandas", "safetensors")
@@ -57,7 +56,7 @@ def publish(trained: Trained, metrics: list[Metrics], warnings: list[str], secon
         StoreError: the store refuses it.
     """
     decoder = trained.latent.decoder
-    example = trained.x[:_EXAMPLE_ROWS].cpu()
+    example = trained.x[:SCALE_ROWS].cpu()
     exported = export_network(trained.network, example, decoder.head, trained.plans["predict"].samples)
     decoder = matching_decoder(decoder, trained.network, exported.mixture)
     files = {DECODER_FILE: export_decoder(decoder, exported.spec.parameters), **exported.files}

@@ -55,7 +55,7 @@ class WorkFolder:
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
                 return tensors, json.loads(metadata["values"]), float(metadata["seconds"])
         except Exception:
-            # A file cut off by a crash is as good as none: the stage is run again.
+            # A file cut off by a crash, or an older version's, is as good as none: the stage is run again.
             return None
 
     def save(self, stage: str, key: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import numpy as np
+
 from benchmarks.calibration.cost import BATCHES, RATIOS
 from benchmarks.calibration.monitored import MONITOR, SOUND_ROWS
 from benchmarks.calibration.run import METHODS, OOD_SETS, OURS_EMPTY
@@ -136,15 +138,23 @@ def _ece(sets: Sequence[Summary]) -> Goal:
     compared = [s for s in sets if figure(s, "map_tuned", "ece") is not None]
 
     def met() -> tuple[bool, str]:
-        pairs = [(_ours(s, "ece").mean, e.mean) for s in compared if (e := figure(s, "map_tuned", "ece")) is not None]
+        pairs, chance = _beside_map(compared, "ece"), _beside_map(compared, "ece_by_chance")
+        assert len(pairs) == len(compared)
         good = sum(own <= other for own, other in pairs)
-        own, other = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
-        chance = [[figure(s, m, "ece_by_chance") for s in compared] for m in (OURS, "map_tuned")]
-        told = [f"{sum(e.mean for e in of if e) / len(of):.3f}" for of in chance if all(of)]
-        alone = f"; calibrated ones would show {' and '.join(told)}" if len(told) == len(chance) else ""
-        return good == len(pairs), f"{good} of {len(pairs)}; mean {own:.3f} against {other:.3f}{alone}"
+        own, other = np.mean(pairs, axis=0)
+        found = f"{good} of {len(pairs)}; mean {own:.3f} against {other:.3f}"
+        if len(chance) == len(pairs):
+            own, other = np.mean(chance, axis=0)
+            found += f"; calibrated ones would show {own:.3f} and {other:.3f}"
+        return good == len(pairs), found
 
     return make_goal("ECE at most the tempered MAP's on every set", compared, CLASSIFICATION_SETS, met)
+
+
+def _beside_map(sets: Sequence[Summary], name: str) -> list[tuple[float, float]]:
+    """Our figure and the tempered MAP's, on every set that has both."""
+    found = [(figure(s, OURS, name), figure(s, "map_tuned", name)) for s in sets]
+    return [(own.mean, other.mean) for own, other in found if own is not None and other is not None]
 
 
 def _auroc(kind: str, sets: Sequence[Summary]) -> Goal:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -36,19 +36,15 @@ class Source:
     foreign: dict[str, str]
 
 
+_FASHION: Final = Source(
+    "fashion_mnist",
+    "FashionMNIST, LeNet-5",
+    lenet5,
+    {"mnist": "mnist_20k", "kmnist": "kmnist_test", "notmnist": "notmnist_2k"},
+)
 SOURCES: Final = {
-    "fashion_mnist": Source(
-        "fashion_mnist",
-        "FashionMNIST, LeNet-5",
-        lenet5,
-        {"mnist": "mnist_20k", "kmnist": "kmnist_test", "notmnist": "notmnist_2k"},
-    ),
-    "fashion_mnist_whole": Source(
-        "fashion_mnist",
-        "FashionMNIST, whole, LeNet-5",
-        lenet5,
-        {"mnist": "mnist_20k", "kmnist": "kmnist_test", "notmnist": "notmnist_2k"},
-    ),
+    "fashion_mnist": _FASHION,
+    "fashion_mnist_whole": replace(_FASHION, title="FashionMNIST, whole, LeNet-5"),
     "mnist": Source(
         "mnist_20k",
         "MNIST (20,000 images), LeNet-5",
