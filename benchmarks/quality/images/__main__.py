@@ -25,7 +25,7 @@ import builder  # noqa: F401  settles threads and memory before torch is importe
 from benchmarks.data import ROOT
 from benchmarks.exit import exit_status
 from benchmarks.quality.images.data import SOURCES, read_images
-from benchmarks.quality.images.problem import make_problem
+from benchmarks.quality.images.problem import EPOCHS, USUAL_EPOCHS, make_problem
 from benchmarks.quality.images.run import FAMILIES, TUNING, run_families
 from benchmarks.quality.images.summary import Summary, judge, summarize, table, title
 from benchmarks.quality.methods.ensemble import SIZES
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sets", nargs="+", choices=list(SOURCES), metavar="NAME", help="default: fashion_mnist")
     parser.add_argument("--rows", type=int, default=5000, metavar="N", help="training rows (default 5000)")
     parser.add_argument("--test-rows", type=int, default=2000, metavar="N", help="of each test set (default 2000)")
-    parser.add_argument("--epochs", type=float, default=16.0, metavar="E", help="of each network (default 16)")
+    parser.add_argument("--epochs", type=float, metavar="E", help="of each network (default: 16, or as the set wants)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs from other starts (default 1)")
     parser.add_argument("--full", action="store_true", help="all sets, training and test rows")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -62,30 +62,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, log: Console) -> int:
     rows, test_rows = (None, None) if options.full else (options.rows, options.test_rows)
-    preset = f"{rows or 'all'} rows, {test_rows or 'all'} test rows, {options.epochs:g} epochs"
-    preset += "" if options.device == "cpu" else f", {options.device}"
-    here = environment(ROOT, preset)
-    results = Results(options.output, "images", here)
     names = options.sets or (FULL if options.full else ["fashion_mnist"])
+    epochs = {name: options.epochs or EPOCHS.get(name, USUAL_EPOCHS) for name in names}
+    sizes = f"{rows or 'all'} rows, {test_rows or 'all'} test rows"
+    device = "" if options.device == "cpu" else f", {options.device}"
+    presets = {name: f"{sizes}, {epochs[name]:g} epochs{device}" for name in names}
     families = [TUNING, *FAMILIES]
     for name in names:
+        here = environment(ROOT, presets[name])
+        results = Results(options.output, "images", here)
         images = read_images(name, rows, test_rows)
         for seed in range(options.seeds):
             runs = {f: r for f in families for r in results.current(f"{name}/{f}") if r["split"] == seed}
             done = {f: r for f, r in runs.items() if not r.get("failed")}
-            problem = make_problem(name, images, options.epochs, seed, options.device)
-            sizes = {"rows": len(images.x), "test_rows": len(images.x_test)}
+            problem = make_problem(name, images, epochs[name], seed, options.device)
+            rows_of = {"rows": len(images.x), "test_rows": len(images.x_test)}
             # Stages of other code are none to go on from.
             work = WORK / make_key(here) / f"{name}-{seed}"
             for family, found in run_families(problem, images, done, options.families, options.members, work):
-                refuse_changed(here, environment(ROOT, preset))
-                results.add(f"{name}/{family}", seed, {**found, **sizes})
+                refuse_changed(here, environment(ROOT, presets[name]))
+                results.add(f"{name}/{family}", seed, {**found, **rows_of})
                 log.print(f"{name} {seed} {family}:", _shown(found), markup=False, soft_wrap=True)
             WorkFolder(work).clear()
     summary: list[Summary] = []
     for name in SOURCES:
         # Other sets in the file stay as they were measured last.
-        own = preset if name in names else results.preset(name)
+        own = presets.get(name, results.preset(name))
         every = [r for f in FAMILIES for r in results.latest(f"{name}/{f}", own) if own is not None]
         one = summarize(name, [r for r in every if name not in names or r["split"] < options.seeds])
         summary += [one] if one is not None else []
