@@ -38,6 +38,7 @@ class DropoutNetwork(FunctionalNetwork):
         seed: of the masks.
         """
         super().__init__(copy.deepcopy(module))
+        self._without = module
         self.rates = rates
         self.generator = torch.Generator().manual_seed(seed)
         self._keep = 1 - rates[0]
@@ -53,6 +54,14 @@ class DropoutNetwork(FunctionalNetwork):
             return self(theta, x)
 
         return vmap(one, randomness="different")(thetas, self.rates.expand(len(thetas)))
+
+    def divided(self, count: int, threads: int) -> list[tuple[slice, FunctionalNetwork]]:
+        """Each part with its own weight vectors' rates, and masks of its own."""
+        found: list[tuple[slice, FunctionalNetwork]] = []
+        for i, (part, _) in enumerate(super().divided(count, threads)):
+            rates = self.rates.expand(count)[part]
+            found.append((part, DropoutNetwork(self._without, rates, self.generator.initial_seed() + i)))
+        return found
 
     def _drop(self, _layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         """What is kept is scaled up, so that the mean of what a layer gets is as without dropout (Srivastava et al.

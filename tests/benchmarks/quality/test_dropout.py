@@ -105,3 +105,14 @@ def test_it_answers(task: Task) -> None:
     assert found.cost.gradient_evaluations == (4 * 5 + 1) * 200 * 60 + 1000
     again = dropout.run(problem, TUNED)["mc_dropout"].predictive
     assert figures(again, problem.y_test) == scores
+
+
+def test_parts_that_run_side_by_side_have_their_own_rates_and_masks() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())
+    network = dropout.DropoutNetwork(module, torch.tensor([1e-9, 0.5, 0.5, 0.5]), 0)
+    theta, x = network.current(), torch.ones(40, 1, 3, 3)
+    outputs = [own.batched(theta.expand(2, -1), x) for _, own in network.divided(4, 2)]
+    none, half, *others = torch.cat(outputs)
+    torch.testing.assert_close(none, module(x))
+    assert all(float(o.std(0).min()) > 0 for o in [half, *others])
+    assert not any(torch.equal(half, o) for o in others)
