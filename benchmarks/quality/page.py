@@ -19,7 +19,7 @@ from benchmarks.quality.curves.picture import picture
 from benchmarks.quality.curves.summary import judge as judge_curves
 from benchmarks.quality.curves.summary import table as curve_table
 from benchmarks.quality.goals import judge
-from benchmarks.quality.images.summary import alarm_table, beyond_reach, doubt_table
+from benchmarks.quality.images.summary import alarm_table, beyond_reach, doubt_table, reach_table
 from benchmarks.quality.images.summary import judge as judge_images
 from benchmarks.quality.images.summary import table as image_table
 from benchmarks.quality.images.summary import title as image_title
@@ -132,6 +132,14 @@ def _images(content: Content) -> list[str]:
         lines += ["AUROC by score:", "", *markdown(*doubt_table(s)), ""]
         if alarm_table(s)[1]:
             lines += ["Share of the test images that `/ood` flags:", "", *markdown(*alarm_table(s)), ""]
+        if reach_table(s)[1]:
+            lines += [
+                "One anchor of four fifths of the rows, by how far its fiber samples go; the other rows chose what is",
+                "served:",
+                "",
+                *markdown(*reach_table(s)),
+                "",
+            ]
     return lines[:-1]
 
 

@@ -67,12 +67,14 @@ Predictive = Gaussians | Classes
 
 @dataclass(frozen=True)
 class Outcome:
-    """A method's predictions, its cost, what else is to be told of it, and other scores (B,) of rows' unfamiliarity."""
+    """A method's predictions, its cost, what else is to be told of it, other scores (B,) of rows' unfamiliarity, and
+    what samples would answer that go to other drift scales."""
 
     predictive: Predictive
     cost: Cost = field(default_factory=Cost)
     notes: dict[str, Any] = field(default_factory=dict)
     doubts: dict[str, Tensor] = field(default_factory=dict)
+    reaches: list[tuple[float, Predictive]] = field(default_factory=list)
 
 
 def of_samples(p: Tensor) -> Classes:

@@ -16,7 +16,7 @@ from benchmarks.quality.building import Learned, build
 from benchmarks.quality.images.data import ImageSet
 from benchmarks.quality.images.doubts import P_VALUE, of_build, of_network
 from benchmarks.quality.methods import dropout, ensemble, fiberwalk, laplace, swag
-from benchmarks.quality.predictive import Classes, Cost, Outcome, entropy, figures
+from benchmarks.quality.predictive import Classes, Cost, Outcome, Predictive, entropy, figures
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.run import attempt
 from benchmarks.quality.tuning import Tuned, tune
@@ -69,7 +69,9 @@ def ours(
         outcome = fiberwalk.served(problem, learned.trained, learned.cost)
     notes = {"stage_seconds": learned.seconds, "reach": learned.trained.reach.node}
     doubts = of_build(problem, learned.trained)
-    return {f"fiberwalk_{anchors}": replace(outcome, notes=notes, doubts=doubts)}
+    # Those of several anchors differ as anchors do, however far they go.
+    reaches = fiberwalk.by_reach(problem, learned.trained) if anchors == 1 else []
+    return {f"fiberwalk_{anchors}": replace(outcome, notes=notes, doubts=doubts, reaches=reaches)}
 
 
 ONE: Final = "fiberwalk_1"
@@ -135,26 +137,34 @@ def run_families(
 
 def scored(problem: Problem, images: ImageSet, outcome: Outcome) -> dict[str, Any]:
     """A method's figures, `auroc_...` of each foreign set among them, and its cost."""
-    assert isinstance(outcome.predictive, Classes)
-    own, probabilities = len(problem.y_test), outcome.predictive.probabilities.cpu()
-    doubt = outcome.predictive.information
-    doubt = entropy(probabilities) if doubt is None else doubt.cpu()
-    sizes = [own, *(len(x) for x in images.foreign.values())]
-
-    def told(score: Tensor) -> dict[str, float]:
-        parts = [part.numpy() for part in torch.split(score.cpu(), sizes)]
-        return {name: auroc(parts[0], part) for name, part in zip(images.foreign, parts[1:], strict=True)}
-
-    found = figures(Classes(probabilities[:own]), problem.y_test)
-    found |= {f"auroc_{name}": value for name, value in told(doubt).items()}
-    more: dict[str, Any] = {"doubts": {n: told(s) for n, s in outcome.doubts.items() if n != P_VALUE}}
+    own = len(problem.y_test)
+    more: dict[str, Any] = {
+        "doubts": {n: _aurocs(images, own, score) for n, score in outcome.doubts.items() if n != P_VALUE},
+        "reaches": [{"scale": c, **_figures(problem, images, predictive)} for c, predictive in outcome.reaches],
+    }
     if P_VALUE in outcome.doubts:
         flagged = outcome.doubts[P_VALUE][:own]
         more["false_alarms"] = {f"{rate:g}": float((flagged <= rate).double().mean()) for rate in RATES}
     return {
-        "figures": found,
+        "figures": _figures(problem, images, outcome.predictive),
         "gradient_evaluations": outcome.cost.gradient_evaluations,
         "seconds": round(outcome.cost.seconds, 3),
         **more,
         **outcome.notes,
     }
+
+
+def _figures(problem: Problem, images: ImageSet, predictive: Predictive) -> dict[str, float]:
+    """Of the test rows, and how well the mutual information, or the entropy where there is none, knows foreign ones."""
+    assert isinstance(predictive, Classes)
+    own, probabilities = len(problem.y_test), predictive.probabilities.cpu()
+    doubt = predictive.information
+    doubt = entropy(probabilities) if doubt is None else doubt.cpu()
+    found = figures(Classes(probabilities[:own]), problem.y_test)
+    return found | {f"auroc_{name}": value for name, value in _aurocs(images, own, doubt).items()}
+
+
+def _aurocs(images: ImageSet, own: int, score: Tensor) -> dict[str, float]:
+    """How often a foreign image has a higher score than one of the `own` first, by foreign set."""
+    parts = [part.numpy() for part in torch.split(score.cpu(), [own, *(len(x) for x in images.foreign.values())])]
+    return {name: auroc(parts[0], part) for name, part in zip(images.foreign, parts[1:], strict=True)}

@@ -52,6 +52,7 @@ def summarize(name: str, runs: Sequence[Run]) -> Summary | None:
             "doubts": _means([e.get("doubts", {}) for e in each]),
             "false_alarms": _means([{"": e.get("false_alarms", {})} for e in each])[""],
             "reach": [e["reach"] for e in each if "reach" in e],
+            "reaches": _by_reach([e.get("reaches", []) for e in each]),
         }
     (size,) = {(r["rows"], r["test_rows"]) for r in runs}
     seeds = max(len(each) for each in found.values())
@@ -60,13 +61,23 @@ def summarize(name: str, runs: Sequence[Run]) -> Summary | None:
 
 def table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Header and rows: one row a method, with its figures and its cost."""
-    foreign = SOURCES[summary["set"]].foreign
-    shown = {**_SHOWN, **{f"auroc_{f}": f"AUROC {f}" for f in foreign}}
+    shown = _shown(summary)
     rows = []
     for method, found in summary["methods"].items():
         cells = [Estimate(**found["figures"][figure]).text() for figure in shown]
         rows.append([METHODS[method], *cells, f"{found['gradient_evaluations'] / 1e6:.2f} M, {found['seconds']:.0f} s"])
     return ["method", *shown.values(), "row gradients, time"], rows
+
+
+def reach_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the figures of one anchor's samples by how far they go; no rows where they are not known."""
+    shown = _shown(summary)
+    found = summary["methods"].get("fiberwalk_1", {"reaches": [], "reach": []})
+    rows = [
+        [f"{each['scale']:.2f}", *[f"{each[figure]:.3f}" for figure in shown], _served(node, found["reach"])]
+        for node, each in enumerate(found["reaches"], 1)
+    ]
+    return ["drift scale", *shown.values(), "served"], rows
 
 
 def doubt_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
@@ -95,6 +106,22 @@ def beyond_reach(summary: Summary) -> list[str]:
         for method, found in summary["methods"].items()
         if 0 in found["reach"]
     ]
+
+
+def _served(node: int, reach: Sequence[int]) -> str:
+    """By how many seeds' builds, of which each serves one node at the least; nothing for none."""
+    count = sum(max(1, r) == node for r in reach)
+    return "" if not count else "yes" if len(reach) == 1 else f"by {count} of {len(reach)}"
+
+
+def _shown(summary: Summary) -> dict[str, str]:
+    """What the figures of a table are called."""
+    return {**_SHOWN, **{f"auroc_{f}": f"AUROC {f}" for f in SOURCES[summary["set"]].foreign}}
+
+
+def _by_reach(each: Sequence[list[dict[str, float]]]) -> list[dict[str, float]]:
+    """Means over seeds, node by node."""
+    return [{k: sum(n[k] for n in nodes) / len(nodes) for k in nodes[0]} for nodes in zip(*each, strict=False)]
 
 
 def _means(each: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

@@ -40,8 +40,26 @@ def served(problem: Problem, trained: Trained, cost: Cost) -> Outcome:
     return Outcome(_predict(problem, trained, trained.posterior.draw(plan, plan.samples)[0]), cost)
 
 
+def by_reach(problem: Problem, trained: Trained) -> list[tuple[float, Predictive]]:
+    """What fiber samples would answer that go as far as each node behind the anchors, with what was calibrated for the
+    served reach; and the node's drift scale. They are those that the reach was chosen on: the others end there."""
+    nodes, spread = trained.cross_fitted.nodes, trained.calibrated.spread
+    outputs = torch.stack([_outputs(problem, thetas.flatten(0, 1)) for thetas in nodes])
+    found = []
+    for node in range(1, len(nodes)):
+        # As in `answers`.
+        samples = torch.cat([outputs[: node + 1], outputs[1:node]]).flatten(0, 1)
+        scale = float(trained.cross_fitted.scales[node])
+        found.append((scale, answered(predict(problem, samples, spread**2, spread))))
+    return found
+
+
 def _predict(problem: Problem, trained: Trained, thetas: Tensor) -> Predictive:
     """The predictive of weights (S, P) with the build's own noise or temperature."""
     spread = trained.calibrated.spread
-    outputs = torch.cat([sample_outputs(problem.network, thetas, x) for x in torch.split(problem.x_test, 4096)], 1)
-    return predict(problem, outputs, spread**2, spread)
+    return predict(problem, _outputs(problem, thetas), spread**2, spread)
+
+
+def _outputs(problem: Problem, thetas: Tensor) -> Tensor:
+    """Of weights (S, P) for all rows to answer: (S, B, O)."""
+    return torch.cat([sample_outputs(problem.network, thetas, x) for x in torch.split(problem.x_test, 4096)], 1)

@@ -22,7 +22,7 @@ from benchmarks.quality.images import problem, run
 from benchmarks.quality.images.data import SOURCES, read_images
 from benchmarks.quality.images.doubts import SERVED
 from benchmarks.quality.images.run import METHODS, build_ours
-from benchmarks.quality.images.summary import _CALLED, beyond_reach, judge, summarize
+from benchmarks.quality.images.summary import _CALLED, beyond_reach, judge, reach_table, summarize
 from benchmarks.quality.page import page
 from benchmarks.table import MET, NOT_MET
 from builder.network import FunctionalNetwork
@@ -143,6 +143,13 @@ def test_every_method_answers_and_knows_foreign_images(
         assert method["gradient_evaluations"] > 0 and method["seconds"] > 0
     text = page({"summary": [], "environments": {}}, None, content)
     assert all(f"| {name} |" in text for name in METHODS.values())
+    reaches, (reach,) = (summary["methods"]["fiberwalk_1"][k] for k in ("reaches", "reach"))
+    assert len(reaches) == QUICK["fiber"]["steps"] and summary["methods"]["fiberwalk_5"]["reaches"] == []
+    assert [r["scale"] for r in reaches] == sorted(r["scale"] for r in reaches)
+    assert {"nll", "ece", "auroc_mnist"} <= set(reaches[0])
+    rows = reach_table(summary)[1]
+    assert [node for node, row in enumerate(rows, 1) if row[-1] == "yes"] == [max(1, reach)]
+    assert all(" | ".join(row) in text for row in rows)
     scores = {SERVED, "mutual_information", "nearest_features", "mahalanobis_features"}
     assert set(summary["methods"]["fiberwalk_1"]["doubts"]) == scores
     assert set(summary["methods"]["map"]["doubts"]) == {"max_probability", "energy", "nearest_neighbours"}
