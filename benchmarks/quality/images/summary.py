@@ -50,9 +50,9 @@ def summarize(name: str, runs: Sequence[Run]) -> Summary | None:
             "gradient_evaluations": sum(e["gradient_evaluations"] for e in each) / len(each),
             "seconds": sum(e["seconds"] for e in each) / len(each),
             "doubts": _means([e.get("doubts", {}) for e in each]),
-            "false_alarms": _means([{"": e.get("false_alarms", {})} for e in each])[""],
+            "false_alarms": _mean([e.get("false_alarms", {}) for e in each]),
             "reach": [e["reach"] for e in each if "reach" in e],
-            "reaches": _by_reach([e.get("reaches", []) for e in each]),
+            "reaches": [_mean(nodes) for nodes in zip(*[e.get("reaches", []) for e in each], strict=True)],
         }
     (size,) = {(r["rows"], r["test_rows"]) for r in runs}
     seeds = max(len(each) for each in found.values())
@@ -119,14 +119,14 @@ def _shown(summary: Summary) -> dict[str, str]:
     return {**_SHOWN, **{f"auroc_{f}": f"AUROC {f}" for f in SOURCES[summary["set"]].foreign}}
 
 
-def _by_reach(each: Sequence[list[dict[str, float]]]) -> list[dict[str, float]]:
-    """Means over seeds, node by node."""
-    return [{k: sum(n[k] for n in nodes) / len(nodes) for k in nodes[0]} for nodes in zip(*each, strict=False)]
-
-
 def _means(each: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of the same groups of numbers of several seeds."""
+    return {k: _mean([e[k] for e in each]) for k in each[0]}
+
+
+def _mean(each: Sequence[dict[str, float]]) -> dict[str, float]:
     """Of the same numbers of several seeds."""
-    return {k: {n: sum(e[k][n] for e in each) / len(each) for n in values} for k, values in each[0].items()}
+    return {k: sum(e[k] for e in each) / len(each) for k in each[0]}
 
 
 def _scores(found: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -22,9 +22,7 @@ def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome
     the fiber samples themselves; `fiberwalk_anchors`: from the anchors without fibers, calibrated alike.
     """
     plan = trained.plans["predict"]
-    nodes = trained.fibers.nodes[: trained.reach.node + 1]
-    # Positions are drawn evenly along trajectories: a node between two others stands for twice the way of an end.
-    nodes = torch.cat([nodes, nodes[1:-1]])
+    nodes = _evenly(trained.fibers.nodes[: trained.reach.node + 1])
     weights = {
         "fiberwalk": trained.posterior.draw(plan, plan.samples)[0],
         "fiberwalk_many": trained.posterior.draw(plan, MANY)[0],
@@ -47,11 +45,16 @@ def by_reach(problem: Problem, trained: Trained) -> list[tuple[float, Predictive
     outputs = torch.stack([_outputs(problem, thetas.flatten(0, 1)) for thetas in nodes])
     found = []
     for node in range(1, len(nodes)):
-        # As in `answers`.
-        samples = torch.cat([outputs[: node + 1], outputs[1:node]]).flatten(0, 1)
+        samples = _evenly(outputs[: node + 1]).flatten(0, 1)
         scale = float(trained.cross_fitted.scales[node])
         found.append((scale, answered(predict(problem, samples, spread**2, spread))))
     return found
+
+
+def _evenly(nodes: Tensor) -> Tensor:
+    """Something of every node (T+1, ...), as positions are drawn: evenly along trajectories, so that a node between two
+    others stands for twice the way of an end."""
+    return torch.cat([nodes, nodes[1:-1]])
 
 
 def _predict(problem: Problem, trained: Trained, thetas: Tensor) -> Predictive:
