@@ -22,6 +22,8 @@ from builder.decoder import growth_of, scale_at
 from builder.fiber import Fibers
 from builder.network import FunctionalNetwork
 from builder.out_of_fold import (
+    FITTED_ROWS,
+    SEARCH_ROWS,
     OutOfFold,
     disagreement,
     gather,
@@ -42,6 +44,8 @@ _LEAST_NEAR = 0.5
 _SAMPLES_PER_ANCHOR = 64
 _FEWEST_SAMPLES, _MOST_WEIGHTS = 8, 2**28
 """Of an anchor, and of all anchors' samples together (1 GB)."""
+_FEWEST_ROWS, _MOST_VALUES = 512, 2**26
+"""That choose the reach, and of their outputs (256 MB)."""
 _SPREAD_FROM = 3
 """The node from which on samples show where anchors differ."""
 
@@ -70,7 +74,7 @@ def choose_reach(
     """Chooses how far along the trajectories to draw, jointly with noise or temperature, by out-of-fold NLL of so many
     anchors as are `served`, by default all."""
     count, anchors, particles = fibers.nodes.shape[:3]
-    rows = rows_to_judge(member)
+    rows = rows_to_judge(member, _rows_at_most(count * particles, y, member))
     unseen = ~member[:, rows]
     outputs = []
     for a in range(anchors):
@@ -98,6 +102,13 @@ def choose_reach(
     near = (fibers.loss <= fibers.unseen[:, None]).double().mean((1, 2)) >= _LEAST_NEAR
     node = _furthest_as_good_as_best(torch.stack(found), near)
     return Reach(node=node, used=max(node, 1), shown=wide(node), out_of_fold=[float(r.mean()) for r in found])
+
+
+def _rows_at_most(samples: int, y: Tensor, member: Tensor) -> int:
+    """How many rows may be judged, so that outputs of so many samples of the anchors that did not see them fit."""
+    outputs = 1 if y.is_floating_point() else int(y.max()) + 1
+    together = samples * outputs * int((~member).sum(0).max())
+    return min(SEARCH_ROWS, max(_FEWEST_ROWS, _MOST_VALUES // together))
 
 
 def _furthest_as_good_as_best(nll: Tensor, near: Tensor) -> int:
@@ -216,11 +227,11 @@ def calibrate(
     unseen, target = ~member[:, rows], y[rows]
     drawn = weights_of_anchors(posterior, plan, _SAMPLES_PER_ANCHOR)
 
-    judged = rows_to_judge(member[:, rows])
+    judged = rows_to_judge(member[:, rows], FITTED_ROWS)
     at = unseen[:, judged]
     each = [sample_outputs(posterior.network, w[None], x[rows[judged[u]]]) for w, u in zip(anchors, at, strict=True)]
     labels = torch.cat([target[judged[u]] for u in at])
-    map_spread, map_rows = OutOfFold(torch.cat(each, dim=1), None, labels, 1).fit()
+    map_spread, map_rows = OutOfFold([torch.cat(each, dim=1)], labels, 1).fit()
 
     coverage = math.nan
     if regression:
@@ -248,7 +259,7 @@ def calibrate(
         def probabilities(logits: Tensor) -> Tensor:
             return mixture_probabilities(logits, spread).T
 
-        # Averaged over the one or two anchors that did not see a row.
+        # Averaged over the anchors that did not see a row.
         p = torch.zeros(own[0].shape[2], len(rows), device=x.device)
         others = unseen.clone()
         others[:, judged] = False

@@ -59,11 +59,20 @@ class MapConfig(_Config):
     folds: Annotated[
         int | None,
         Field(
-            ge=2,
-            description="folds, of which each anchor leaves one out, in rounds; default 10 (5 beyond 10,000 weights)",
+            ge=1,
+            description="folds, of which each anchor leaves one out, in rounds; 1: all leave out the same rows, "
+            "as many as map.holdout says; default: 10 (5 beyond 10,000 weights), 1 for classifying 40,000 rows or more",
         ),
     ] = None
-    holdout: Annotated[float, Field(gt=0, lt=0.9, description="share held out to calibrate where anchors = 1")] = 0.2
+    holdout: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=0.9,
+            description="share held out to calibrate where anchors = 1 or folds = 1; default: 0.2, 0.1 of 40,000 rows "
+            "or more",
+        ),
+    ] = None
     optimiser: Annotated[
         Literal["adam", "sgd"],
         Field(description="adam, or sgd with Nesterov momentum, which wants a learning rate of its own"),

@@ -84,7 +84,7 @@ def learn(
     )
 
     full = FunctionalNetwork(module).to(device)
-    key = make_key(key, config.map.model_dump(exclude={"refit", "served"}))
+    key = make_key(key, config.map.model_dump(exclude={"refit", "served"}), len(member))
     with bars.stage("MAP training") as report, clock("map"):
 
         def first_anchors() -> Anchors:

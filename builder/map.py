@@ -28,6 +28,8 @@ _SMALL_NETWORK = 10_000
 """Weights up to which the larger rate is better out of fold, most where noise is small."""
 _PASSES, _STEPS = 400, (4_000, 16_000)
 """Of training by default: over the rows, and the fewest and most."""
+_ENOUGH = 5
+"""Anchors that choose a prior precision where all leave out the same rows."""
 _WORK = 1e10
 """Weights x rows x steps beyond which there are no more than the fewest: of a table of 60 columns the most would take a
 build longer than five minutes on two cores."""
@@ -197,9 +199,7 @@ def train_anchors(
     out-of-fold NLL at the out-of-fold noise, for classification the out-of-fold NLL. Arguments as of `train_members`.
     """
     precisions, anchors = config.prior_precision, member.shape[0]
-    # A round of folds ends where every row has been left out; with one part held out there is none.
-    left_out = (~member).cumsum(0).bool().all(1)
-    first = int(left_out.int().argmax()) + 1 if len(precisions) > 1 and bool(left_out.any()) else anchors
+    first = anchors if len(precisions) == 1 else _first_round(member)
     start = _starts(factory, network, anchors, seed).to(x.device)
     once = training_steps(config, network, len(x))
     steps = once * (1 if first == anchors else 2)
@@ -238,6 +238,14 @@ def train_anchors(
         loss=float(loss.mean()),
         gradient_evaluations=evaluations,
     )
+
+
+def _first_round(member: Tensor) -> int:
+    """How many of the anchors of member (A, n) choose: a round of folds, which ends where every row has been left out.
+
+    With one part that all leave out there is none, and a few anchors are enough."""
+    left_out = (~member).cumsum(0).bool().all(1)
+    return int(left_out.int().argmax()) + 1 if bool(left_out.any()) else min(len(member), _ENOUGH)
 
 
 def refit_anchors(

@@ -2,7 +2,7 @@
 
 Anchors are cross-fitted: a row is unseen by one of them, or by two where there are two rounds of folds, while all of
 them answer in service. From one and two follows what holds for all: the noise or temperature, the NLL, and by how much
-anchors disagree on new rows.
+anchors disagree on new rows. Where rows are so many that all anchors can lack the same ones, these show it.
 
 Regression is judged by what is answered, the mean and the variance (`Moments`), as deep ensembles are (Lakshminarayanan
 et al. 2017), and not by the mixture of samples: a few rows far out, or a few samples, decide a mixture's NLL, and what
@@ -25,7 +25,8 @@ from torch import Tensor
 
 from builder.predictive import categorical_nll, gaussian_mixture_nll, mixture_probabilities
 
-_SEARCH_ROWS = 4096
+SEARCH_ROWS, FITTED_ROWS = 4096, 8192
+"""The most rows that alternatives are judged on, and that a noise or temperature is fitted to."""
 LEAST_NOISE = 10**-2.5
 """Least noise variance that is considered, in squared residuals."""
 _LEAST_RESIDUAL = 0.25
@@ -43,12 +44,11 @@ class OutOfFold:
     """Outputs of the samples of anchors on m rows that these anchors did not see.
 
     Attributes:
-        first: (S, m, O), of one anchor a row; second: of another one, or None where rows are unseen by one only.
+        members: k outputs (S, m, O), each of one anchor a row, which is another one in each of them.
         y: (m,); anchors: A, how many are served.
     """
 
-    first: Tensor
-    second: Tensor | None
+    members: list[Tensor]
     y: Tensor
     anchors: int
 
@@ -56,14 +56,24 @@ class OutOfFold:
         """The noise variance or temperature with the least NLL of the average over all A anchors' samples, and that
         NLL of each row (m,).
 
-        A row is unseen by one or two anchors only; the best for one and for two is carried on to A.
+        Where so many did not see a row, it shows; of fewer, the best for all and for half of them are carried on to A.
         """
-        one, rows = self._fit([self.first] if self.second is None else [self.first, self.second], log_weight)
-        if self.second is None:
-            return one, rows
-        both = None if log_weight is None else torch.cat([log_weight, log_weight]) - math.log(2)
-        two, rows_of_two = self._fit([torch.cat([self.first, self.second])], both)
-        return carry(one, two, self.anchors), rows + _further(self.anchors) * (rows_of_two - rows)
+        most = len(self.members)
+        if self.anchors <= most:
+            return self._beside(self.anchors, log_weight)
+        few = max(most // 2, 1)
+        fewer, rows = self._beside(few, log_weight)
+        if most == few:
+            return fewer, rows
+        more, rows_of_more = self._beside(most, log_weight)
+        spread = carry(fewer, more, self.anchors, sizes=(few, most))
+        return spread, rows + _further(self.anchors, (few, most)) * (rows_of_more - rows)
+
+    def _beside(self, count: int, log_weight: Tensor | None) -> tuple[float, Tensor]:
+        """The same of `count` anchors, for as many groups of them as there are."""
+        starts = range(0, len(self.members) - count + 1, count)
+        each = None if log_weight is None else log_weight.repeat(count) - math.log(count)
+        return self._fit([torch.cat(self.members[at : at + count]) for at in starts], each)
 
     def _fit(self, members: list[Tensor], log_weight: Tensor | None) -> tuple[float, Tensor]:
         """The best spread for mixtures (S, m, O), of which each predicts alone, and their mean NLL of each row."""
@@ -94,28 +104,31 @@ def _with_one_more(p: Tensor, y: Tensor) -> Tensor:
     return (len(y) * categorical_nll(p, y) - every) / (len(y) + 1)
 
 
-def carry(one: float, two: float, anchors: int, least: float = _LEAST_SHARE) -> float:
-    """The noise variance or temperature beside A anchors, from those beside one and beside two.
+def carry(
+    fewer: float, more: float, anchors: int, least: float = _LEAST_SHARE, sizes: tuple[int, int] = (1, 2)
+) -> float:
+    """The noise variance or temperature beside A anchors, from those beside fewer and beside more, as `sizes` says.
 
     What averaging gains is, to first order, the anchors' variance, and that goes with 1 - 1/n in their number n. Not
-    all that is found beside one can be the anchors' own: a share always stays.
+    all that is found beside few can be the anchors' own: a share always stays.
     """
-    return max(one + _further(anchors) * (two - one), least * one)
+    return max(fewer + _further(anchors, sizes) * (more - fewer), least * fewer)
 
 
-def _further(anchors: int) -> float:
-    return 2 * (1 - 1 / anchors)
+def _further(anchors: int, sizes: tuple[int, int]) -> float:
+    few, more = sizes
+    return (1 / few - 1 / anchors) / (1 / few - 1 / more)
 
 
 def _mean(values: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(values)).mean(0)
 
 
-def rows_to_judge(member: Tensor) -> Tensor:
+def rows_to_judge(member: Tensor, most: int = SEARCH_ROWS) -> Tensor:
     """Indices of rows that no fewer anchors than others did not see, evenly chosen where there are too many."""
     unseen = (~member).sum(0)
     rows = (unseen >= min(2, int(unseen.max()))).nonzero().squeeze(1)
-    return rows[:: -(-len(rows) // _SEARCH_ROWS)]
+    return rows[:: -(-len(rows) // most)]
 
 
 def gather(outputs: list[Tensor], unseen: Tensor, y: Tensor, anchors: int | None = None) -> OutOfFold:
@@ -123,14 +136,14 @@ def gather(outputs: list[Tensor], unseen: Tensor, y: Tensor, anchors: int | None
     default as many as there are."""
     order = unseen.int().argsort(stable=True, dim=0, descending=True)
     picked: list[Tensor] = []
-    for place in range(min(2, int(unseen.sum(0).min()))):
+    for place in range(int(unseen.sum(0).min())):
         shape = outputs[0].shape
         whole = torch.empty(shape[0], len(y), shape[2], device=y.device)
         for a, f in enumerate(outputs):
             here = order[place] == a
             whole[:, here] = f[:, here[unseen[a]]]
         picked.append(whole)
-    return OutOfFold(picked[0], picked[1] if len(picked) > 1 else None, y, anchors or len(outputs))
+    return OutOfFold(picked, y, anchors or len(outputs))
 
 
 def _best_of(grid: NDArray[np.float64], nll: Callable[[float], Tensor]) -> tuple[float, Tensor]:
@@ -289,7 +302,7 @@ def _moderated(variance: Tensor, freedom: Tensor, expected: Tensor) -> Tensor:
     """
     if not bool((torch.isfinite(variance) & (expected > 0)).all()):
         return expected
-    step = -(-len(variance) // _SEARCH_ROWS)
+    step = -(-len(variance) // SEARCH_ROWS)
     v, d, e = (values[::step].double() for values in (variance, freedom, expected))
     # One axis for the degrees of freedom of the expected, one for its scale, one for the rows.
     prior = torch.tensor(_PRIOR_FREEDOM, dtype=torch.float64, device=v.device)[:, None, None]

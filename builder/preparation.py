@@ -21,6 +21,9 @@ from model_store.errors import ConfigError
 _MEMORY = 0.5
 _SMALL_NETWORK = 10_000
 """Weights up to which there are two rounds of ten folds, so that anchors see more of the rows; beyond it, of five."""
+_MANY_ROWS = 40_000
+"""From which on a tenth of them shows what is to be chosen within a few hundredths."""
+_HOLDOUT, _HOLDOUT_OF_MANY = 0.2, 0.1
 
 
 def choose_device(config: BuildConfig) -> torch.device:
@@ -96,12 +99,19 @@ def assign_members(config: BuildConfig, module: nn.Module, y: Tensor) -> Tensor:
 
     Anchors are cross-fitted, each leaving out a fold; when all folds are taken the next round shuffles the rows anew,
     so that with two rounds every row is unseen by two anchors. Where weights are given, or some stay fixed and so are
-    the same for all anchors, there is one anchor and one held-out part instead.
+    the same for all anchors, there is one anchor and one held-out part instead. A classification of very many rows has
+    one held-out part for all its anchors: it shows the temperature of all together, which a few unseen ones suggest to
+    first order only, and it is enough rows. A regression's moments need no such part.
     """
     network = FunctionalNetwork(module, config.network.posterior)
     cross_fit = config.network.weights is None and network.fixed_weights == 0
-    most = config.map.folds or (10 if network.weights <= _SMALL_NETWORK else 5)
-    anchors = config.map.anchors or (2 * most if cross_fit else 1)
+    many = len(y) >= _MANY_ROWS
+    one_part = config.map.folds == 1 or (config.map.folds is None and many and not y.is_floating_point())
+    most = 10 if network.weights <= _SMALL_NETWORK else 5
+    if not one_part:
+        most = config.map.folds or most
+    several = (config.map.served if one_part else None) or 2 * most
+    anchors = config.map.anchors or (several if cross_fit else 1)
     if anchors > 1 and not cross_fit:
         raise ConfigError(
             "With given or partly fixed weights all anchors would share what they have seen; use one.",
@@ -110,6 +120,10 @@ def assign_members(config: BuildConfig, module: nn.Module, y: Tensor) -> Tensor:
             got=str(anchors),
         )
     strata = np.zeros(len(y), dtype=np.int64) if y.is_floating_point() else y.cpu().numpy()
-    folds = min(anchors, most) if anchors > 1 else max(2, round(1 / config.map.holdout))
+    if one_part or anchors == 1:
+        share = config.map.holdout or (_HOLDOUT_OF_MANY if many else _HOLDOUT)
+        seen = assign_folds(strata, max(2, round(1 / share)), config.seed) != 0
+        return torch.from_numpy(seen).repeat(anchors, 1)
+    folds = min(anchors, most)
     rounds = [assign_folds(strata, folds, config.seed + 7907 * r) for r in range(-(-anchors // folds))]
     return torch.stack([torch.from_numpy(rounds[a // folds] != a % folds) for a in range(anchors)])

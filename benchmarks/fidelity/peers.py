@@ -14,8 +14,8 @@ from torch.func import jvp, vmap
 
 from benchmarks.fidelity.target import Target
 from benchmarks.quality.methods import dropout, laplace, swag
-from benchmarks.quality.methods.ensemble import SIZES
 from benchmarks.quality.predictive import Predictive
+from benchmarks.quality.tuning import SIZES
 from builder.predictive import sample_outputs
 
 _SAMPLES = 500

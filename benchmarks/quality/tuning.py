@@ -7,6 +7,7 @@ noise or the temperature beside one network and beside several.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -14,9 +15,12 @@ from benchmarks.quality.building import Learned
 from benchmarks.quality.predictive import Cost
 from benchmarks.quality.problem import Problem
 from builder.map import train_anchors
-from builder.out_of_fold import LEAST_NOISE, carry, gather, moments_of, rows_to_judge
+from builder.out_of_fold import FITTED_ROWS, LEAST_NOISE, carry, gather, moments_of, rows_to_judge
 from builder.predictive import sample_outputs
 from builder.preparation import assign_members
+
+SIZES: Final = (5, 10)
+"""Of ensembles."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Tuned:
         noise_variance: (regression) beside one network, in standardised units, by the rule that our own comes from.
         pair_noise_variance: the same beside two.
         temperature: (classification) with the least out-of-fold NLL of one network.
-        pair_temperature: the same of the average of two.
+        temperatures: the same of the average of an ensemble, by its size.
         cost: of the tuning, to be added to each method's own.
     """
 
@@ -36,16 +40,22 @@ class Tuned:
     noise_variance: float
     pair_noise_variance: float
     temperature: float
-    pair_temperature: float
+    temperatures: dict[int, float]
     cost: Cost
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> Tuned:
+        """From values that went through JSON."""
+        temperatures = {int(size): value for size, value in values["temperatures"].items()}
+        return cls(**{**values, "temperatures": temperatures, "cost": Cost(**values["cost"])})
 
     def noise_beside(self, members: int) -> float:
         """The noise variance beside an ensemble."""
         return carry(self.noise_variance, self.pair_noise_variance, members, LEAST_NOISE)
 
     def temperature_beside(self, members: int) -> float:
-        """The temperature of an ensemble's average, by the rule that our own comes from."""
-        return carry(self.temperature, self.pair_temperature, members)
+        """The temperature of an ensemble's average, by the rule that our own comes from; 1 for regression."""
+        return self.temperatures.get(members, 1.0)
 
 
 @dataclass(frozen=True)
@@ -76,16 +86,18 @@ def tune(problem: Problem, build: Learned | None = None) -> Tuned:
                 problem.network, problem.factory, problem.x, problem.y, member, problem.config.map, problem.seed
             )
         )
-        rows = rows_to_judge(member)
+        rows = rows_to_judge(member, FITTED_ROWS)
         unseen = ~member[:, rows]
         outputs = [
             sample_outputs(problem.network, w[None], problem.x[rows[u]])
             for w, u in zip(anchors.weights, unseen, strict=True)
         ]
-        one, two = (_spread(outputs, unseen, problem.y[rows], members) for members in (1, 2))
+        beside = {n: _spread(outputs, unseen, problem.y[rows], n) for n in (1, 2, *SIZES)}
     cost.gradient_evaluations = anchors.gradient_evaluations
-    noise, temperature = ((one, two), (1.0, 1.0)) if problem.regression else ((1.0, 1.0), (one, two))
-    return Tuned(anchors.prior_precision, *noise, *temperature, cost)
+    noise, temperatures = (beside, {}) if problem.regression else ({}, beside)
+    return Tuned(
+        anchors.prior_precision, noise.get(1, 1.0), noise.get(2, 1.0), temperatures.get(1, 1.0), temperatures, cost
+    )
 
 
 def _seconds(build: Learned) -> float:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from builder import calibration, out_of_fold
+from builder import calibration
 from builder.autoencoder import train_autoencoder
 from builder.calibration import Calibrated, DecodedPosterior, calibrate, choose_reach
 from builder.config import AutoencoderConfig, FiberConfig
@@ -193,8 +193,24 @@ def test_the_temperature_undoes_logits_of_the_wrong_size(factor: float) -> None:
     assert torch.allclose(found.conformity_scores, (1 - p.gather(1, y[:, None])[:, 0]).double().sort().values, atol=0.1)
 
 
+def test_the_temperature_of_all_anchors_shows_on_rows_that_all_lack() -> None:
+    """And it is less than that of one: their average is less sure of itself."""
+    generator = torch.Generator().manual_seed(4)
+    network = FunctionalNetwork(nn.Linear(4, 3))
+    truth = torch.randn(network.weights, generator=generator)
+    anchors = 2 * (truth + 0.7 * torch.randn(6, network.weights, generator=generator))
+    x = torch.randn(3000, 4, generator=generator)
+    y = torch.multinomial(network(truth, x).detach().softmax(-1), 1, generator=generator)[:, 0]
+    member = torch.zeros(6, 3000, dtype=torch.bool)
+    found = calibrate(at_anchors(network, anchors), anchors, plan(), x, y, member)
+    logits = torch.stack([network(a, x).detach() for a in anchors])
+    nll = [float(categorical_nll((logits / (found.spread * c)).softmax(-1).mean(0), y).mean()) for c in (0.95, 1, 1.05)]
+    assert nll[1] == pytest.approx(found.nll, abs=1e-5) and nll[1] < min(nll[0], nll[2])
+    assert found.spread < 0.9 * found.map_spread
+
+
 def test_every_row_has_its_score_however_few_decide_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(out_of_fold, "_SEARCH_ROWS", 150)
+    monkeypatch.setattr(calibration, "FITTED_ROWS", 150)
     generator = torch.Generator().manual_seed(3)
     network = FunctionalNetwork(nn.Linear(4, 3))
     anchors = torch.randn(10, network.weights, generator=generator)

@@ -187,6 +187,14 @@ def test_anchors_of_the_chosen_precision_are_returned() -> None:
     assert both.loss == pytest.approx(alone.loss, abs=1e-3)
 
 
+def test_five_anchors_choose_where_all_leave_out_the_same_rows() -> None:
+    x, y = line(60, 0.05)
+    member = folds(60, 3)[:1].repeat(7, 1)
+    found = train(x, y, member, prior_precision=[1e4, 0.1], steps=200)
+    assert found.prior_precision == 0.1 and found.weights.shape == (7, 4)
+    assert found.gradient_evaluations == 200 * 60 * (2 * 5 + 2)
+
+
 def test_anchors_start_from_networks_of_their_own() -> None:
     x, y = line(60)
     everyone = torch.ones(2, 60, dtype=torch.bool)

@@ -44,7 +44,7 @@ def test_each_row_gets_the_outputs_of_anchors_that_did_not_see_it(anchors: int) 
     unseen = ~two_rounds(50, 10) if anchors == 10 else torch.arange(50)[None] % 2 == torch.arange(2)[:, None]
     who = torch.arange(anchors, dtype=torch.float32)[:, None].expand(-1, 50)
     found = gather(outputs_of(who, unseen), unseen, torch.zeros(50))
-    picked = [found.first] if found.second is None else [found.first, found.second]
+    picked = found.members
     assert len(picked) == (2 if anchors == 10 else 1) and found.anchors == anchors
     for row in range(50):
         assert sorted(int(f[0, row, 0]) for f in picked) == unseen[:, row].nonzero().flatten().tolist()
@@ -57,18 +57,32 @@ def test_the_noise_beside_many_anchors_is_what_their_mixture_wants() -> None:
     y = 0.5 * torch.randn(20_000, generator=generator)
     own = 0.2 * torch.randn(10, 20_000, generator=generator)
     found, nll = gather(outputs_of(own, unseen), unseen, y).fit()
-    wanted, reached = OutOfFold(own[..., None], None, y, 1).fit()  # were all rows unseen by all ten
+    wanted, reached = OutOfFold([own[..., None]], y, 1).fit()  # were all rows unseen by all ten
     assert found == pytest.approx(wanted, rel=0.06)  # to first order
     assert float(nll.mean()) == pytest.approx(float(reached.mean()), abs=0.005)
     # One anchor alone wants more.
     assert found < 0.9 * replace(gather(outputs_of(own, unseen), unseen, y), anchors=1).fit()[0]
 
 
+@pytest.mark.parametrize(("anchors", "rel"), [(2, 0.01), (5, 1e-6), (10, 0.05)])
+def test_rows_that_many_anchors_did_not_see_show_the_temperature(anchors: int, rel: float) -> None:
+    """Of five anchors whose logits differ, and what is carried on from two and five where ten answer."""
+    generator = torch.Generator().manual_seed(0)
+    truth = 2.0 * torch.randn(20_000, 3, generator=generator)
+    y = torch.multinomial(truth.softmax(1), 1, generator=generator).squeeze(1)
+    logits = 1.5 * (truth + torch.randn(10, 20_000, 3, generator=generator))
+    unseen = torch.ones(5, 20_000, dtype=torch.bool)
+    found, nll = gather([f[None] for f in logits[:5]], unseen, y, anchors).fit()
+    wanted, reached = OutOfFold([logits[:anchors]], y, 1).fit()
+    assert found == pytest.approx(wanted, rel=rel)
+    assert float(nll.mean()) == pytest.approx(float(reached.mean()), abs=0.005)
+
+
 def test_no_number_of_rows_that_were_right_makes_a_class_certain() -> None:
     """One row in so many that is different must not cost more than the others gain."""
     y = torch.arange(60) % 2
     logits = 3.0 * torch.nn.functional.one_hot(y, 2).float()[None]
-    temperature, nll = OutOfFold(logits, None, y, anchors=1).fit()
+    temperature, nll = OutOfFold([logits], y, anchors=1).fit()
     # Half of the one row more is of the other class.
     assert 1 / (1 + math.exp(3 / temperature)) == pytest.approx(0.5 / 61, rel=0.15)
     assert float(nll.mean()) == pytest.approx(math.log1p(math.exp(-3 / temperature)), abs=1e-5)
@@ -79,6 +93,12 @@ def test_what_is_carried_keeps_a_share() -> None:
     assert carry(1.0, 0.9, 2) == pytest.approx(0.9)
     assert carry(1.0, 0.9, 10) == pytest.approx(0.82)
     assert carry(1.0, 0.1, 10) == pytest.approx(0.2)
+
+
+def test_what_is_carried_from_more_goes_less_far() -> None:
+    """As 1 - 1/n goes."""
+    assert carry(0.9, 0.84, 10, sizes=(2, 5)) == pytest.approx(0.82)
+    assert carry(0.9, 0.84, 5, sizes=(2, 5)) == pytest.approx(0.84)
 
 
 def test_rows_that_most_anchors_did_not_see_are_judged() -> None:

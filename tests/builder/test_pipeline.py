@@ -224,6 +224,20 @@ def test_fewer_anchors_may_be_served_than_judged(tmp_path: Path, monkeypatch: py
             build_table(tmp_path / "wrong", map={**options, **wrong})
 
 
+def test_all_anchors_may_leave_out_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watched(monkeypatch)
+    options = {"anchors": None, "folds": 1, "holdout": 0.25, "served": 3, "steps": 300}
+    result = build_table(tmp_path / "part", map=options)
+    result.bundle.verify()
+    (trained,) = seen
+    # No more are judged than are served, and all of them have been trained on all rows when they are.
+    assert trained.member.shape[0] == len(trained.judged.weights) == result.bundle.manifest.latent.anchors == 3
+    left_out = ~trained.member
+    assert torch.equal(left_out, left_out[:1].expand(3, -1))
+    assert trained.calibrated.points == trained.detection.described.points == int(left_out[0].sum())
+    assert int(left_out[0].sum()) == pytest.approx(0.25 * len(trained.x), abs=1)
+
+
 def test_a_fixed_body_becomes_a_trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watched(monkeypatch)
     table().to_csv(tmp_path / "table.csv", index=False)

@@ -309,6 +309,28 @@ def test_one_anchor_may_be_asked_for() -> None:
     assert found.shape == (1, 100) and int((~found).sum()) == 20
 
 
+MANY = torch.arange(40_000) % 10
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({}, 20), ({"served": 5}, 5), ({"anchors": 3}, 3), ({"anchors": 3, "served": 2}, 3), ({"anchors": 1}, 1)],
+)
+def test_all_anchors_of_very_many_rows_leave_out_the_same_tenth(options: dict[str, int], count: int) -> None:
+    found = members(config("classification", map=options), MANY)
+    assert found.shape == (count, 40_000) and torch.equal(found, found[:1].expand(count, -1))
+    assert torch.equal(MANY[~found[0]].bincount(), torch.full((10,), 400))
+
+
+def test_one_part_may_be_asked_for_or_folds_of_very_many_rows() -> None:
+    few = members(config(map={"folds": 1, "holdout": 0.5}), torch.randn(100))
+    assert few.shape == (20, 100) and bool((few.sum(1) == 50).all()) and torch.equal(few, few[:1].expand(20, -1))
+    many = members(config("classification", map={"folds": 5}), MANY)
+    assert many.shape == (10, 40_000) and bool(((~many).sum(0) == 2).all())
+    # A regression's folds show what is to be known.
+    assert bool(((~members(config(), torch.randn(40_000))).sum(0) == 2).all())
+
+
 @pytest.mark.parametrize("network", [GIVEN, HEAD], ids=["given", "partly fixed"])
 def test_more_anchors_than_one_are_refused_there(network: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="use one") as caught:

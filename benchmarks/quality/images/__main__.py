@@ -6,9 +6,9 @@
 By default FashionMNIST with 5,000 training rows, which ends within half an hour on 2 cores; `--full` takes all rows of
 all sets, for which a CPU needs days: with `--device cuda` our builds and the ensembles are computed on a GPU. It can be
 stopped at any time: finished families are in the file and are not run again, unless the code, the options, the
-libraries or the machine changed, and stages of our builds are kept in `.fiberwalk`; where some families are run anew,
-the others' figures stay. Prints tables and the goals that are judged from them; `python -m benchmarks.quality.page`
-renders them as part of docs/benchmarks.md.
+libraries or the machine changed, and stages of our builds and the ensemble's networks are kept in `.fiberwalk`; where
+some families are run anew, the others' figures stay. Prints tables and the goals that are judged from them; `python -m
+benchmarks.quality.page` renders them as part of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from benchmarks.quality.images.data import SOURCES, read_images
 from benchmarks.quality.images.problem import EPOCHS, USUAL_EPOCHS, make_problem
 from benchmarks.quality.images.run import FAMILIES, TUNING, run_families
 from benchmarks.quality.images.summary import Summary, judge, summarize, table, title
-from benchmarks.quality.methods.ensemble import SIZES
 from benchmarks.quality.tables import render_goals
+from benchmarks.quality.tuning import SIZES
 from benchmarks.results import Results, environment, refuse_changed
 from benchmarks.table import render
 from builder.work import WorkFolder, make_key

@@ -16,10 +16,10 @@ from benchmarks.quality.building import Learned, build
 from benchmarks.quality.images.data import ImageSet
 from benchmarks.quality.images.doubts import P_VALUE, of_build, of_network
 from benchmarks.quality.methods import dropout, ensemble, fiberwalk, laplace, swag
-from benchmarks.quality.predictive import Classes, Cost, Outcome, Predictive, entropy, figures
+from benchmarks.quality.predictive import Classes, Outcome, Predictive, entropy, figures
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.run import attempt
-from benchmarks.quality.tuning import Tuned, tune
+from benchmarks.quality.tuning import SIZES, Tuned, tune
 from builder.work import WorkFolder
 
 METHODS: Final = {
@@ -91,7 +91,7 @@ def run_families(
     images: ImageSet,
     done: dict[str, dict[str, Any]],
     wanted: Sequence[str],
-    members: int = max(ensemble.SIZES),
+    members: int = max(SIZES),
     work: Path | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Runs the families that are not done, the shared tuning first, and yields each one's results.
@@ -99,20 +99,22 @@ def run_families(
     Args:
         done: results of families that are, by name.
         members: of the largest ensemble.
-        work: where finished stages of our builds are kept, for a run that is stopped and goes on.
+        work: where finished stages of our builds and the ensemble's networks are kept, for a run that is stopped and
+            goes on.
     """
-    sizes = [size for size in ensemble.SIZES if size <= members]
+    sizes = [size for size in SIZES if size <= members]
     learn = partial(build_ours, work=work)
     runs: dict[str, Callable[..., dict[str, Outcome]]] = {
         **FAMILIES,
         ONE: partial(FAMILIES[ONE], learn=learn),
         SEVERAL: partial(FAMILIES[SEVERAL], learn=learn),
-        "ensemble": partial(FAMILIES["ensemble"], sizes=sizes),
+        "ensemble": partial(
+            FAMILIES["ensemble"], sizes=sizes, work=None if work is None else WorkFolder(work / "ensemble")
+        ),
     }
     left = [f for f in wanted if f not in done]
     if TUNING in done:
-        values = done[TUNING]["tuned"]
-        tuned = Tuned(**{**values, "cost": Cost(**values["cost"])})
+        tuned = Tuned.of_json(done[TUNING]["tuned"])
     else:
         # Its cross-fitted anchors are those that tuning would train once more.
         built, failed = attempt({SEVERAL: partial(learn, problem, 5)} if SEVERAL in left else {})

@@ -97,7 +97,7 @@ def choose(problem: Problem, tuned: Tuned) -> tuple[Choice, int]:
         outputs = torch.cat(
             [passes(problem, theta, rate, problem.x[~seen]) for theta, seen in zip(thetas, member, strict=True)], dim=1
         )
-        spread, nll = OutOfFold(outputs, None, y, 1).fit()
+        spread, nll = OutOfFold([outputs], y, 1).fit()
         found.append((float(torch.nan_to_num(nll.mean(), nan=torch.inf)), rate, spread))
     _, rate, spread = min(found)
     return Choice(rate, *((spread, 1.0) if problem.regression else (1.0, spread))), taken

@@ -9,17 +9,39 @@ from torch import Tensor
 
 from benchmarks.quality.predictive import Cost, Gaussians, Outcome, Predictive, of_samples
 from benchmarks.quality.problem import Problem
-from benchmarks.quality.tuning import Tuned
+from benchmarks.quality.tuning import SIZES, Tuned
 from builder.map import Members, initial_weights, train_members
 from builder.predictive import sample_outputs
+from builder.work import WorkFolder, make_key
 
-SIZES = (5, 10)
 Doubts = Callable[[Problem, Tensor, Tensor], dict[str, Tensor]]
 """Scores (B,) of how unfamiliar the test rows are, from a network's weights (P,) and its outputs (B, O) on them."""
 
 
-def train_full(problem: Problem, tuned: Tuned, members: int) -> Members:
-    """Networks trained on all rows with the tuned prior precision."""
+def train_full(problem: Problem, tuned: Tuned, members: int, work: WorkFolder | None = None) -> Members:
+    """Networks trained on all rows with the tuned prior precision, or found in `work`, which keeps them."""
+    config = problem.config
+    key = make_key(
+        problem.dataset.fingerprint,
+        config.map.model_dump(),
+        repr(problem.network.module),
+        config.device,
+        problem.seed,
+        tuned.precision,
+        members,
+    )
+    found = work.load("ensemble", key) if work else None
+    if found is not None:
+        tensors = {name: value.to(problem.x.device) for name, value in found[0].items()}
+        return Members(tensors["weights"], tensors["noise_std"], tensors["loss"], found[1]["gradient_evaluations"])
+    trained = _train(problem, tuned, members)
+    if work is not None:
+        tensors = {"weights": trained.weights, "noise_std": trained.noise_std, "loss": trained.loss}
+        work.save("ensemble", key, tensors, {"gradient_evaluations": trained.gradient_evaluations})
+    return trained
+
+
+def _train(problem: Problem, tuned: Tuned, members: int) -> Members:
     seeds, device = [problem.seed * 1009 + 500 + m for m in range(members)], problem.x.device
     start = initial_weights(problem.factory, problem.network, seeds).to(device)
     seen = torch.ones(members, len(problem.x), dtype=torch.bool, device=device)
@@ -30,13 +52,21 @@ def train_full(problem: Problem, tuned: Tuned, members: int) -> Members:
 
 
 def run(
-    problem: Problem, tuned: Tuned, sizes: Sequence[int] = SIZES, doubts: Doubts = lambda *_: {}
+    problem: Problem,
+    tuned: Tuned,
+    sizes: Sequence[int] = SIZES,
+    doubts: Doubts = lambda *_: {},
+    work: WorkFolder | None = None,
 ) -> dict[str, Outcome]:
     """`map` with the noise it learned itself or temperature 1, `map_tuned` and the ensembles of these sizes with the
-    noise or temperature that out-of-fold rows want beside so many networks. `doubts` are those of `map`."""
+    noise or temperature that out-of-fold rows want beside so many networks.
+
+    `doubts` are those of `map`; `work` keeps the trained networks, for a run that is stopped and goes on.
+    """
     cost, members = Cost(), max(sizes)
     with cost.clock():
-        trained = train_full(problem, tuned, members)
+        trained = train_full(problem, tuned, members, work)
+    cost.seconds += work.spared if work else 0.0
     outputs = sample_outputs(problem.network, trained.weights, problem.x_test)
     each = Cost(trained.gradient_evaluations // members, cost.seconds / members)
     own = float(trained.noise_std[0] ** 2)

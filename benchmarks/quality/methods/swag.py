@@ -57,7 +57,7 @@ class Collected:
 
 
 def run(problem: Problem, tuned: Tuned, share: float = SHARE) -> dict[str, Outcome]:
-    """`swag`: from the MAP network, at the learning rate that serves a held-out fifth of the training rows best."""
+    """`swag`: from the MAP network, at the learning rate that serves a held-out part of the training rows best."""
     cost = Cost()
     with cost.clock():
         choice, tried = choose(problem, tuned, share)
@@ -71,7 +71,7 @@ def run(problem: Problem, tuned: Tuned, share: float = SHARE) -> dict[str, Outco
 
 
 def choose(problem: Problem, tuned: Tuned, share: float = SHARE) -> tuple[Choice, int]:
-    """The rate, and the noise or temperature, with the least NLL of the mixture on a held-out fifth, for a network
+    """The rate, and the noise or temperature, with the least NLL of the mixture on a held-out part, for a network
     trained on the other rows; and the gradients that it took.
 
     The noise is one network's less the samples' variance, never less than a fifth of it; the temperature
