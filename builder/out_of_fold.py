@@ -35,6 +35,9 @@ _NO_SPREAD = 1e-6
 """Variance within anchors, in shares of the squared residual, that says nothing of where they differ."""
 _PRIOR_FREEDOM = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0)
 """Degrees of freedom that are tried for an expected variance."""
+_LEAST_TOLD, _STEP, _MOST_STEPS = 0.001, 1.01, 40
+"""Nats that are given for likeliest classes that are right as often as they claim, and by how much a temperature is
+moved at once, and in all: where nothing can be told of the rows, all high ones are alike."""
 _LEAST_SHARE = 0.2
 """Noise or temperature beside all anchors is never less than this share of that beside one."""
 
@@ -57,40 +60,81 @@ class OutOfFold:
         NLL of each row (m,).
 
         Where so many did not see a row, it shows; of fewer, the best for all and for half of them are carried on to A.
+        Temperatures are moved as far as `_consistent` says of as many anchors as show it.
         """
-        most = len(self.members)
-        if self.anchors <= most:
-            return self._beside(self.anchors, log_weight)
-        few = max(most // 2, 1)
-        fewer, rows = self._beside(few, log_weight)
-        if most == few:
-            return fewer, rows
-        more, rows_of_more = self._beside(most, log_weight)
-        spread = carry(fewer, more, self.anchors, sizes=(few, most))
-        return spread, rows + _further(self.anchors, (few, most)) * (rows_of_more - rows)
+        most = min(len(self.members), self.anchors)
+        groups = self._groups(most, log_weight)
+        more, rows = groups.fit()
+        right, rows = groups.consistent(more, rows)
+        if self.anchors == most or most == 1:
+            return right, rows
+        few = most // 2
+        fewer, rows_of_fewer = self._groups(few, log_weight).fit()
+        spread = carry(fewer, more, self.anchors, sizes=(few, most)) * right / more
+        return spread, rows_of_fewer + _further(self.anchors, (few, most)) * (rows - rows_of_fewer)
 
-    def _beside(self, count: int, log_weight: Tensor | None) -> tuple[float, Tensor]:
-        """The same of `count` anchors, for as many groups of them as there are."""
+    def _groups(self, count: int, log_weight: Tensor | None) -> _Groups:
+        """As many groups of `count` anchors as there are."""
         starts = range(0, len(self.members) - count + 1, count)
         each = None if log_weight is None else log_weight.repeat(count) - math.log(count)
-        return self._fit([torch.cat(self.members[at : at + count]) for at in starts], each)
+        return _Groups([torch.cat(self.members[at : at + count]) for at in starts], self.y, each)
 
-    def _fit(self, members: list[Tensor], log_weight: Tensor | None) -> tuple[float, Tensor]:
-        """The best spread for mixtures (S, m, O), of which each predicts alone, and their mean NLL of each row."""
-        if not all(bool(torch.isfinite(f).all()) for f in members):
+
+@dataclass(frozen=True)
+class _Groups:
+    """Mixtures (S, m, O) of which each predicts the rows alone, their targets y (m,) and the samples' weights (S,)."""
+
+    mixtures: list[Tensor]
+    y: Tensor
+    log_weight: Tensor | None
+
+    def fit(self) -> tuple[float, Tensor]:
+        """The spread with the least NLL, and their mean NLL of each row."""
+        if not all(bool(torch.isfinite(f).all()) for f in self.mixtures):
             return 1.0, torch.full(self.y.shape, math.inf, device=self.y.device)
         y = self.y
         if not y.is_floating_point():
             grid = np.geomspace(0.4, 4.0, 21)
-
-            def probabilities(t: float) -> list[Tensor]:
-                return [mixture_probabilities(f, t, log_weight) for f in members]
-
-            temperature, _ = _best_of(grid, lambda t: _mean(_with_one_more(p, y) for p in probabilities(t)))
-            return temperature, _mean(categorical_nll(p, y) for p in probabilities(temperature))
-        base = float(_mean((f[..., 0].mean(0) - y).square() for f in members).mean().clamp(min=1e-10))
+            temperature, _ = _best_of(grid, lambda t: _mean(_with_one_more(p, y) for p in self._probabilities(t)))
+            return temperature, _mean(categorical_nll(p, y) for p in self._probabilities(temperature))
+        base = float(_mean((f[..., 0].mean(0) - y).square() for f in self.mixtures).mean().clamp(min=1e-10))
         grid = base * np.logspace(-2.0, 0.3, 24)
-        return _best_of(grid, lambda v: _mean(gaussian_mixture_nll(f[..., 0], y, v, log_weight) for f in members))
+        return _best_of(
+            grid, lambda v: _mean(gaussian_mixture_nll(f[..., 0], y, v, self.log_weight) for f in self.mixtures)
+        )
+
+    def consistent(self, temperature: float, nll: Tensor) -> tuple[float, Tensor]:
+        """The temperature nearest to that of the least NLL (m,) at which the likeliest class is right as often as it
+        claims, to within what chance makes of so many rows (a standard error), and the NLL there.
+
+        A few rows with surprising classes make all others less sure than they should be, which the NLL hardly tells; so
+        no more than `_LEAST_TOLD` of it is given for it. (Expectation consistency, Clarte et al. 2023, as far as rows
+        decide.) A noise variance stays what it is.
+        """
+        if self.y.is_floating_point() or not bool(torch.isfinite(nll).all()):
+            return temperature, nll
+        most, excess = float(nll.mean()) + _LEAST_TOLD, self._claimed_too_much(temperature)
+        for _ in range(_MOST_STEPS):
+            if abs(excess) <= 1:
+                break
+            further = temperature * _STEP ** math.copysign(1.0, excess)
+            left = self._claimed_too_much(further)
+            there = _mean(categorical_nll(p, self.y) for p in self._probabilities(further))
+            beyond = left * excess < 0 and abs(left) > abs(excess)  # of so many rows that a step is more than an error
+            if beyond or not float(there.mean()) <= most:
+                break
+            temperature, nll, excess = further, there, left
+        return temperature, nll
+
+    def _claimed_too_much(self, temperature: float) -> float:
+        """By how many standard errors."""
+        likeliest = [p.max(1) for p in self._probabilities(temperature)]
+        claimed = _mean(p for p, _ in likeliest)
+        right = _mean((label == self.y).to(p) for p, label in likeliest)
+        return float((claimed - right).sum() / (claimed * (1 - claimed)).sum().clamp(min=1e-12).sqrt())
+
+    def _probabilities(self, temperature: float) -> list[Tensor]:
+        return [mixture_probabilities(f, temperature, self.log_weight) for f in self.mixtures]
 
 
 def _with_one_more(p: Tensor, y: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from builder.out_of_fold import OutOfFold, carry, disagreement, gather, moments, rows_to_judge
+from builder.predictive import categorical_nll
 from tests.builder.walked import two_rounds
 
 
@@ -86,6 +87,43 @@ def test_no_number_of_rows_that_were_right_makes_a_class_certain() -> None:
     # Half of the one row more is of the other class.
     assert 1 / (1 + math.exp(3 / temperature)) == pytest.approx(0.5 / 61, rel=0.15)
     assert float(nll.mean()) == pytest.approx(math.log1p(math.exp(-3 / temperature)), abs=1e-5)
+
+
+def labels_of(p: Tensor, seed: int) -> Tensor:
+    return torch.multinomial(p, 1, generator=torch.Generator().manual_seed(seed)).squeeze(1)
+
+
+@pytest.mark.parametrize("rows", [1000, 20_000, 400_000])
+def test_likeliest_classes_are_right_as_often_as_they_claim(rows: int) -> None:
+    """Where a few labels are wrong, however sure the network is, the least NLL wants all others less sure."""
+    logits = 4.0 * torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
+    y = labels_of(logits.softmax(1), 1)
+    wrong = torch.arange(rows) % 100 < 2
+    y[wrong] = logits[wrong].argmin(1)
+    temperature, nll = OutOfFold([logits[None]], y, 1).fit()
+
+    def claimed_too_much(t: float) -> float:
+        p = (logits / t).softmax(1)
+        claimed, label = p.max(1)
+        return float((claimed - (label == y).float()).sum() / (claimed * (1 - claimed)).sum().sqrt())
+
+    def loss(t: float) -> float:
+        return float(categorical_nll((logits / t).softmax(1), y).mean())
+
+    least = min((float(t) for t in torch.arange(1.0, 3.0, 0.01)), key=loss)
+    assert float(nll.mean()) == pytest.approx(loss(temperature), abs=1e-5) and loss(temperature) < loss(least) + 0.0011
+    # As far as it costs no more NLL than that.
+    assert abs(claimed_too_much(temperature)) < max(1.0, abs(claimed_too_much(least)))
+    assert abs(claimed_too_much(temperature)) <= 1 or loss(temperature / 1.01) > loss(least) + 0.0009
+
+
+def test_the_temperature_of_the_least_nll_stays_where_likeliest_classes_are_right_as_often_as_they_claim() -> None:
+    logits = 2.0 * torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
+    y = labels_of((logits / 1.5).softmax(1), 1)
+    temperature, nll = OutOfFold([logits[None]], y, 1).fit()
+    assert temperature == pytest.approx(1.5, rel=0.05)
+    for other in (0.95, 1.05):
+        assert float(nll.mean()) < float(categorical_nll((logits / (other * temperature)).softmax(1), y).mean())
 
 
 def test_what_is_carried_keeps_a_share() -> None:
