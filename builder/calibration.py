@@ -20,19 +20,9 @@ from torch import Tensor
 
 from builder.decoder import growth_of, scale_at
 from builder.fiber import Fibers
+from builder.moments import disagreement, moments, moments_of, moments_within, who_disagree
 from builder.network import FunctionalNetwork
-from builder.out_of_fold import (
-    FITTED_ROWS,
-    SEARCH_ROWS,
-    OutOfFold,
-    disagreement,
-    gather,
-    moments,
-    moments_of,
-    moments_within,
-    rows_to_judge,
-    who_disagree,
-)
+from builder.out_of_fold import FITTED_ROWS, SEARCH_ROWS, OutOfFold, gather, rows_to_judge
 from builder.predictive import conformal_quantile, mixture_probabilities, sample_outputs
 from builder.runtime import values_at_once
 from model_store.manifest import LatentPlan

@@ -21,8 +21,8 @@ from torch import Tensor
 from builder.calibration import Posterior, of_anchors, weights_of_anchors
 from builder.config import CalibrationConfig
 from builder.features import FeatureNetworks, features_of
+from builder.moments import mean_of
 from builder.network import FunctionalNetwork
-from builder.out_of_fold import mean_of
 from model_store.detection import (
     LEAST_INFORMATION,
     LEAST_RATIO,

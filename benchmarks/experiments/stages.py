@@ -20,8 +20,9 @@ from builder.fiber import Fibers, walk_fibers
 from builder.likelihood import Likelihood, likelihood_of
 from builder.map import train_anchors
 from builder.metric import PredictiveMetric
+from builder.moments import moments_of
 from builder.network import FunctionalNetwork
-from builder.out_of_fold import gather, moments_of, rows_to_judge
+from builder.out_of_fold import gather, rows_to_judge
 from builder.predictive import sample_outputs
 from builder.preparation import assign_members, make_factory
 

@@ -15,7 +15,8 @@ from benchmarks.quality.building import Learned
 from benchmarks.quality.predictive import Cost
 from benchmarks.quality.problem import Problem
 from builder.map import train_anchors
-from builder.out_of_fold import FITTED_ROWS, LEAST_NOISE, carry, gather, moments_of, rows_to_judge
+from builder.moments import LEAST_NOISE, moments_of
+from builder.out_of_fold import FITTED_ROWS, carry, gather, rows_to_judge
 from builder.predictive import sample_outputs
 from builder.preparation import assign_members
 
