@@ -49,7 +49,7 @@ class OutOfFold:
         NLL of each row (m,).
 
         Where so many did not see a row, it shows; of fewer, the best for all and for half of them are carried on to A.
-        Temperatures are moved as far as `_consistent` says of as many anchors as show it.
+        A temperature is then moved as `_Groups.consistent` says, of as many anchors as show it.
         """
         most = min(len(self.members), self.anchors)
         groups = self._groups(most, log_weight)

@@ -93,7 +93,8 @@ def tune(problem: Problem, build: Learned | None = None) -> Tuned:
             sample_outputs(problem.network, w[None], problem.x[rows[u]])
             for w, u in zip(anchors.weights, unseen, strict=True)
         ]
-        beside = {n: _spread(outputs, unseen, problem.y[rows], n) for n in (1, 2, *SIZES)}
+        sizes = (1, 2) if problem.regression else (1, *SIZES)
+        beside = {n: _spread(outputs, unseen, problem.y[rows], n) for n in sizes}
     cost.gradient_evaluations = anchors.gradient_evaluations
     noise, temperatures = (beside, {}) if problem.regression else ({}, beside)
     return Tuned(

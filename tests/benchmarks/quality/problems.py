@@ -19,7 +19,7 @@ TUNED = Tuned(
     noise_variance=0.2,
     pair_noise_variance=0.18,
     temperature=1.2,
-    temperatures={1: 1.2, 2: 1.1, 5: 1.04, 10: 1.02},
+    temperatures={1: 1.2, 5: 1.04, 10: 1.02},
     cost=Cost(1000, 0.5),
 )
 
