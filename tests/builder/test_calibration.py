@@ -199,9 +199,9 @@ def test_the_temperature_of_all_anchors_shows_on_rows_that_all_lack() -> None:
     network = FunctionalNetwork(nn.Linear(4, 3))
     truth = torch.randn(network.weights, generator=generator)
     anchors = 2 * (truth + 0.7 * torch.randn(6, network.weights, generator=generator))
-    x = torch.randn(3000, 4, generator=generator)
+    x = torch.randn(1500, 4, generator=generator)
     y = torch.multinomial(network(truth, x).detach().softmax(-1), 1, generator=generator)[:, 0]
-    member = torch.zeros(6, 3000, dtype=torch.bool)
+    member = torch.zeros(6, 1500, dtype=torch.bool)
     found = calibrate(at_anchors(network, anchors), anchors, plan(), x, y, member)
     logits = torch.stack([network(a, x).detach() for a in anchors])
     nll = [float(categorical_nll((logits / (found.spread * c)).softmax(-1).mean(0), y).mean()) for c in (0.8, 1, 1.25)]

@@ -72,7 +72,7 @@ def labels_of(p: Tensor, seed: int) -> Tensor:
     return torch.multinomial(p, 1, generator=torch.Generator().manual_seed(seed)).squeeze(1)
 
 
-@pytest.mark.parametrize("rows", [1000, 20_000, 400_000])
+@pytest.mark.parametrize("rows", [1000, 20_000, 100_000])
 def test_likeliest_classes_are_right_as_often_as_they_claim(rows: int) -> None:
     """Where a few labels are wrong, however sure the network is, the least NLL wants all others less sure."""
     logits = 4.0 * torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
