@@ -75,18 +75,16 @@ class Choice:
 
 
 def tune(problem: Problem, build: Learned | None = None) -> Tuned:
-    """Cross-fits, as a build does with its anchors; those of a build of the problem are the same, and need not be
-    trained again."""
+    """Cross-fits, as a build does with its anchors; those of a build of the problem need not be trained again."""
     cost = Cost(seconds=_seconds(build) if build else 0.0)
     with cost.clock():
-        member = assign_members(problem.config, problem.network.module, problem.y).to(problem.y.device)
-        anchors = (
-            build.trained.judged
-            if build
-            else train_anchors(
+        if build:
+            member, anchors = build.trained.member, build.trained.judged
+        else:
+            member = assign_members(problem.config, problem.network.module, problem.y).to(problem.y.device)
+            anchors = train_anchors(
                 problem.network, problem.factory, problem.x, problem.y, member, problem.config.map, problem.seed
             )
-        )
         rows = rows_to_judge(member, FITTED_ROWS)
         unseen = ~member[:, rows]
         outputs = [
