@@ -205,12 +205,15 @@ def calibrate(
     member: Tensor,
     wider: Posterior | None = None,
     served: int | None = None,
+    samples: int | None = None,
 ) -> Calibrated:
     """Calibrates the posterior around cross-fitted anchors on the rows that these did not see.
 
     Args:
         wider: samples that go far enough to show where anchors differ, if those of the posterior do not.
         served: how many anchors answer in service, by default all.
+        samples: of each of these anchors in service, where they are so few that they answer otherwise than many: an
+            average of few is surer of itself, and wants a higher temperature.
     """
     regression = y.is_floating_point()
     rows = (~member).any(0).nonzero().squeeze(1)
@@ -243,8 +246,13 @@ def calibrate(
         coverage = float((scores <= conformal_quantile(scores, 0.9)).float().mean())
         spread, map_spread = math.sqrt(spread), math.sqrt(map_spread)
     else:
-        own = [sample_outputs(posterior.network, w, x[rows[judged[u]]]) for w, u in zip(drawn, at, strict=True)]
-        spread, rows_nll = gather(own, at, target[judged], served).fit()
+
+        def outputs_of(weights: list[Tensor]) -> list[Tensor]:
+            return [sample_outputs(posterior.network, w, x[rows[judged[u]]]) for w, u in zip(weights, at, strict=True)]
+
+        own = outputs_of(drawn)
+        few = own if samples is None else outputs_of(weights_of_anchors(posterior, plan, samples))
+        spread, rows_nll = gather(few, at, target[judged], served).fit()
 
         def probabilities(logits: Tensor) -> Tensor:
             return mixture_probabilities(logits, spread).T

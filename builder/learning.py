@@ -29,7 +29,7 @@ from builder.map import Anchors, given_anchor, refit_anchors, train_anchors
 from builder.metric import PredictiveMetric
 from builder.narrowing import narrow_first_layers
 from builder.network import FunctionalNetwork, NetworkFactory
-from builder.plans import make_plan, with_enough_samples
+from builder.plans import make_plan, settled, with_enough_samples
 from builder.preparation import assign_members, choose_device, default_memory, make_module
 from builder.progress import StageBars, StepReport
 from builder.runtime import limit_memory
@@ -157,8 +157,19 @@ def learn(
     with bars.stage("Calibration"), clock("calibration"):
         judged = _sampled(own.network, cross_fitted, reach.used) if refit else posterior
         wider = _sampled(own.network, cross_fitted, reach.shown) if reach.shown > reach.used else None
-        calibrated = calibrate(judged, own.anchors, plan, x, y, member, wider, count)
-        if config.calibration.samples is None:
+        known = settled(config.calibration, served.network)
+        calibrated = calibrate(
+            judged,
+            own.anchors,
+            plan,
+            x,
+            y,
+            member,
+            wider,
+            count,
+            max(1, round(plan.samples / count)) if known else None,
+        )
+        if not known:
             plan = with_enough_samples(plan, posterior, x, calibrated.spread, y.is_floating_point())
         networks = FeatureNetworks(full, anchors.weights)
         detection = fit_detectors(

@@ -24,7 +24,7 @@ from builder.predictive import categorical_nll, gaussian_mixture_nll, mixture_pr
 
 SEARCH_ROWS, FITTED_ROWS = 4096, 8192
 """The most rows that alternatives are judged on, and that a noise or temperature is fitted to."""
-_LEAST_TOLD, _STEP, _MOST_STEPS = 0.001, 1.01, 40
+_LEAST_TOLD, _STEP, _MOST_STEPS = 0.0005, 1.01, 40
 """Nats that are given for likeliest classes that are right as often as they claim, and by how much a temperature is
 moved at once, and in all: where nothing can be told of the rows, all high ones are alike."""
 _LEAST_SHARE = 0.2

@@ -12,6 +12,7 @@ from torch import Tensor
 from builder.calibration import DecodedPosterior, Reach
 from builder.config import CalibrationConfig
 from builder.fiber import Fibers
+from builder.network import FunctionalNetwork
 from builder.predictive import answer_of, answers_apart, sample_outputs
 from model_store.manifest import LatentPlan
 
@@ -28,6 +29,15 @@ _ROWS: Final = 512
 def make_plan(config: CalibrationConfig, fibers: Fibers, reach: Reach) -> LatentPlan:
     """The plan that predictions and the OOD detectors draw from: all of the fibers that is in use."""
     return LatentPlan(name="predict", samples=config.samples or _FEWEST, drift_scale=float(fibers.scales[reach.used]))
+
+
+def settled(config: CalibrationConfig, network: FunctionalNetwork) -> bool:
+    """Whether a plan's number of samples is known before anything of them is: named, or too large a network to ask."""
+    return config.samples is not None or _most(network) < 2 * _FEWEST
+
+
+def _most(network: FunctionalNetwork) -> int:
+    return min(_MOST, _MOST_WEIGHTS // network.weights)
 
 
 def with_enough_samples(
@@ -48,7 +58,7 @@ def with_enough_samples(
         outputs = sample_outputs(posterior.network, posterior.draw(plan, samples, seed)[0], rows)
         return answer_of(outputs, spread, regression)
 
-    samples, most = _FEWEST, min(_MOST, _MOST_WEIGHTS // posterior.network.weights)
+    samples, most = _FEWEST, _most(posterior.network)
     if 2 * samples > most:
         return plan.model_copy(update={"samples": samples})  # nothing to choose, so nothing to compare with
     many = answer(_REFERENCE, 1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from builder import calibration
 from builder.autoencoder import train_autoencoder
-from builder.calibration import Calibrated, DecodedPosterior, calibrate, choose_reach
+from builder.calibration import Calibrated, DecodedPosterior, SampledPosterior, calibrate, choose_reach
 from builder.config import AutoencoderConfig, FiberConfig
 from builder.decoder import WeightDecoder
 from builder.fiber import Fibers
@@ -207,6 +207,22 @@ def test_the_temperature_of_all_anchors_shows_on_rows_that_all_lack() -> None:
     nll = [float(categorical_nll((logits / (found.spread * c)).softmax(-1).mean(0), y).mean()) for c in (0.8, 1, 1.25)]
     assert nll[1] == pytest.approx(found.nll, abs=1e-5) and nll[1] < min(nll[0], nll[2])
     assert found.spread < 0.9 * found.map_spread
+
+
+def test_few_samples_want_a_higher_temperature() -> None:
+    """What is served of them is surer of itself than an average of many."""
+    generator = torch.Generator().manual_seed(5)
+    network = FunctionalNetwork(nn.Linear(4, 3))
+    truth = torch.randn(network.weights, generator=generator)
+    anchors = truth.expand(2, -1).contiguous()
+    nodes = anchors[:, None] + torch.randn(2, 64, network.weights, generator=generator)
+    nodes = torch.stack([anchors[:, None].expand_as(nodes), nodes], dim=2)
+    posterior = SampledPosterior(network, nodes, torch.tensor([0.0, 1.0]))
+    x = torch.randn(2000, 4, generator=generator)
+    y = torch.multinomial(network(truth, x).detach().softmax(-1), 1, generator=generator)[:, 0]
+    member = torch.zeros(2, 2000, dtype=torch.bool)
+    many, few = (calibrate(posterior, anchors, plan(), x, y, member, samples=n) for n in (None, 2))
+    assert few.spread > 1.05 * many.spread and few.nll > many.nll
 
 
 def test_every_row_has_its_score_however_few_decide_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,10 +90,10 @@ def test_likeliest_classes_are_right_as_often_as_they_claim(rows: int) -> None:
         return float(categorical_nll((logits / t).softmax(1), y).mean())
 
     least = min((float(t) for t in torch.arange(1.0, 3.0, 0.01)), key=loss)
-    assert float(nll.mean()) == pytest.approx(loss(temperature), abs=1e-5) and loss(temperature) < loss(least) + 0.0011
+    assert float(nll.mean()) == pytest.approx(loss(temperature), abs=1e-5) and loss(temperature) < loss(least) + 0.00055
     # As far as it costs no more NLL than that.
     assert abs(claimed_too_much(temperature)) < max(1.0, abs(claimed_too_much(least)))
-    assert abs(claimed_too_much(temperature)) <= 1 or loss(temperature / 1.01) > loss(least) + 0.0009
+    assert abs(claimed_too_much(temperature)) <= 1 or loss(temperature / 1.01) > loss(least) + 0.00045
 
 
 def test_the_temperature_of_the_least_nll_stays_where_likeliest_classes_are_right_as_often_as_they_claim() -> None:
