@@ -271,6 +271,11 @@ def calibrate(
     return Calibrated(spread, map_spread, scores, len(target), nll, map_nll, coverage)
 
 
+def drawn_of_each(plan: LatentPlan, anchors: int) -> int:
+    """How many samples of each of so many anchors a server draws by default, about."""
+    return max(1, round(plan.samples / anchors))
+
+
 def weights_of_anchors(posterior: Posterior, plan: LatentPlan, samples: int) -> list[Tensor]:
     """So many samples (S_a, P) of every anchor, fewer of networks so large that they would not fit."""
     count = len(posterior.nodes)

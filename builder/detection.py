@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from builder.calibration import Posterior, of_anchors, weights_of_anchors
+from builder.calibration import Posterior, drawn_of_each, of_anchors, weights_of_anchors
 from builder.config import CalibrationConfig
 from builder.features import FeatureNetworks, features_of
 from builder.moments import mean_of
@@ -90,7 +90,7 @@ def fit_detectors(
     if plan.samples > anchors:
         name: DetectorName = "epistemic_to_noise" if regression else "mutual_information"
         # As many of an anchor's samples as a server draws of it.
-        weights = weights_of_anchors(posterior, plan, max(2, round(plan.samples / anchors)))
+        weights = weights_of_anchors(posterior, plan, max(2, drawn_of_each(plan, anchors)))
         new = _of_familiar(posterior.network, weights, spread, x[rows], ~member[:, rows], regression, anchors)
         scores[name] = _as_served(new, posterior, weights[:anchors], served, plan, spread, x, member, regression)
     if isinstance(inputs, TableInput):

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from builder.augmentation import Augmentation, refuse_other_than_images
 from builder.autoencoder import LatentModel, train_autoencoder
-from builder.calibration import DecodedPosterior, SampledPosterior, calibrate, choose_reach
+from builder.calibration import DecodedPosterior, SampledPosterior, calibrate, choose_reach, drawn_of_each
 from builder.config import BuildConfig, FiberConfig, MapConfig
 from builder.data import Dataset
 from builder.decoder import WeightDecoder
@@ -34,10 +34,8 @@ from builder.preparation import assign_members, choose_device, default_memory, m
 from builder.progress import StageBars, StepReport
 from builder.runtime import limit_memory
 from builder.trained import Trained
-from builder.work import WorkFolder, make_key
+from builder.work import WorkFolder, keep, make_key, on_device, resume
 from model_store.errors import ConfigError
-
-Stage = TypeVar("Stage", Anchors, Fibers)
 
 
 def learn(
@@ -167,7 +165,7 @@ def learn(
             member,
             wider,
             count,
-            max(1, round(plan.samples / count)) if known else None,
+            drawn_of_each(plan, count) if known else None,
         )
         if not known:
             plan = with_enough_samples(plan, posterior, x, calibrated.spread, y.is_floating_point())
@@ -326,48 +324,23 @@ def _trained(
     work: WorkFolder | None, stage: str, key: str, device: torch.device, train: Callable[[], Anchors]
 ) -> Anchors:
     """Anchors of an earlier start, or new ones; of several processes all have them."""
-    found = from_first(_resume(work, stage, key, Anchors))
+    found = from_first(resume(work, stage, key, Anchors))
     if found is None:
         found = train()
-        _keep(work, stage, key, found)
-    return _on(found, device)
+        keep(work, stage, key, found)
+    return on_device(found, device)
 
 
 def _walked(
     work: WorkFolder | None, stage: str, key: str, device: torch.device, walk: Callable[[], Fibers]
 ) -> Fibers | None:
     """Fibers of an earlier start, which of several processes the first alone has, or new ones, which all have."""
-    found = _resume(work, stage, key, Fibers)
+    found = resume(work, stage, key, Fibers)
     if from_first(found is not None):
-        return _on(found, device) if found is not None else None
+        return on_device(found, device) if found is not None else None
     found = walk()
-    _keep(work, stage, key, found)
+    keep(work, stage, key, found)
     return found
-
-
-def _resume(work: WorkFolder | None, stage: str, key: str, kind: type[Stage]) -> Stage | None:
-    found = work.load(stage, key) if work else None
-    if found is None:
-        return None
-    values: dict[str, Any] = {**found[0], **found[1]}
-    return kind(**values)
-
-
-def _keep(work: WorkFolder | None, stage: str, key: str, result: Anchors | Fibers) -> None:
-    if work is None:
-        return
-    values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
-    tensors = {n: v for n, v in values.items() if isinstance(v, Tensor)}
-    work.save(stage, key, tensors, {n: v for n, v in values.items() if n not in tensors})
-
-
-def _on(result: Stage, device: torch.device) -> Stage:
-    tensors = {
-        f.name: getattr(result, f.name).to(device)
-        for f in dataclasses.fields(result)
-        if isinstance(getattr(result, f.name), Tensor)
-    }
-    return dataclasses.replace(result, **tensors)
 
 
 def _keep_latent(work: WorkFolder | None, key: str, latent: LatentModel) -> None:

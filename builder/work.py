@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Stage = TypeVar("Stage", bound="DataclassInstance")
+"""What a stage results in: tensors, and values that JSON can hold."""
 
 
 def make_key(*parts: Any) -> str:
@@ -71,3 +79,31 @@ class WorkFolder:
     def clear(self) -> None:
         """Removes the folder."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def resume(work: WorkFolder | None, stage: str, key: str, kind: type[Stage]) -> Stage | None:
+    """The result of a finished stage, as `WorkFolder.load` finds it."""
+    found = work.load(stage, key) if work else None
+    if found is None:
+        return None
+    values: dict[str, Any] = {**found[0], **found[1]}
+    return kind(**values)
+
+
+def keep(work: WorkFolder | None, stage: str, key: str, result: Stage) -> None:
+    """Saves a stage's result, where there is a folder."""
+    if work is None:
+        return
+    tensors = _tensors(result)
+    fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    work.save(stage, key, tensors, {n: v for n, v in fields.items() if n not in tensors})
+
+
+def on_device(result: Stage, device: torch.device) -> Stage:
+    """The same with its tensors there."""
+    return dataclasses.replace(result, **{n: t.to(device) for n, t in _tensors(result).items()})
+
+
+def _tensors(result: DataclassInstance) -> dict[str, Tensor]:
+    fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    return {n: v for n, v in fields.items() if isinstance(v, Tensor)}

@@ -56,8 +56,11 @@ def build_ours(problem: Problem, anchors: int, work: Path | None = None) -> Lear
         "map": problem.config.map.model_copy(update={"anchors": 1} if anchors == 1 else {"served": anchors}),
         "fiber": problem.config.fiber.model_copy(update={"trajectories": FIBERS // anchors}),
     }
-    folder = None if work is None else WorkFolder(work / str(anchors))
-    return build(replace(problem, config=problem.config.model_copy(update=stages)), folder)
+    return build(replace(problem, config=problem.config.model_copy(update=stages)), _folder(work, str(anchors)))
+
+
+def _folder(work: Path | None, name: str) -> WorkFolder | None:
+    return None if work is None else WorkFolder(work / name)
 
 
 def ours(
@@ -108,9 +111,7 @@ def run_families(
         **FAMILIES,
         ONE: partial(FAMILIES[ONE], learn=learn),
         SEVERAL: partial(FAMILIES[SEVERAL], learn=learn),
-        "ensemble": partial(
-            FAMILIES["ensemble"], sizes=sizes, work=None if work is None else WorkFolder(work / "ensemble")
-        ),
+        "ensemble": partial(FAMILIES["ensemble"], sizes=sizes, work=_folder(work, "ensemble")),
     }
     left = [f for f in wanted if f not in done]
     if TUNING in done:

@@ -12,7 +12,7 @@ from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import SIZES, Tuned
 from builder.map import Members, initial_weights, train_members
 from builder.predictive import sample_outputs
-from builder.work import WorkFolder, make_key
+from builder.work import WorkFolder, keep, make_key, on_device, resume
 
 Doubts = Callable[[Problem, Tensor, Tensor], dict[str, Tensor]]
 """Scores (B,) of how unfamiliar the test rows are, from a network's weights (P,) and its outputs (B, O) on them."""
@@ -30,14 +30,11 @@ def train_full(problem: Problem, tuned: Tuned, members: int, work: WorkFolder | 
         tuned.precision,
         members,
     )
-    found = work.load("ensemble", key) if work else None
+    found = resume(work, "ensemble", key, Members)
     if found is not None:
-        tensors = {name: value.to(problem.x.device) for name, value in found[0].items()}
-        return Members(tensors["weights"], tensors["noise_std"], tensors["loss"], found[1]["gradient_evaluations"])
+        return on_device(found, problem.x.device)
     trained = _train(problem, tuned, members)
-    if work is not None:
-        tensors = {"weights": trained.weights, "noise_std": trained.noise_std, "loss": trained.loss}
-        work.save("ensemble", key, tensors, {"gradient_evaluations": trained.gradient_evaluations})
+    keep(work, "ensemble", key, trained)
     return trained
 
 
