@@ -102,22 +102,24 @@ class _Groups:
         """
         if self.y.is_floating_point() or not bool(torch.isfinite(nll).all()):
             return temperature, nll
-        most, excess = float(nll.mean()) + _LEAST_TOLD, self._claimed_too_much(temperature)
+        most = float(nll.mean()) + _LEAST_TOLD
+        excess = self._claimed_too_much(self._probabilities(temperature))
         for _ in range(_MOST_STEPS):
             if abs(excess) <= 1:
                 break
             further = temperature * _STEP ** math.copysign(1.0, excess)
-            left = self._claimed_too_much(further)
-            there = _mean(categorical_nll(p, self.y) for p in self._probabilities(further))
+            probabilities = self._probabilities(further)
+            left = self._claimed_too_much(probabilities)
+            there = _mean(categorical_nll(p, self.y) for p in probabilities)
             beyond = left * excess < 0 and abs(left) > abs(excess)  # of so many rows that a step is more than an error
             if beyond or not float(there.mean()) <= most:
                 break
             temperature, nll, excess = further, there, left
         return temperature, nll
 
-    def _claimed_too_much(self, temperature: float) -> float:
-        """By how many standard errors."""
-        likeliest = [p.max(1) for p in self._probabilities(temperature)]
+    def _claimed_too_much(self, probabilities: list[Tensor]) -> float:
+        """By how many standard errors the likeliest class claims more than it is right, of each mixture's (m, C)."""
+        likeliest = [p.max(1) for p in probabilities]
         claimed = _mean(p for p, _ in likeliest)
         right = _mean((label == self.y).to(p) for p, label in likeliest)
         return float((claimed - right).sum() / (claimed * (1 - claimed)).sum().clamp(min=1e-12).sqrt())

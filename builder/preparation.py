@@ -106,11 +106,10 @@ def assign_members(config: BuildConfig, module: nn.Module, y: Tensor) -> Tensor:
     network = FunctionalNetwork(module, config.network.posterior)
     cross_fit = config.network.weights is None and network.fixed_weights == 0
     many = len(y) >= _MANY_ROWS
-    one_part = config.map.folds == 1 or (config.map.folds is None and many and not y.is_floating_point())
-    most = 10 if network.weights <= _SMALL_NETWORK else 5
-    if not one_part:
-        most = config.map.folds or most
-    several = (config.map.served if one_part else None) or 2 * most
+    usual = 10 if network.weights <= _SMALL_NETWORK else 5
+    most = config.map.folds or (1 if many and not y.is_floating_point() else usual)
+    # With one part all anchors are judged together: no more of them are needed than are served.
+    several = (config.map.served or 2 * usual) if most == 1 else 2 * most
     anchors = config.map.anchors or (several if cross_fit else 1)
     if anchors > 1 and not cross_fit:
         raise ConfigError(
@@ -120,7 +119,7 @@ def assign_members(config: BuildConfig, module: nn.Module, y: Tensor) -> Tensor:
             got=str(anchors),
         )
     strata = np.zeros(len(y), dtype=np.int64) if y.is_floating_point() else y.cpu().numpy()
-    if one_part or anchors == 1:
+    if most == 1 or anchors == 1:
         share = config.map.holdout or (_HOLDOUT_OF_MANY if many else _HOLDOUT)
         seen = assign_folds(strata, max(2, round(1 / share)), config.seed) != 0
         return torch.from_numpy(seen).repeat(anchors, 1)
