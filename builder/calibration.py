@@ -134,6 +134,7 @@ class Calibrated:
 
     Attributes:
         spread: noise standard deviation (standardised target units), or the temperature.
+        dispersion: of a classifier's logits, see `builder.predictive.contracted`; 1 for regression.
         map_spread: the same for the anchors without fibers.
         conformity_scores: (n,) sorted scores behind the intervals or prediction sets.
         points: rows behind all of it.
@@ -142,6 +143,7 @@ class Calibrated:
     """
 
     spread: float
+    dispersion: float
     map_spread: float
     conformity_scores: Tensor
     points: int
@@ -226,7 +228,7 @@ def calibrate(
     labels = torch.cat([target[judged[u]] for u in at])
     map_spread, map_rows = OutOfFold([torch.cat(each, dim=1)], labels, 1).fit()
 
-    coverage = math.nan
+    coverage, dispersion = math.nan, 1.0
     if regression:
         asked = unseen | who_disagree(unseen)
         within, means = of_anchors(
@@ -247,28 +249,40 @@ def calibrate(
         spread, map_spread = math.sqrt(spread), math.sqrt(map_spread)
     else:
 
-        def outputs_of(weights: list[Tensor]) -> list[Tensor]:
-            return [sample_outputs(posterior.network, w, x[rows[judged[u]]]) for w, u in zip(weights, at, strict=True)]
+        def outputs_of(weights: list[Tensor], asked: Tensor) -> list[Tensor]:
+            network, at = posterior.network, unseen[:, asked]
+            return [sample_outputs(network, w, x[rows[asked[u]]]) for w, u in zip(weights, at, strict=True)]
 
-        own = outputs_of(drawn)
-        few = own if samples is None else outputs_of(weights_of_anchors(posterior, plan, samples))
-        spread, rows_nll = gather(few, at, target[judged], served).fit()
-
-        def probabilities(logits: Tensor) -> Tensor:
-            return mixture_probabilities(logits, spread).T
-
-        # Averaged over the anchors that did not see a row.
-        p = torch.zeros(own[0].shape[2], len(rows), device=x.device)
-        others = unseen.clone()
-        others[:, judged] = False
-        for w, logits, u, other in zip(drawn, own, at, others, strict=True):
-            p[:, judged[u]] += probabilities(logits)
-            if other.any():
-                p += of_anchors(posterior.network, [w], x[rows], other[None], probabilities)[0]
-        true = (p / unseen.sum(0)).gather(0, target[None]).squeeze(0)
+        own = outputs_of(drawn, judged)
+        few = own if samples is None else outputs_of(weights_of_anchors(posterior, plan, samples), judged)
+        spread, dispersion, rows_nll = gather(few, at, target[judged], served).fit_dispersed()
+        p = torch.empty(len(rows), own[0].shape[2], device=x.device)
+        p[judged] = _averaged(own, at, spread, dispersion)
+        others = torch.ones(len(rows), dtype=torch.bool, device=x.device)
+        others[judged] = False
+        size = max(1, values_at_once() // sum(f.shape[0] * f.shape[2] for f in own))
+        for part in torch.split(others.nonzero().squeeze(1), size):
+            p[part] = _averaged(outputs_of(drawn, part), unseen[:, part], spread, dispersion)
+        true = p.gather(1, target[:, None]).squeeze(1)
         scores = (1 - true).double().clamp(0, 1).sort().values
     nll, map_nll = float(rows_nll.mean()), float(map_rows.mean())
-    return Calibrated(spread, map_spread, scores, len(target), nll, map_nll, coverage)
+    return Calibrated(spread, dispersion, map_spread, scores, len(target), nll, map_nll, coverage)
+
+
+def _averaged(outputs: list[Tensor], unseen: Tensor, temperature: float, dispersion: float) -> Tensor:
+    """Probabilities (m, C) averaged over the samples of the anchors that did not see a row, from the logits (S, m_a, C)
+    of each anchor on those rows of `unseen` (A, m)."""
+
+    def over_anchors(figures: list[Tensor]) -> Tensor:
+        total = figures[0].new_zeros(unseen.shape[1], figures[0].shape[-1])
+        for of_anchor, lacks in zip(figures, unseen, strict=True):
+            total[lacks] += of_anchor
+        return total / unseen.sum(0)[:, None]
+
+    if dispersion < 1:
+        middle = over_anchors([f.mean(0) for f in outputs])
+        outputs = [torch.lerp(middle[lacks], f, dispersion) for f, lacks in zip(outputs, unseen, strict=True)]
+    return over_anchors([mixture_probabilities(f, temperature) for f in outputs])
 
 
 def drawn_of_each(plan: LatentPlan, anchors: int) -> int:

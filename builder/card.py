@@ -234,18 +234,17 @@ def _figures(m: Manifest) -> str:
 
 def _calibrated(m: Manifest) -> str:
     c = m.calibration
+    behind = f"{c.points:,} rows, each predicted by an anchor that was not trained on it."
     if isinstance(c, RegressionCalibration):
         unit = f" {escape(_unit(m) or '')}".rstrip()
         first = (
             f"- Noise: a standard deviation of {_number(c.noise_std)}{unit}, the same for every row. Intervals are "
-            f"conformal: they reach as many standard deviations as it took on {c.points:,} rows, each predicted by an "
-            "anchor that was not trained on it."
+            f"conformal: they reach as many standard deviations as it took on {behind}"
         )
     else:
-        first = (
-            f"- Temperature: {_number(c.temperature)} divides every sample's logits. It and the conformal prediction "
-            f"sets come from {c.points:,} rows, each predicted by an anchor that was not trained on it."
-        )
+        apart = f", at {_number(c.dispersion)} of their distance from the mean" if c.dispersion < 1 else ""
+        first = f"- Temperature: {_number(c.temperature)} divides every sample's logits{apart}. It and the conformal "
+        first += f"prediction sets come from {behind}"
     detectors = "\n".join(f"  - `{name}`: {_DETECTORS[name]}." for name in m.ood.detectors)
     lowest, few, kept = lowest_rate(m.ood.points), "", ""
     if m.ood.false_alarm_rate < lowest:

@@ -11,6 +11,7 @@ from torch import Tensor
 from builder.predictive import (
     categorical_nll,
     conformal_quantile,
+    contracted,
     expected_calibration_error,
     gaussian_mixture_nll,
     mixture_probabilities,
@@ -55,7 +56,8 @@ def predict_test(trained: Trained) -> TestPredictions:
         f = outputs[..., 0]
         epistemic = f.var(0, unbiased=False) if len(y) else y  # torch warns of the variance of nothing
         return TestPredictions(y, f.mean(0), (epistemic + spread**2).sqrt(), epistemic.sqrt())
-    return TestPredictions(y, probabilities=mixture_probabilities(outputs, spread))
+    together = contracted(outputs, trained.calibrated.dispersion)
+    return TestPredictions(y, probabilities=mixture_probabilities(together, spread))
 
 
 def evaluate(trained: Trained) -> list[Metrics]:
@@ -82,6 +84,7 @@ def evaluate(trained: Trained) -> list[Metrics]:
     }
     for predictor, members in groups.items():
         spread = calibrated.map_spread if predictor == "map" else calibrated.spread
+        members = [contracted(outputs, calibrated.dispersion) for outputs in members]  # one MAP stays what it is
         each = [_figures(outputs, y, spread, calibrated.conformity_scores, scale) for outputs in members]
         values = {name: sum(v[name] for v in each) / len(each) for name in each[0]}
         if predictor == "map":

@@ -168,7 +168,8 @@ def learn(
             drawn_of_each(plan, count) if known else None,
         )
         if not known:
-            plan = with_enough_samples(plan, posterior, x, calibrated.spread, y.is_floating_point())
+            spread, dispersion = calibrated.spread, calibrated.dispersion
+            plan = with_enough_samples(plan, posterior, x, spread, y.is_floating_point(), dispersion)
         networks = FeatureNetworks(full, anchors.weights)
         detection = fit_detectors(
             judged,

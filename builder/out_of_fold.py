@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from builder.predictive import categorical_nll, gaussian_mixture_nll, mixture_probabilities
+from builder.predictive import categorical_nll, contracted, gaussian_mixture_nll, mixture_probabilities
 
 SEARCH_ROWS, FITTED_ROWS = 4096, 8192
 """The most rows that alternatives are judged on, and that a noise or temperature is fitted to."""
 _LEAST_TOLD, _STEP, _MOST_STEPS = 0.0005, 1.01, 40
 """Nats that are given for likeliest classes that are right as often as they claim, and by how much a temperature is
 moved at once, and in all: where nothing can be told of the rows, all high ones are alike."""
+DISPERSIONS = (1.0, 0.5, 0.25)
+"""Of a classifier's logits about their mean. What an average loses goes with the square, so less than a quarter is no
+different from nothing, where samples would no longer show where they differ."""
 _LEAST_SHARE = 0.2
 """Noise or temperature beside all anchors is never less than this share of that beside one."""
 
@@ -38,11 +41,13 @@ class OutOfFold:
     Attributes:
         members: k outputs (S, m, O), each of one anchor a row, which is another one in each of them.
         y: (m,); anchors: A, how many are served.
+        dispersion: share of their distance from their mean at which logits are averaged.
     """
 
     members: list[Tensor]
     y: Tensor
     anchors: int
+    dispersion: float = 1.0
 
     def fit(self, log_weight: Tensor | None = None) -> tuple[float, Tensor]:
         """The noise variance or temperature with the least NLL of the average over all A anchors' samples, and that
@@ -62,11 +67,29 @@ class OutOfFold:
         spread = carry(fewer, more, self.anchors, sizes=(few, most)) * right / more
         return spread, rows_of_fewer + _further(self.anchors, (few, most)) * (rows - rows_of_fewer)
 
+    def fit_dispersed(self) -> tuple[float, float, Tensor]:
+        """The temperature as `fit` finds it, the dispersion that goes with it, and the NLL of each row (m,).
+
+        The largest dispersion with which rows are predicted as well as with the best, to within a standard error of
+        their differences: where rows do not tell, samples stay what they are.
+        """
+        found = {d: replace(self, dispersion=d).fit() for d in DISPERSIONS}
+        least = min((rows for _, rows in found.values()), key=lambda rows: float(rows.mean()))
+
+        def as_good(rows: Tensor) -> bool:
+            worse = rows - least
+            return bool(worse.mean() <= worse.std() / len(worse) ** 0.5)
+
+        dispersion = max((d for d, (_, rows) in found.items() if as_good(rows)), default=1.0)
+        temperature, rows = found[dispersion]
+        return temperature, dispersion, rows
+
     def _groups(self, count: int, log_weight: Tensor | None) -> _Groups:
         """As many groups of `count` anchors as there are."""
-        starts = range(0, len(self.members) - count + 1, count)
         each = None if log_weight is None else log_weight.repeat(count) - math.log(count)
-        return _Groups([torch.cat(self.members[at : at + count]) for at in starts], self.y, each)
+        starts = range(0, len(self.members) - count + 1, count)
+        together = (torch.cat(self.members[at : at + count]) for at in starts)
+        return _Groups([contracted(f, self.dispersion, each) for f in together], self.y, each)
 
 
 @dataclass(frozen=True)
@@ -83,7 +106,7 @@ class _Groups:
             return 1.0, torch.full(self.y.shape, math.inf, device=self.y.device)
         y = self.y
         if not y.is_floating_point():
-            grid = np.geomspace(0.4, 4.0, 21)
+            grid = np.geomspace(0.4, 10.0, 29)
             temperature, _ = best_of(grid, lambda t: _mean(_with_one_more(p, y) for p in self._probabilities(t)))
             return temperature, _mean(categorical_nll(p, y) for p in self._probabilities(temperature))
         base = float(_mean((f[..., 0].mean(0) - y).square() for f in self.mixtures).mean().clamp(min=1e-10))

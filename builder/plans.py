@@ -13,7 +13,7 @@ from builder.calibration import DecodedPosterior, Reach
 from builder.config import CalibrationConfig
 from builder.fiber import Fibers
 from builder.network import FunctionalNetwork
-from builder.predictive import answer_of, answers_apart, sample_outputs
+from builder.predictive import answer_of, answers_apart, contracted, sample_outputs
 from model_store.manifest import LatentPlan
 
 _FEWEST: Final = 32
@@ -41,7 +41,7 @@ def _most(network: FunctionalNetwork) -> int:
 
 
 def with_enough_samples(
-    plan: LatentPlan, posterior: DecodedPosterior, x: Tensor, spread: float, regression: bool
+    plan: LatentPlan, posterior: DecodedPosterior, x: Tensor, spread: float, regression: bool, dispersion: float = 1.0
 ) -> LatentPlan:
     """The plan with the fewest samples, from 32 on and doubled up to 256, whose answers are as good as many samples'.
 
@@ -51,12 +51,13 @@ def with_enough_samples(
     Args:
         x: (n, ...) encoded training rows.
         spread: noise standard deviation, or temperature.
+        dispersion: of a classifier's logits.
     """
     rows = x[:: -(-len(x) // _ROWS)]
 
     def answer(samples: int, seed: int) -> tuple[Tensor, Tensor]:
         outputs = sample_outputs(posterior.network, posterior.draw(plan, samples, seed)[0], rows)
-        return answer_of(outputs, spread, regression)
+        return answer_of(contracted(outputs, dispersion), spread, regression)
 
     samples, most = _FEWEST, _most(posterior.network)
     if 2 * samples > most:

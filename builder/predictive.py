@@ -51,6 +51,24 @@ def mixture_probabilities(logits: Tensor, temperature: float, log_weight: Tensor
     return (p * log_weight.exp()[:, None, None]).sum(0)
 
 
+def contracted(logits: Tensor, dispersion: float, log_weight: Tensor | None = None) -> Tensor:
+    """Logits (S, B, C) at this share of their distance from their mean over samples.
+
+    An average of probabilities that are right one by one is less sure than it should be, the more so the further apart
+    they are (Ranjan and Gneiting 2010, "Combining probability forecasts"), and one temperature cannot mend it for
+    likely and for unlikely classes alike. At 1 samples are averaged as they are; towards 0 the average becomes the
+    softmax of the mean logits (the logarithmic pool, Genest and Zidek 1986). In between, what samples say of where
+    they differ stays, and all that is answered is of the same samples.
+    """
+    if dispersion == 1:
+        return logits
+    if log_weight is None:
+        mean = logits.mean(0, keepdim=True)
+    else:
+        mean = (logits * log_weight.exp()[:, None, None]).sum(0, keepdim=True)
+    return torch.lerp(mean, logits, dispersion)
+
+
 def answer_of(outputs: Tensor, spread: float, regression: bool) -> tuple[Tensor, Tensor]:
     """What is answered of outputs (S, B, O): mean and variance (B,) of a regression, or probabilities (B, C) and their
     logarithms; `spread` is the noise standard deviation, or the temperature."""

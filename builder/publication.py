@@ -85,7 +85,9 @@ def _manifest(
     if isinstance(target, RegressionTarget):
         calibration = RegressionCalibration(noise_std=calibrated.spread * target.scale, points=calibrated.points)
     else:
-        calibration = ClassificationCalibration(temperature=calibrated.spread, points=calibrated.points)
+        calibration = ClassificationCalibration(
+            temperature=calibrated.spread, dispersion=calibrated.dispersion, points=calibrated.points
+        )
     anchors, trajectories, points, dimension = trained.posterior.nodes.shape
     return Manifest(
         name=config.name,

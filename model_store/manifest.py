@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-SCHEMA_VERSION: Final = 6
+SCHEMA_VERSION: Final = 7
 
 DECODER_FILE: Final = "decoder.onnx"
 """Inputs `latents` (S, k) float32 and `anchors` (S,) int64; outputs `coefficients` (S, C), C = A*(1+rank), and every
@@ -238,10 +238,12 @@ class RegressionCalibration(_Schema):
 
 
 class ClassificationCalibration(_Schema):
-    """Chosen on out-of-fold predictions. Every sample's logits are divided by `temperature`."""
+    """Chosen on out-of-fold predictions. Every sample's logits are brought to a share of `dispersion` of their distance
+    from the mean over samples, and divided by `temperature`."""
 
     task: Literal["classification"] = "classification"
     temperature: Annotated[FiniteFloat, Field(gt=0)]
+    dispersion: Annotated[float, Field(gt=0, le=1)] = 1.0
     points: Annotated[int, Field(ge=1)]
 
 

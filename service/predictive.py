@@ -137,14 +137,19 @@ def prediction_sets(p: Float64, level: float, scores: Float64, empty: bool = Fal
 
 def probabilities(outputs: Float32, calibration: ClassificationCalibration) -> Float64:
     """Class probabilities (S, B, C) of every sample from logits (S, B, C)."""
-    return _softmax(outputs, calibration)[0].transpose(1, 2, 0)
+    return _softmax(outputs, calibration.temperature, calibration.dispersion)[0].transpose(1, 2, 0)
 
 
-def _softmax(outputs: Float32, calibration: ClassificationCalibration) -> tuple[Float64, Float64]:
+def _softmax(outputs: Float32, temperature: float, dispersion: float = 1.0) -> tuple[Float64, Float64]:
     """The same as (C, S, B), and their entropies (S, B) in nats, `log(sum(exp(l))) - sum(p * l)`: no class takes a
     logarithm. Classes come first, as sums over so short an axis take several times as long where it is the last."""
     logits = outputs.transpose(2, 0, 1).astype(np.float64, order="C")
-    logits /= calibration.temperature
+    if dispersion < 1:
+        mean = np.add.reduce(logits, axis=1, keepdims=True)
+        mean *= (1 - dispersion) / logits.shape[1]
+        logits *= dispersion
+        logits += mean
+    logits /= temperature
     logits -= np.maximum.reduce(logits, axis=0)
     p = np.exp(logits)
     total = np.add.reduce(p, axis=0)
@@ -196,10 +201,14 @@ def classification(
 
 def _moments(outputs: Float32, calibration: ClassificationCalibration, members: AnchorSamples | None) -> Columns:
     """What `classification` takes of the samples' probabilities, rows last."""
-    p, each = _softmax(outputs, calibration)
+    p, each = _softmax(outputs, calibration.temperature, calibration.dispersion)
     share = np.full(len(outputs), 1 / len(outputs))
     mean = share @ p
-    more = {} if members is None else {"epistemic_score": _information(p, each, members)}
+    more = {}
+    if members is not None and calibration.dispersion < 1:
+        more["epistemic_score"] = mutual_information(outputs, members, calibration)
+    elif members is not None:
+        more["epistemic_score"] = _information(p, each, members)
     p -= mean[:, None]
     return more | {
         "mean": mean,
@@ -280,9 +289,10 @@ def _ratio(y: Float64, squared: Float64, members: AnchorSamples, calibration: Re
 def mutual_information(outputs: Float32, members: AnchorSamples, calibration: ClassificationCalibration) -> Float64:
     """log of the mutual information (B,) of label and weights within each anchor's samples, averaged over the anchors.
 
-    As for a variance, which it is to first order, an anchor's mean takes one degree of freedom of its samples.
+    As for a variance, which it is to first order, an anchor's mean takes one degree of freedom of its samples. Samples
+    are taken as they are drawn, whatever the dispersion of what is answered.
     """
-    found = [_information(*_softmax(block, calibration), members) for block in _blocks(outputs)]
+    found = [_information(*_softmax(block, calibration.temperature), members) for block in _blocks(outputs)]
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 

@@ -298,7 +298,7 @@ class ModelDetail(_Schema):
     target: Annotated[dict[str, Any], Field(description="Name, unit and scale, or classes.")]
     network: Annotated[dict[str, Any], Field(description="Description, number of random and fixed weights, outputs.")]
     latent: Annotated[dict[str, Any], Field(description="The latent space and its plans.")]
-    calibration: Annotated[dict[str, Any], Field(description="Noise or temperature.")]
+    calibration: Annotated[dict[str, Any], Field(description="Noise, or temperature and dispersion.")]
     ood: Annotated[dict[str, Any], Field(description="The OOD detectors, their false alarm rate and points.")]
     metrics: Annotated[list[dict[str, Any]], Field(description="Figures, each with the data split it was measured on.")]
     build: Annotated[dict[str, Any], Field(description="When and from what the bundle was built.")]

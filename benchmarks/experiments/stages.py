@@ -108,10 +108,10 @@ class Outputs:
         problem, rows = self.problem, rows_to_judge(self.member)
         unseen, y = ~self.member[:, rows], problem.y[rows]
         if problem.regression:
-            spread, nll = moments_of(self.unseen, unseen, y).fit()
+            (spread, nll), dispersion = moments_of(self.unseen, unseen, y).fit(), 1.0
         else:
-            spread, nll = gather(self.unseen, unseen, y).fit()
-        answer = answered(predict(problem, self.test.flatten(0, 1), spread, spread))
+            spread, dispersion, nll = gather(self.unseen, unseen, y).fit_dispersed()
+        answer = answered(predict(problem, self.test.flatten(0, 1), spread, spread, dispersion))
         found = figures(answer, problem.y_test, problem.scale)
         return {**found, "out_of_fold": float(nll.mean()) + math.log(problem.scale)}
 

@@ -34,6 +34,7 @@ class Tuned:
         pair_noise_variance: the same beside two.
         temperature: (classification) with the least out-of-fold NLL of one network.
         temperatures: the same of the average of an ensemble, by its size.
+        dispersions: of the members' logits about their mean that go with them, by the rule that our own comes from.
         cost: of the tuning, to be added to each method's own.
     """
 
@@ -42,13 +43,16 @@ class Tuned:
     pair_noise_variance: float
     temperature: float
     temperatures: dict[int, float]
+    dispersions: dict[int, float]
     cost: Cost
 
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> Tuned:
         """From values that went through JSON."""
-        temperatures = {int(size): value for size, value in values["temperatures"].items()}
-        return cls(**{**values, "temperatures": temperatures, "cost": Cost(**values["cost"])})
+        by_size = {
+            name: {int(size): value for size, value in values[name].items()} for name in ("temperatures", "dispersions")
+        }
+        return cls(**{**values, **by_size, "cost": Cost(**values["cost"])})
 
     def noise_beside(self, members: int) -> float:
         """The noise variance beside an ensemble."""
@@ -58,6 +62,10 @@ class Tuned:
         """The temperature of an ensemble's average, by the rule that our own comes from; 1 for regression."""
         return self.temperatures.get(members, 1.0)
 
+    def dispersion_beside(self, members: int) -> float:
+        """The dispersion that goes with it."""
+        return self.dispersions.get(members, 1.0)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -66,12 +74,13 @@ class Choice:
     Attributes:
         rate: learning rate of SWAG, or share of units that dropout drops.
         noise_variance: (regression) in standardised units.
-        temperature: (classification) of each sample.
+        temperature, dispersion: (classification) of the samples.
     """
 
     rate: float
     noise_variance: float
     temperature: float
+    dispersion: float = 1.0
 
 
 def tune(problem: Problem, build: Learned | None = None) -> Tuned:
@@ -94,10 +103,10 @@ def tune(problem: Problem, build: Learned | None = None) -> Tuned:
         sizes = (1, 2) if problem.regression else (1, *SIZES)
         beside = {n: _spread(outputs, unseen, problem.y[rows], n) for n in sizes}
     cost.gradient_evaluations = anchors.gradient_evaluations
-    noise, temperatures = (beside, {}) if problem.regression else ({}, beside)
-    return Tuned(
-        anchors.prior_precision, noise.get(1, 1.0), noise.get(2, 1.0), temperatures.get(1, 1.0), temperatures, cost
-    )
+    spreads, dispersions = ({n: found[i] for n, found in beside.items()} for i in (0, 1))
+    if problem.regression:
+        return Tuned(anchors.prior_precision, spreads[1], spreads[2], 1.0, {}, {}, cost)
+    return Tuned(anchors.prior_precision, 1.0, 1.0, spreads[1], spreads, dispersions, cost)
 
 
 def _seconds(build: Learned) -> float:
@@ -106,8 +115,9 @@ def _seconds(build: Learned) -> float:
     return build.seconds["map"] * trained.judged.gradient_evaluations / trained.training_gradients
 
 
-def _spread(outputs: list[Tensor], unseen: Tensor, y: Tensor, members: int) -> float:
-    """Noise variance or temperature beside so many, from the outputs (1, m_a, O) of each on the rows it did not see."""
+def _spread(outputs: list[Tensor], unseen: Tensor, y: Tensor, members: int) -> tuple[float, float]:
+    """Noise variance or temperature beside so many, and dispersion, from the outputs (1, m_a, O) of each on the rows it
+    did not see."""
     if y.is_floating_point():
-        return moments_of(outputs, unseen, y, anchors=members).fit()[0]
-    return replace(gather(outputs, unseen, y), anchors=members).fit()[0]
+        return moments_of(outputs, unseen, y, anchors=members).fit()[0], 1.0
+    return replace(gather(outputs, unseen, y), anchors=members).fit_dispersed()[:2]

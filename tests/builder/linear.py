@@ -94,3 +94,12 @@ def assert_draws_from(draws: Tensor, mean: Tensor, hessian: Tensor, sigmas: floa
     error = (white.T @ white / count - torch.eye(size, dtype=torch.float64)) * count**0.5
     assert float(error.abs().max()) < sigmas * 2**0.5
     assert float((error - error.diagonal().diag()).abs().max()) < sigmas
+
+
+def line_data(rows: int = 400, noise: float = 0.1) -> tuple[FunctionalNetwork, Tensor, Tensor, Tensor]:
+    """y = 2 x and noise, halves of the rows for two anchors."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 1, generator=generator)
+    y = 2 * x[:, 0] + noise * torch.randn(rows, generator=generator)
+    member = torch.arange(rows)[None] % 2 != torch.arange(2)[:, None]
+    return FunctionalNetwork(nn.Linear(1, 1)), x, y, member

@@ -1,4 +1,4 @@
-"""What is chosen on out-of-fold predictions: reach, noise or temperature, interval scores."""
+"""What is chosen on out-of-fold predictions for a reach: noise or temperature, interval scores."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from torch import Tensor, nn
 
 from builder import calibration
 from builder.autoencoder import train_autoencoder
-from builder.calibration import Calibrated, DecodedPosterior, SampledPosterior, calibrate, choose_reach
+from builder.calibration import Calibrated, DecodedPosterior, SampledPosterior, calibrate
 from builder.config import AutoencoderConfig, FiberConfig
 from builder.decoder import WeightDecoder
-from builder.fiber import Fibers
-from builder.likelihood import CategoricalLikelihood
 from builder.network import FunctionalNetwork
-from builder.predictive import categorical_nll, gaussian_mixture_nll, mixture_probabilities, sample_outputs
+from builder.predictive import categorical_nll, contracted, mixture_probabilities, sample_outputs
 from model_store.manifest import LatentPlan, RegressionCalibration, RegressionTarget
 from service.predictive import regression
-from tests.builder.linear import linear_classifier
+from tests.builder.linear import line_data, linear_classifier
 from tests.builder.walked import NOISE, Walked, two_rounds, wave
 
 Array = NDArray[Any]
@@ -34,127 +32,6 @@ def plan() -> LatentPlan:
     return LatentPlan(name="predict", samples=32, stop=0.6, drift_scale=1.0)
 
 
-# ---- reach
-
-
-def line_fibers(anchor: float, end: float, spread: float, particles: int = 8, steps: int = 6) -> Fibers:
-    """Slopes that start at the anchor and move evenly to about the end; intercepts stay at zero."""
-    way = end - anchor + spread * torch.randn(particles, generator=torch.Generator().manual_seed(1))
-    slopes = anchor + torch.linspace(0, 1, steps + 1)[:, None] * way
-    nodes = torch.stack([slopes, torch.zeros_like(slopes)], -1)[:, None].expand(-1, 2, -1, -1).contiguous()
-    shape = nodes.shape[:3]
-    return Fibers(
-        nodes=nodes,
-        scales=torch.linspace(0, 1, steps + 1),
-        loss=torch.zeros(shape),
-        unseen=torch.full((2,), math.inf),
-        drift_length=torch.ones(shape[1:]),
-        stranded=torch.zeros(shape[1:], dtype=torch.bool),
-        gradient_evaluations=0,
-    )
-
-
-def line_data(rows: int = 400, noise: float = 0.1) -> tuple[FunctionalNetwork, Tensor, Tensor, Tensor]:
-    """y = 2 x and noise, halves of the rows for two anchors."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, 1, generator=generator)
-    y = 2 * x[:, 0] + noise * torch.randn(rows, generator=generator)
-    member = torch.arange(rows)[None] % 2 != torch.arange(2)[:, None]
-    return FunctionalNetwork(nn.Linear(1, 1)), x, y, member
-
-
-def test_drift_that_hurts_is_not_used() -> None:
-    network, x, y, member = line_data()
-    reach = choose_reach(network, line_fibers(anchor=2.0, end=5.0, spread=1.0), x, y, member)
-    assert reach.node == 0 and reach.used == 1 and reach.shown >= 1
-    assert reach.out_of_fold[0] == min(reach.out_of_fold) and len(reach.out_of_fold) == 7
-
-
-def test_drift_that_helps_is_used() -> None:
-    network, x, y, member = line_data()
-    reach = choose_reach(network, line_fibers(anchor=1.0, end=3.0, spread=0.1), x, y, member)
-    assert reach.node >= 4 and reach.used == reach.shown == reach.node
-    assert reach.out_of_fold[reach.node] < reach.out_of_fold[0] - 0.1
-
-
-def test_beyond_the_best_half_of_the_particles_are_near_the_low_loss_set() -> None:
-    """Slopes that differ by nothing predict alike, however far along: then it goes as far as losses say."""
-    network, x, y, member = line_data()
-    fibers = line_fibers(anchor=2.0, end=2.0, spread=0.0)
-    assert choose_reach(network, fibers, x, y, member).node == 6
-    loss = torch.zeros_like(fibers.loss)
-    loss[4:, :, :4], loss[5:, 0, 4] = 2.0, 2.0  # from node 5 on of more than half, nine of sixteen
-    left = replace(fibers, loss=loss, unseen=torch.tensor([1.0, 1.0]))
-    assert choose_reach(network, left, x, y, member).node == 4
-    # The best node counts, whatever its particles do one by one.
-    better = line_fibers(anchor=1.0, end=2.0, spread=0.0)
-    assert choose_reach(network, replace(better, loss=loss, unseen=left.unseen), x, y, member).node == 6
-
-
-def test_drift_beyond_what_helps_is_not_used() -> None:
-    network, x, y, member = line_data()
-    reach = choose_reach(network, line_fibers(anchor=1.9, end=8.0, spread=3.0), x, y, member)
-    assert reach.node <= 2 and reach.out_of_fold[-1] > reach.out_of_fold[reach.node] + 0.05
-
-
-def test_the_out_of_fold_loss_of_the_anchors_is_theirs() -> None:
-    network, x, y, member = line_data()
-    reach = choose_reach(network, line_fibers(anchor=2.0, end=5.0, spread=1.0), x, y, member)
-    noise = (y - 2 * x[:, 0]).square().mean()
-    expected = gaussian_mixture_nll(2 * x[None, :, 0], y, noise).mean()
-    assert reach.out_of_fold[0] == pytest.approx(float(expected), abs=0.005)
-
-
-def test_nodes_that_are_no_numbers_are_out_of_reach() -> None:
-    network, x, y, member = line_data()
-    fibers = line_fibers(anchor=1.0, end=3.0, spread=0.1)
-    nodes = fibers.nodes.clone()
-    nodes[3:, 0, 2] = math.inf
-    assert choose_reach(network, replace(fibers, nodes=nodes), x, y, member).node < 3
-
-
-def test_reach_is_chosen_on_rows_that_were_not_seen() -> None:
-    network, x, y, member = line_data()
-    member = torch.ones_like(member)
-    member[:, :100] = False
-    fibers = line_fibers(anchor=1.0, end=3.0, spread=0.1)
-    first = choose_reach(network, fibers, x, y, member)
-    changed = y.clone()
-    changed[100:] += 50
-    assert choose_reach(network, fibers, x, changed, member) == first
-    changed[:100] += 50
-    assert choose_reach(network, fibers, x, changed, member) != first
-
-
-def test_the_reach_of_a_classifier_prefers_what_helps() -> None:
-    model = linear_classifier(rows=400, classes=2)
-    member = torch.arange(400)[None] % 2 != torch.arange(2)[:, None]
-    best = fit_classifier(model.network, model.x, model.y)
-    ends = {"worse": -best, "better": best}
-    starts = {"worse": best, "better": torch.zeros_like(best)}
-    node = {}
-    for name in ends:
-        position = torch.linspace(0, 1, 7)[:, None, None, None]
-        nodes = (starts[name] + position * (ends[name] - starts[name])).expand(7, 2, 3, -1).contiguous()
-        fibers = replace(line_fibers(0.0, 1.0, 0.0), nodes=nodes)
-        node[name] = choose_reach(model.network, fibers, model.x, model.y, member).node
-    assert node["worse"] <= 2 and node["better"] >= 4
-
-
-def fit_classifier(network: FunctionalNetwork, x: Tensor, y: Tensor) -> Tensor:
-    theta = torch.zeros(network.weights, requires_grad=True)
-    optimiser = torch.optim.LBFGS([theta], max_iter=50)
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = CategoricalLikelihood(2).nll(network(theta, x), y).mean()
-        torch.autograd.backward(loss)
-        return loss
-
-    optimiser.step(closure)  # type: ignore[arg-type]
-    return theta.detach()
-
-
 # ---- where only the anchors are drawn
 
 
@@ -163,6 +40,10 @@ def at_anchors(network: FunctionalNetwork, anchors: Tensor) -> DecodedPosterior:
     decoder = WeightDecoder(len(anchors), 2, 4, 1, network.weights)
     decoder.set_head(anchors, torch.zeros(len(anchors), 1, network.weights))
     return DecodedPosterior(network, decoder, np.zeros((len(anchors), 3, 4, 2), dtype=np.float32))
+
+
+def probabilities(logits: Tensor, found: Calibrated) -> Tensor:
+    return mixture_probabilities(contracted(logits, found.dispersion), found.spread)
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.4])
@@ -203,7 +84,7 @@ def test_the_temperature_of_all_anchors_shows_on_rows_that_all_lack() -> None:
     y = torch.multinomial(network(truth, x).detach().softmax(-1), 1, generator=generator)[:, 0]
     member = torch.zeros(6, 1500, dtype=torch.bool)
     found = calibrate(at_anchors(network, anchors), anchors, plan(), x, y, member)
-    logits = torch.stack([network(a, x).detach() for a in anchors])
+    logits = contracted(torch.stack([network(a, x).detach() for a in anchors]), found.dispersion)
     nll = [float(categorical_nll((logits / (found.spread * c)).softmax(-1).mean(0), y).mean()) for c in (0.8, 1, 1.25)]
     assert nll[1] == pytest.approx(found.nll, abs=1e-5) and nll[1] < min(nll[0], nll[2])
     assert found.spread < 0.9 * found.map_spread
@@ -229,13 +110,15 @@ def test_every_row_has_its_score_however_few_decide_the_temperature(monkeypatch:
     monkeypatch.setattr(calibration, "FITTED_ROWS", 150)
     generator = torch.Generator().manual_seed(3)
     network = FunctionalNetwork(nn.Linear(4, 3))
-    anchors = torch.randn(10, network.weights, generator=generator)
+    truth = 2.0 * torch.randn(network.weights, generator=generator)
+    anchors = truth + 1.5 * torch.randn(10, network.weights, generator=generator)
     x = torch.randn(400, 4, generator=generator)
-    y = torch.randint(3, (400,), generator=generator)
+    y = network(truth, x).argmax(1)
     member = two_rounds(400, 10)
     found = calibrate(at_anchors(network, anchors), anchors, plan(), x, y, member)
-    each = torch.stack([network(a, x).detach().div(found.spread).softmax(-1) for a in anchors])
-    p = (each * ~member[..., None]).sum(0) / (~member).sum(0)[:, None]
+    assert found.dispersion < 1
+    own = torch.stack([network(a, x).detach() for a in anchors])
+    p = probabilities(torch.stack([own[~seen, row] for row, seen in enumerate(member.T)], dim=1), found)
     expected = (1 - p.gather(1, y[:, None])[:, 0]).double().sort().values
     assert found.points == 400 and torch.allclose(found.conformity_scores, expected, atol=1e-5)
 
@@ -273,7 +156,7 @@ def test_the_temperature_is_that_of_all_anchors_together() -> None:
     seen, new = slice(4000), slice(4000, 12_000)
     member = two_rounds(4000, 10)
     found = calibrate(at_anchors(network, anchors), anchors, plan(), x[seen], y[seen], member)
-    logits = sample_outputs(network, anchors, x[new])
+    logits = contracted(sample_outputs(network, anchors, x[new]), found.dispersion)
     nll = {
         t: float(categorical_nll(mixture_probabilities(logits, t), y[new]).mean())
         for t in [found.spread, found.map_spread, *np.geomspace(0.4, 4.0, 41).tolist()]
@@ -392,7 +275,7 @@ def test_a_classifiers_nll_is_that_of_its_averaged_probabilities() -> None:
     posterior = DecodedPosterior(network, latent.decoder, latent.nodes.numpy())
     found = calibrate(posterior, anchors, plan(), model.x, model.y, member)
     each = [draws_of_anchor(posterior, plan(), a, model.x[~member[a]])[0] for a in (0, 1)]
-    p = torch.cat([mixture_probabilities(torch.from_numpy(f), found.spread) for f in each])
+    p = torch.cat([probabilities(torch.from_numpy(f), found) for f in each])
     nll = categorical_nll(p, torch.cat([model.y[~seen] for seen in member])).mean()
     assert found.nll == pytest.approx(float(nll), abs=1e-4)
     assert found.nll < found.map_nll

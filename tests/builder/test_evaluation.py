@@ -90,6 +90,7 @@ def made(task: str = "regression", nodes: Array | None = None, tested: int = TES
         posterior=DecodedPosterior(network, Identity(), nodes),
         calibrated=Calibrated(
             spread=SPREAD,
+            dispersion=1.0,
             map_spread=MAP_SPREAD,
             conformity_scores=torch.from_numpy(SCORES),
             points=57,

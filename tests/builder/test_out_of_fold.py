@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from builder.out_of_fold import OutOfFold, carry, gather, rows_to_judge
-from builder.predictive import categorical_nll
+from builder.predictive import categorical_nll, contracted, mixture_probabilities
 from tests.builder.walked import two_rounds
 
 
@@ -103,6 +103,51 @@ def test_the_temperature_of_the_least_nll_stays_where_likeliest_classes_are_righ
     assert temperature == pytest.approx(1.5, rel=0.05)
     for other in (0.95, 1.05):
         assert float(nll.mean()) < float(categorical_nll((logits / (other * temperature)).softmax(1), y).mean())
+
+
+def averages_of(logits: Tensor, y: Tensor, temperature: float, dispersion: float) -> tuple[float, float]:
+    """NLL of averaged probabilities, and by how much the likeliest class claims more than it is right."""
+    p = mixture_probabilities(contracted(logits, dispersion), temperature)
+    claimed, label = p.max(1)
+    return float(categorical_nll(p, y).mean()), float((claimed - (label == y).float()).mean())
+
+
+@pytest.mark.parametrize("unseen_by", ["all", "two a row"])
+def test_samples_that_err_about_the_truth_are_brought_closer_together(unseen_by: str) -> None:
+    """No temperature makes an average of them as sure as the truth is: it is their mean that is right."""
+    generator = torch.Generator().manual_seed(0)
+    truth = 2.0 * torch.randn(24_000, 3, generator=generator)
+    y = labels_of(truth.softmax(1), 1)
+    logits = truth + 1.5 * torch.randn(10, 24_000, 3, generator=generator)
+    known, new = slice(8000), slice(8000, 24_000)
+    unseen = torch.ones(10, 8000, dtype=torch.bool) if unseen_by == "all" else ~two_rounds(8000, 10)
+    outputs = [f[known][u][None] for f, u in zip(logits, unseen, strict=True)]
+    found = gather(outputs, unseen, y[known])
+    alone, _ = found.fit()
+    temperature, dispersion, nll = found.fit_dispersed()
+    assert dispersion < 1
+    loss, excess = averages_of(logits[:, new], y[new], temperature, dispersion)
+    before, short = averages_of(logits[:, new], y[new], alone, 1.0)
+    assert loss < before - 0.003 and abs(excess) < 0.01 and abs(excess) < abs(short)
+    # Errors are large here, and what few anchors say is carried on to many to first order.
+    assert loss == pytest.approx(float(nll.mean()), abs=0.02 if unseen_by == "all" else 0.04)
+
+
+def test_samples_of_which_any_may_be_right_stay_as_far_apart_as_they_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2.0 * torch.randn(5, 8000, 3, generator=generator)
+    y = labels_of(logits.softmax(-1).mean(0), 1)
+    unseen = torch.ones(5, 8000, dtype=torch.bool)
+    temperature, dispersion, _ = gather([f[None] for f in logits], unseen, y).fit_dispersed()
+    assert dispersion == 1 and temperature == pytest.approx(1, rel=0.1)
+
+
+def test_where_rows_do_not_tell_samples_stay_as_far_apart_as_they_are() -> None:
+    logits = torch.randn(4, 60, 3, generator=torch.Generator().manual_seed(1)) * 0.01
+    _, dispersion, nll = OutOfFold([logits], torch.arange(60) % 3, 1).fit_dispersed()
+    assert dispersion == 1 and bool(nll.isfinite().all())
+    # Nor where outputs are none.
+    assert OutOfFold([logits / 0], torch.arange(60) % 3, 1).fit_dispersed()[:2] == (1.0, 1.0)
 
 
 def test_what_is_carried_keeps_a_share() -> None:

@@ -17,6 +17,7 @@ from builder.network import MLP, FunctionalNetwork
 from builder.predictive import (
     categorical_nll,
     conformal_quantile,
+    contracted,
     expected_calibration_error,
     gaussian_mixture_nll,
     mixture_probabilities,
@@ -150,10 +151,21 @@ def test_regression_moments_and_nll_match_the_servers_units() -> None:
     assert torch.allclose(own, gaussian_mixture_nll(f.double(), y.double(), noise) + math.log(5), atol=1e-6)
 
 
-def test_class_probabilities_are_the_servers() -> None:
+@pytest.mark.parametrize("dispersion", [1.0, 0.25])
+def test_class_probabilities_are_the_servers(dispersion: float) -> None:
     logits = normal(16, 9, 4)
-    served = classification(logits.numpy(), ClassificationCalibration(temperature=1.7, points=1), 0.9, np.zeros(1))
-    assert np.allclose(served["mean"], mixture_probabilities(logits, 1.7).numpy(), atol=1e-6)
+    calibration = ClassificationCalibration(temperature=1.7, dispersion=dispersion, points=1)
+    served = classification(logits.numpy(), calibration, 0.9, np.zeros(1))
+    own = mixture_probabilities(contracted(logits, dispersion), 1.7)
+    assert np.allclose(served["mean"], own.numpy(), atol=1e-6)
+
+
+def test_logits_are_brought_towards_their_mean() -> None:
+    logits = normal(5, 4, 3)
+    weight = torch.tensor([0.4, 0.3, 0.1, 0.1, 0.1])
+    assert contracted(logits, 1.0) is logits
+    for log_weight, mean in ((None, logits.mean(0)), (weight.log(), (weight[:, None, None] * logits).sum(0))):
+        assert torch.allclose(contracted(logits, 0.25, log_weight), mean + 0.25 * (logits - mean), atol=1e-6)
 
 
 # ---- outputs

@@ -164,9 +164,26 @@ def test_classification_against_plain_sums() -> None:
         assert found["mutual_information"][b] == pytest.approx(total - expected)
 
 
-@given(st.integers(1, 8), st.integers(2, 5), st.floats(0, 80), st.integers(0, 1000))
-def test_the_decomposition_adds_up(samples: int, classes: int, size: float, seed: int) -> None:
-    found = predictive.classification(outputs(samples, 3, classes, seed) * np.float32(size), WARM, 0.9, MISSES)
+def test_samples_brought_towards_their_mean_are_answered_alike() -> None:
+    """All that is answered is of the samples so far apart; only the OOD score is of those that were drawn."""
+    f, members = outputs(12, 300, 4), AnchorSamples.of(np.arange(12) % 3)
+    closer = WARM.model_copy(update={"dispersion": 0.25})
+    found = predictive.classification(f, closer, 0.9, MISSES, members)
+    expected = predictive.classification((0.75 * f.mean(axis=0) + 0.25 * f).astype(np.float32), WARM, 0.9, MISSES)
+    assert found.pop("epistemic_score") == pytest.approx(predictive.mutual_information(f, members, WARM))
+    for name, values in expected.items():
+        assert found.pop(name) == pytest.approx(values, abs=1e-6), name
+    assert not found
+    p = predictive.probabilities(f, closer)
+    assert p.mean(axis=0) == pytest.approx(expected["mean"], abs=1e-6)
+    apart = predictive.classification(f, WARM, 0.9, MISSES)["mutual_information"]
+    assert np.all(expected["mutual_information"] < 0.2 * apart)
+
+
+@given(st.integers(1, 8), st.integers(2, 5), st.floats(0, 80), st.integers(0, 1000), st.sampled_from([1.0, 0.5, 1e-9]))
+def test_the_decomposition_adds_up(samples: int, classes: int, size: float, seed: int, dispersion: float) -> None:
+    calibration = WARM.model_copy(update={"dispersion": dispersion})
+    found = predictive.classification(outputs(samples, 3, classes, seed) * np.float32(size), calibration, 0.9, MISSES)
     assert np.all(np.isfinite([*found["entropy"], *found["expected_entropy"]]))
     assert np.all(found["mutual_information"] >= 0)
     assert np.all(found["expected_entropy"] >= 0)

@@ -79,7 +79,7 @@ def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
         weights, taken = train(problem, tuned, (choice.rate,), seen)
         outputs = passes(problem, weights[0], choice.rate, problem.x_test)
     cost.gradient_evaluations = tried + taken
-    predictive = predict(problem, outputs, choice.noise_variance, choice.temperature)
+    predictive = predict(problem, outputs, choice.noise_variance, choice.temperature, choice.dispersion)
     return {"mc_dropout": Outcome(predictive, cost + tuned.cost)}
 
 
@@ -97,10 +97,15 @@ def choose(problem: Problem, tuned: Tuned) -> tuple[Choice, int]:
         outputs = torch.cat(
             [passes(problem, theta, rate, problem.x[~seen]) for theta, seen in zip(thetas, member, strict=True)], dim=1
         )
-        spread, nll = OutOfFold([outputs], y, 1).fit()
-        found.append((float(torch.nan_to_num(nll.mean(), nan=torch.inf)), rate, spread))
-    _, rate, spread = min(found)
-    return Choice(rate, *((spread, 1.0) if problem.regression else (1.0, spread))), taken
+        unseen = OutOfFold([outputs], y, 1)
+        if problem.regression:
+            noise, nll = unseen.fit()
+            choice = Choice(rate, noise, 1.0)
+        else:
+            temperature, dispersion, nll = unseen.fit_dispersed()
+            choice = Choice(rate, 1.0, temperature, dispersion)
+        found.append((float(torch.nan_to_num(nll.mean(), nan=torch.inf)), choice))
+    return min(found, key=lambda tried: tried[0])[1], taken
 
 
 def train(problem: Problem, tuned: Tuned, rates: tuple[float, ...], member: Tensor) -> tuple[Tensor, int]:

@@ -11,7 +11,7 @@ from benchmarks.quality.predictive import Cost, Gaussians, Outcome, Predictive, 
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import SIZES, Tuned
 from builder.map import Members, initial_weights, train_members
-from builder.predictive import sample_outputs
+from builder.predictive import contracted, sample_outputs
 from builder.work import WorkFolder, keep, make_key, on_device, resume
 
 Doubts = Callable[[Problem, Tensor, Tensor], dict[str, Tensor]]
@@ -75,13 +75,17 @@ def run(
     }
     for size in sizes:
         share = Cost(each.gradient_evaluations * size, each.seconds * size)
-        answer = predict(problem, outputs[:size], tuned.noise_beside(size), tuned.temperature_beside(size))
+        beside = tuned.noise_beside(size), tuned.temperature_beside(size), tuned.dispersion_beside(size)
+        answer = predict(problem, outputs[:size], *beside)
         found[f"ensemble_{size}"] = Outcome(answer, share + tuned.cost)
     return found
 
 
-def predict(problem: Problem, outputs: Tensor, noise_variance: float, temperature: float) -> Predictive:
-    """The averaged predictive of outputs (S, B, O): of Gaussians with this noise, or of tempered softmaxes."""
+def predict(
+    problem: Problem, outputs: Tensor, noise_variance: float, temperature: float, dispersion: float = 1.0
+) -> Predictive:
+    """The averaged predictive of outputs (S, B, O): of Gaussians with this noise, or of tempered softmaxes of logits of
+    this dispersion."""
     if problem.regression:
         return Gaussians(outputs[..., 0], torch.full_like(outputs[..., 0], noise_variance))
-    return of_samples((outputs / temperature).softmax(-1))
+    return of_samples((contracted(outputs, dispersion) / temperature).softmax(-1))

@@ -41,13 +41,14 @@ def served(problem: Problem, trained: Trained, cost: Cost) -> Outcome:
 def by_reach(problem: Problem, trained: Trained) -> list[tuple[float, Predictive]]:
     """What fiber samples would answer that go as far as each node behind the anchors, with what was calibrated for the
     served reach; and the node's drift scale. They are those that the reach was chosen on: the others end there."""
-    nodes, spread = trained.cross_fitted.nodes, trained.calibrated.spread
+    nodes, calibrated = trained.cross_fitted.nodes, trained.calibrated
+    spread = calibrated.spread
     outputs = torch.stack([_outputs(problem, thetas.flatten(0, 1)) for thetas in nodes])
     found = []
     for node in range(1, len(nodes)):
         samples = _evenly(outputs[: node + 1]).flatten(0, 1)
         scale = float(trained.cross_fitted.scales[node])
-        found.append((scale, answered(predict(problem, samples, spread**2, spread))))
+        found.append((scale, answered(predict(problem, samples, spread**2, spread, calibrated.dispersion))))
     return found
 
 
@@ -59,8 +60,8 @@ def _evenly(nodes: Tensor) -> Tensor:
 
 def _predict(problem: Problem, trained: Trained, thetas: Tensor) -> Predictive:
     """The predictive of weights (S, P) with the build's own noise or temperature."""
-    spread = trained.calibrated.spread
-    return predict(problem, _outputs(problem, thetas), spread**2, spread)
+    spread, dispersion = trained.calibrated.spread, trained.calibrated.dispersion
+    return predict(problem, _outputs(problem, thetas), spread**2, spread, dispersion)
 
 
 def _outputs(problem: Problem, thetas: Tensor) -> Tensor:

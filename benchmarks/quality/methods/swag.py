@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import Choice, Tuned
 from builder.likelihood import CategoricalLikelihood
 from builder.map import initial_weights, train_members, training_steps
+from builder.out_of_fold import DISPERSIONS
 from builder.predictive import sample_outputs
 from builder.preparation import assign_members
 
@@ -66,7 +68,7 @@ def run(problem: Problem, tuned: Tuned, share: float = SHARE) -> dict[str, Outco
         weights = collected.draw(0, SAMPLES, torch.Generator().manual_seed(problem.seed + 43))
         outputs = sample_outputs(problem.network, weights, problem.x_test)
     cost.gradient_evaluations = tried + trained.gradient_evaluations + taken
-    predictive = predict(problem, outputs, choice.noise_variance, choice.temperature)
+    predictive = predict(problem, outputs, choice.noise_variance, choice.temperature, choice.dispersion)
     return {"swag": Outcome(predictive, cost + tuned.cost)}
 
 
@@ -75,7 +77,7 @@ def choose(problem: Problem, tuned: Tuned, share: float = SHARE) -> tuple[Choice
     trained on the other rows; and the gradients that it took.
 
     The noise is one network's less the samples' variance, never less than a fifth of it; the temperature
-    is one network's or 1, for what the samples spread already softens the classes.
+    is one network's or 1, for what the samples spread already softens the classes, with the dispersion that suits it.
     """
     seen = assign_members(problem.config, problem.network.module, problem.y)[:1]
     rows, held = seen[0], ~seen[0]
@@ -94,12 +96,13 @@ def choose(problem: Problem, tuned: Tuned, share: float = SHARE) -> tuple[Choice
         noise = tuned.noise_variance
         if problem.regression:
             noise = max(noise - float(outputs[..., 0].var(0).mean()), _LEAST_NOISE_SHARE * noise)
-        for temperature in {tuned.temperature, 1.0}:
+        softer = product({tuned.temperature, 1.0}, (1.0,) if problem.regression else DISPERSIONS)
+        for temperature, dispersion in softer:
             # A rate that SGD diverges at is the worst, not an error.
             nll = math.inf
             if bool(outputs.isfinite().all()):
-                nll = figures(predict(problem, outputs, noise, temperature), problem.y[held])["nll"]
-            found.append((nll, rate, noise, temperature))
+                nll = figures(predict(problem, outputs, noise, temperature, dispersion), problem.y[held])["nll"]
+            found.append((nll, rate, noise, temperature, dispersion))
     return Choice(*min(found)[1:]), trained.gradient_evaluations + collected.gradient_evaluations
 
 
