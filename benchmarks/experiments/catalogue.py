@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.experiments import ablation, autoencoders, claims, connectivity, latents, ranks, snelson
+from benchmarks.experiments import ablation, autoencoders, claims, connectivity, dispersion, latents, ranks, snelson
 from benchmarks.experiments.experiment import Experiment
 
 EXPERIMENTS: Final[dict[str, Experiment]] = {
@@ -14,5 +14,6 @@ EXPERIMENTS: Final[dict[str, Experiment]] = {
     "ranks": ranks.EXPERIMENT,
     "connectivity": connectivity.EXPERIMENT,
     "autoencoders": autoencoders.EXPERIMENT,
+    "dispersion": dispersion.EXPERIMENT,
     "claims": claims.EXPERIMENT,
 }

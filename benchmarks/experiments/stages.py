@@ -100,20 +100,24 @@ class Outputs:
         """The same of the first samples of each anchor."""
         return replace(self, unseen=[f[:samples] for f in self.unseen], test=self.test[:, :samples])
 
-    def figures(self) -> dict[str, float]:
-        """Test figures of what would be answered, with the noise or temperature that unseen rows want.
+    def figures(self, dispersion: float | None = None) -> dict[str, float]:
+        """Test figures of what would be answered, with the noise or temperature that unseen rows want, and for classes
+        with the dispersion that they want or the one that is given.
 
-        Also `out_of_fold`, the NLL on unseen rows.
+        Also `out_of_fold`, the NLL on unseen rows, `spread`, the noise variance or temperature, and `dispersion`.
         """
         problem, rows = self.problem, rows_to_judge(self.member)
         unseen, y = ~self.member[:, rows], problem.y[rows]
         if problem.regression:
             (spread, nll), dispersion = moments_of(self.unseen, unseen, y).fit(), 1.0
-        else:
+        elif dispersion is None:
             spread, dispersion, nll = gather(self.unseen, unseen, y).fit_dispersed()
+        else:
+            spread, nll = replace(gather(self.unseen, unseen, y), dispersion=dispersion).fit()
         answer = answered(predict(problem, self.test.flatten(0, 1), spread, spread, dispersion))
         found = figures(answer, problem.y_test, problem.scale)
-        return {**found, "out_of_fold": float(nll.mean()) + math.log(problem.scale)}
+        loss = float(nll.mean()) + math.log(problem.scale)
+        return {**found, "out_of_fold": loss, "spread": spread, "dispersion": dispersion}
 
 
 def outputs_of(start: Start, weights: Tensor) -> Outputs:
