@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from torch import Tensor
-
 from benchmarks.quality.building import Learned
 from benchmarks.quality.predictive import Cost
 from benchmarks.quality.problem import Problem
@@ -32,8 +30,7 @@ class Tuned:
         precision: the prior precision with the best out-of-fold predictions.
         noise_variance: (regression) beside one network, in standardised units, by the rule that our own comes from.
         pair_noise_variance: the same beside two.
-        temperature: (classification) with the least out-of-fold NLL of one network.
-        temperatures: the same of the average of an ensemble, by its size.
+        temperatures: (classification) with the least out-of-fold NLL of one network and of ensembles, by their size.
         dispersions: of the members' logits about their mean that go with them, by the rule that our own comes from.
         cost: of the tuning, to be added to each method's own.
     """
@@ -41,7 +38,6 @@ class Tuned:
     precision: float
     noise_variance: float
     pair_noise_variance: float
-    temperature: float
     temperatures: dict[int, float]
     dispersions: dict[int, float]
     cost: Cost
@@ -100,24 +96,20 @@ def tune(problem: Problem, build: Learned | None = None) -> Tuned:
             sample_outputs(problem.network, w[None], problem.x[rows[u]])
             for w, u in zip(anchors.weights, unseen, strict=True)
         ]
-        sizes = (1, 2) if problem.regression else (1, *SIZES)
-        beside = {n: _spread(outputs, unseen, problem.y[rows], n) for n in sizes}
+        y = problem.y[rows]
+        noise, beside = {1: 1.0, 2: 1.0}, {}
+        if problem.regression:
+            noise = {n: moments_of(outputs, unseen, y, anchors=n).fit()[0] for n in noise}
+        else:
+            together = gather(outputs, unseen, y)
+            beside = {n: replace(together, anchors=n).fit_dispersed() for n in (1, *SIZES)}
     cost.gradient_evaluations = anchors.gradient_evaluations
-    spreads, dispersions = ({n: found[i] for n, found in beside.items()} for i in (0, 1))
-    if problem.regression:
-        return Tuned(anchors.prior_precision, spreads[1], spreads[2], 1.0, {}, {}, cost)
-    return Tuned(anchors.prior_precision, 1.0, 1.0, spreads[1], spreads, dispersions, cost)
+    temperatures = {n: temperature for n, (temperature, _, _) in beside.items()}
+    dispersions = {n: dispersion for n, (_, dispersion, _) in beside.items()}
+    return Tuned(anchors.prior_precision, noise[1], noise[2], temperatures, dispersions, cost)
 
 
 def _seconds(build: Learned) -> float:
     """Of a build's cross-fitting: what training on all rows took, which the same stage's time holds, is not tuning."""
     trained = build.trained
     return build.seconds["map"] * trained.judged.gradient_evaluations / trained.training_gradients
-
-
-def _spread(outputs: list[Tensor], unseen: Tensor, y: Tensor, members: int) -> tuple[float, float]:
-    """Noise variance or temperature beside so many, and dispersion, from the outputs (1, m_a, O) of each on the rows it
-    did not see."""
-    if y.is_floating_point():
-        return moments_of(outputs, unseen, y, anchors=members).fit()[0], 1.0
-    return replace(gather(outputs, unseen, y), anchors=members).fit_dispersed()[:2]

@@ -104,7 +104,7 @@ def _run(options: argparse.Namespace, log: Console) -> int:
 
 def _shown(found: dict[str, Any]) -> str:
     if "tuned" in found:
-        return f"prior precision {found['tuned']['precision']:g}, temperature {found['tuned']['temperature']:.3f}"
+        return f"prior precision {found['tuned']['precision']:g}, temperature {found['tuned']['temperatures'][1]:.3f}"
     told = [f"{m} {r['figures']['nll']:.3f} ({r['seconds']:.0f} s)" for m, r in found["methods"].items()]
     return "  ".join([*told, *found["failed"].values()])
 

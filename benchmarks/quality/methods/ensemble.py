@@ -67,11 +67,12 @@ def run(
     outputs = sample_outputs(problem.network, trained.weights, problem.x_test)
     each = Cost(trained.gradient_evaluations // members, cost.seconds / members)
     own = float(trained.noise_std[0] ** 2)
+    tempered = predict(problem, outputs[:1], tuned.noise_variance, tuned.temperature_beside(1))
     found = {
         "map": Outcome(
             predict(problem, outputs[:1], own, 1.0), each, doubts=doubts(problem, trained.weights[0], outputs[0])
         ),
-        "map_tuned": Outcome(predict(problem, outputs[:1], tuned.noise_variance, tuned.temperature), each + tuned.cost),
+        "map_tuned": Outcome(tempered, each + tuned.cost),
     }
     for size in sizes:
         share = Cost(each.gradient_evaluations * size, each.seconds * size)

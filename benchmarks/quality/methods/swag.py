@@ -96,7 +96,7 @@ def choose(problem: Problem, tuned: Tuned, share: float = SHARE) -> tuple[Choice
         noise = tuned.noise_variance
         if problem.regression:
             noise = max(noise - float(outputs[..., 0].var(0).mean()), _LEAST_NOISE_SHARE * noise)
-        softer = product({tuned.temperature, 1.0}, (1.0,) if problem.regression else DISPERSIONS)
+        softer = product({tuned.temperature_beside(1), 1.0}, (1.0,) if problem.regression else DISPERSIONS)
         for temperature, dispersion in softer:
             # A rate that SGD diverges at is the worst, not an error.
             nll = math.inf

@@ -39,7 +39,7 @@ def target() -> Target:
         network={"hidden": [5], "activation": "tanh"},
         map={"steps": 800, "learning_rate": 0.03},
     )
-    return Target(problem, Tuned(1.0, NOISE**2, NOISE**2, 1.0, {}, {}, Cost()))
+    return Target(problem, Tuned(1.0, NOISE**2, NOISE**2, {}, {}, Cost()))
 
 
 @pytest.fixture(scope="module")

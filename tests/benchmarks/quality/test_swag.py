@@ -85,7 +85,7 @@ def test_the_noise_is_the_tuned_one_less_what_the_samples_spread() -> None:
 
 def test_the_temperature_is_the_tuned_one_or_one() -> None:
     problem = tiny_problem("classification")
-    temperatures = {t: swag.choose(problem, replace(TUNED, temperature=t))[0].temperature for t in (100.0, 1.1)}
+    temperatures = {t: swag.choose(problem, replace(TUNED, temperatures={1: t}))[0].temperature for t in (100.0, 1.1)}
     assert temperatures[100.0] == 1.0
     assert temperatures[1.1] in {1.0, 1.1}
 
