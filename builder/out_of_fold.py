@@ -30,6 +30,8 @@ moved at once, and in all: where nothing can be told of the rows, all high ones 
 DISPERSIONS = (1.0, 0.5, 0.25)
 """Of a classifier's logits about their mean. What an average loses goes with the square, so less than a quarter is no
 different from nothing, where samples would no longer show where they differ."""
+_LEAST_GAIN = 0.001
+"""Nats for which samples are brought closer together."""
 _LEAST_SHARE = 0.2
 """Noise or temperature beside all anchors is never less than this share of that beside one."""
 
@@ -70,15 +72,16 @@ class OutOfFold:
     def fit_dispersed(self) -> tuple[float, float, Tensor]:
         """The temperature as `fit` finds it, the dispersion that goes with it, and the NLL of each row (m,).
 
-        The largest dispersion with which rows are predicted as well as with the best, to within a standard error of
-        their differences: where rows do not tell, samples stay what they are.
+        The largest dispersion with which rows are predicted as well as with the best, to within two standard errors of
+        their differences, or a thousandth of a nat. Unless rows tell, samples stay what they are: what they say of
+        unfamiliar inputs no row here judges.
         """
         found = {d: replace(self, dispersion=d).fit() for d in DISPERSIONS}
         least = min((rows for _, rows in found.values()), key=lambda rows: float(rows.mean()))
 
         def as_good(rows: Tensor) -> bool:
             worse = rows - least
-            return bool(worse.mean() <= worse.std() / len(worse) ** 0.5)
+            return bool(worse.mean() <= (2 * worse.std() / len(worse) ** 0.5).clamp(min=_LEAST_GAIN))
 
         dispersion = max((d for d, (_, rows) in found.items() if as_good(rows)), default=1.0)
         temperature, rows = found[dispersion]
