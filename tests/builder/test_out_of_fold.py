@@ -128,7 +128,7 @@ def test_samples_that_err_about_the_truth_are_brought_closer_together(unseen_by:
     assert dispersion < 1
     loss, excess = averages_of(logits[:, new], y[new], temperature, dispersion)
     before, short = averages_of(logits[:, new], y[new], alone, 1.0)
-    assert loss < before - 0.003 and abs(excess) < 0.01 and abs(excess) < abs(short)
+    assert loss < before - 0.01 and abs(excess) < abs(short) / 3
     # Errors are large here, and what few anchors say is carried on to many to first order.
     assert loss == pytest.approx(float(nll.mean()), abs=0.02 if unseen_by == "all" else 0.04)
 
