@@ -30,8 +30,8 @@ moved at once, and in all: where nothing can be told of the rows, all high ones 
 DISPERSIONS = (1.0, 0.5, 0.25)
 """Of a classifier's logits about their mean. What an average loses goes with the square, so less than a quarter is no
 different from nothing, where samples would no longer show where they differ."""
-_LEAST_GAIN = 0.001
-"""Nats for which samples are brought closer together."""
+_LEAST_GAIN, _LEAST_SHOWN = 0.001, 0.5
+"""Nats for which samples are brought closer together, and the share of the anchors that must show it together."""
 _LEAST_SHARE = 0.2
 """Noise or temperature beside all anchors is never less than this share of that beside one."""
 
@@ -74,8 +74,11 @@ class OutOfFold:
 
         The largest dispersion with which rows are predicted as well as with the best, to within two standard errors of
         their differences, or a thousandth of a nat. Unless rows tell, samples stay what they are: what they say of
-        unfamiliar inputs no row here judges.
+        unfamiliar inputs no row here judges, and what a few of many anchors gain does not carry over to all.
         """
+        if len(self.members) < _LEAST_SHOWN * self.anchors:
+            temperature, rows = self.fit()
+            return temperature, 1.0, rows
         found = {d: replace(self, dispersion=d).fit() for d in DISPERSIONS}
         least = min((rows for _, rows in found.values()), key=lambda rows: float(rows.mean()))
 

@@ -108,7 +108,8 @@ EXPERIMENT = Experiment(
         "Probabilities are averaged over samples whose logits lie at a share, the dispersion, of their distance from "
         "their mean over all samples: 1 is samples as drawn, 0 the softmax of the mean logits (the logarithmic pool). "
         "Each with the temperature that rows want which the anchors did not see. The dispersion that these rows choose "
-        "is the largest of 1, 0.5 and 0.25 that predicts them as well as the best does, to within two standard errors. "
+        "is the largest of 1, 0.5 and 0.25 that predicts them as well as the best does, to within two standard errors; "
+        "where fewer than half of the anchors lack a row, as two of twenty do for tables, it is 1. "
         f"`{IMAGES}`: {TRAIN_IMAGES:,} training and {TEST_IMAGES:,} test images, LeNet-5, and five anchors that leave "
         "out the same tenth."
     ),

@@ -115,7 +115,7 @@ def test_every_row_has_its_score_however_few_decide_the_temperature(monkeypatch:
     x = torch.randn(400, 4, generator=generator)
     y = network(truth, x).argmax(1)
     member = two_rounds(400, 10)
-    found = calibrate(at_anchors(network, anchors), anchors, plan(), x, y, member)
+    found = calibrate(at_anchors(network, anchors), anchors, plan(), x, y, member, served=4)
     assert found.dispersion < 1
     own = torch.stack([network(a, x).detach() for a in anchors])
     p = probabilities(torch.stack([own[~seen, row] for row, seen in enumerate(member.T)], dim=1), found)
