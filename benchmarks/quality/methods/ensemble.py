@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from benchmarks.quality.predictive import Cost, Gaussians, Outcome, Predictive, 
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import SIZES, Tuned
 from builder.map import Members, initial_weights, train_members
-from builder.predictive import contracted, sample_outputs
+from builder.predictive import contracted, mixture_probabilities, sample_outputs
 from builder.work import WorkFolder, keep, make_key, on_device, resume
 
 Doubts = Callable[[Problem, Tensor, Tensor], dict[str, Tensor]]
@@ -86,7 +87,8 @@ def predict(
     problem: Problem, outputs: Tensor, noise_variance: float, temperature: float, dispersion: float = 1.0
 ) -> Predictive:
     """The averaged predictive of outputs (S, B, O): of Gaussians with this noise, or of tempered softmaxes of logits of
-    this dispersion."""
+    this dispersion. Mutual information is of the samples as drawn, which know unfamiliar rows better."""
     if problem.regression:
         return Gaussians(outputs[..., 0], torch.full_like(outputs[..., 0], noise_variance))
-    return of_samples((contracted(outputs, dispersion) / temperature).softmax(-1))
+    drawn = of_samples((outputs / temperature).softmax(-1))
+    return replace(drawn, probabilities=mixture_probabilities(contracted(outputs, dispersion), temperature))

@@ -8,7 +8,7 @@ from torch import Tensor
 from benchmarks.quality.methods.ensemble import predict
 from benchmarks.quality.predictive import Cost, Outcome, Predictive, answered
 from benchmarks.quality.problem import Problem
-from builder.predictive import sample_outputs
+from builder.predictive import contracted, sample_outputs
 from builder.trained import Trained
 
 MANY = 512
@@ -41,14 +41,13 @@ def served(problem: Problem, trained: Trained, cost: Cost) -> Outcome:
 def by_reach(problem: Problem, trained: Trained) -> list[tuple[float, Predictive]]:
     """What fiber samples would answer that go as far as each node behind the anchors, with what was calibrated for the
     served reach; and the node's drift scale. They are those that the reach was chosen on: the others end there."""
-    nodes, calibrated = trained.cross_fitted.nodes, trained.calibrated
-    spread = calibrated.spread
+    nodes = trained.cross_fitted.nodes
     outputs = torch.stack([_outputs(problem, thetas.flatten(0, 1)) for thetas in nodes])
     found = []
     for node in range(1, len(nodes)):
         samples = _evenly(outputs[: node + 1]).flatten(0, 1)
         scale = float(trained.cross_fitted.scales[node])
-        found.append((scale, answered(predict(problem, samples, spread**2, spread, calibrated.dispersion))))
+        found.append((scale, answered(_calibrated(problem, trained, samples))))
     return found
 
 
@@ -60,8 +59,13 @@ def _evenly(nodes: Tensor) -> Tensor:
 
 def _predict(problem: Problem, trained: Trained, thetas: Tensor) -> Predictive:
     """The predictive of weights (S, P) with the build's own noise or temperature."""
-    spread, dispersion = trained.calibrated.spread, trained.calibrated.dispersion
-    return predict(problem, _outputs(problem, thetas), spread**2, spread, dispersion)
+    return _calibrated(problem, trained, _outputs(problem, thetas))
+
+
+def _calibrated(problem: Problem, trained: Trained, outputs: Tensor) -> Predictive:
+    """The predictive of outputs (S, B, O). Mutual information is what is answered: of samples so far apart."""
+    spread = trained.calibrated.spread
+    return predict(problem, contracted(outputs, trained.calibrated.dispersion), spread**2, spread)
 
 
 def _outputs(problem: Problem, thetas: Tensor) -> Tensor:

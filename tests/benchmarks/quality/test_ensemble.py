@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from benchmarks.quality.methods import ensemble
+from benchmarks.quality.predictive import Classes
+from builder.predictive import contracted, mixture_probabilities
 from builder.work import WorkFolder
 from tests.benchmarks.quality.problems import TUNED, tiny_problem
 
@@ -32,3 +34,15 @@ def test_an_ensemble_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ensemble.train_full(problem, replace(TUNED, precision=2.0), 5, WorkFolder(tmp_path))
     ensemble.train_full(problem, TUNED, 2, WorkFolder(tmp_path))
     assert trained == [5, 2]
+
+
+def test_dispersion_is_that_of_averages_alone() -> None:
+    """What samples say of unfamiliar rows, they say as they are drawn."""
+    problem = tiny_problem("classification", steps=20)
+    outputs = 2 * torch.randn(5, 20, 3, generator=torch.Generator().manual_seed(0))
+    drawn, closer = (ensemble.predict(problem, outputs, 1.0, 1.2, dispersion) for dispersion in (1.0, 0.25))
+    assert isinstance(drawn, Classes) and isinstance(closer, Classes)
+    assert drawn.information is not None and closer.information is not None
+    assert torch.equal(drawn.information, closer.information)
+    assert torch.allclose(closer.probabilities, mixture_probabilities(contracted(outputs, 0.25), 1.2))
+    assert not torch.allclose(closer.probabilities, drawn.probabilities, atol=0.01)
