@@ -121,8 +121,9 @@ def _images(content: Content) -> list[str]:
         "",
         "AUROC: how often a foreign image has more doubt than one of the test set; doubt is the mutual information of",
         "class and sample, or the entropy for a single network: fiberwalk's as a server answers it, a peer's of its",
-        "samples as drawn, whatever the dispersion of what it predicts. *By score*: for fiberwalk the score of `/ood` and",
-        "that of each of its detectors; for MAP scores of the field. Written by `python -m benchmarks.quality.images`.",
+        "samples as drawn, whatever the dispersion of what it predicts. *By score*: for fiberwalk the score of `/ood`",
+        "and that of each of its detectors; for MAP scores of the field. Written by `python -m",
+        "benchmarks.quality.images`.",
         "",
         *measured_with(content),
     ]
