@@ -22,7 +22,7 @@ from builder.decoder import growth_of, scale_at
 from builder.fiber import Fibers
 from builder.moments import disagreement, moments, moments_of, moments_within, who_disagree
 from builder.network import FunctionalNetwork
-from builder.out_of_fold import FITTED_ROWS, SEARCH_ROWS, OutOfFold, gather, rows_to_judge
+from builder.out_of_fold import FITTED_ROWS, SEARCH_ROWS, OutOfFold, gather, outputs_on_unseen, rows_to_judge
 from builder.predictive import conformal_quantile, mixture_probabilities, sample_outputs
 from builder.runtime import values_at_once
 from model_store.manifest import LatentPlan
@@ -63,13 +63,12 @@ def choose_reach(
 ) -> Reach:
     """Chooses how far along the trajectories to draw, jointly with noise or temperature, by out-of-fold NLL of so many
     anchors as are `served`, by default all."""
-    count, anchors, particles = fibers.nodes.shape[:3]
+    count, _, particles = fibers.nodes.shape[:3]
     rows = rows_to_judge(member, _rows_at_most(count * particles, y, member))
     unseen = ~member[:, rows]
-    outputs = []
-    for a in range(anchors):
-        weights = fibers.nodes[:, a].flatten(0, 1)
-        outputs.append(sample_outputs(network, weights, x[rows[unseen[a]]]))
+    # One anchor's at a time: flattened, nodes are copied.
+    each = (nodes.flatten(0, 1) for nodes in fibers.nodes.unbind(1))
+    outputs = outputs_on_unseen(network, each, x[rows], unseen)
 
     def up_to(last: int) -> tuple[list[Tensor], Tensor]:
         return [f[: (last + 1) * particles] for f in outputs], _position_weights(last, particles, x.device)
@@ -135,7 +134,7 @@ class Calibrated:
     Attributes:
         spread: noise standard deviation (standardised target units), or the temperature.
         dispersion: of a classifier's logits, see `builder.predictive.contracted`; 1 for regression.
-        map_spread: the same for the anchors without fibers.
+        map_spread: noise standard deviation or temperature of the anchors without fibers.
         conformity_scores: (n,) sorted scores behind the intervals or prediction sets.
         points: rows behind all of it.
         nll: out-of-fold NLL of the posterior; map_nll: of the anchors alone, calibrated alike.
@@ -223,8 +222,8 @@ def calibrate(
     drawn = weights_of_anchors(posterior, plan, _SAMPLES_PER_ANCHOR)
 
     judged = rows_to_judge(member[:, rows], FITTED_ROWS)
-    at = unseen[:, judged]
-    each = [sample_outputs(posterior.network, w[None], x[rows[judged[u]]]) for w, u in zip(anchors, at, strict=True)]
+    at, inputs = unseen[:, judged], x[rows[judged]]
+    each = outputs_on_unseen(posterior.network, anchors[:, None], inputs, at)
     labels = torch.cat([target[judged[u]] for u in at])
     map_spread, map_rows = OutOfFold([torch.cat(each, dim=1)], labels, 1).fit()
 
@@ -248,13 +247,10 @@ def calibrate(
         coverage = float((scores <= conformal_quantile(scores, 0.9)).float().mean())
         spread, map_spread = math.sqrt(spread), math.sqrt(map_spread)
     else:
-
-        def outputs_of(weights: list[Tensor], asked: Tensor) -> list[Tensor]:
-            network, at = posterior.network, unseen[:, asked]
-            return [sample_outputs(network, w, x[rows[asked[u]]]) for w, u in zip(weights, at, strict=True)]
-
-        own = outputs_of(drawn, judged)
-        few = own if samples is None else outputs_of(weights_of_anchors(posterior, plan, samples), judged)
+        few = own = outputs_on_unseen(posterior.network, drawn, inputs, at)
+        if samples is not None:
+            fewer = weights_of_anchors(posterior, plan, samples)
+            few = outputs_on_unseen(posterior.network, fewer, inputs, at)
         spread, dispersion, rows_nll = gather(few, at, target[judged], served).fit_dispersed()
         p = torch.empty(len(rows), own[0].shape[2], device=x.device)
         p[judged] = _averaged(own, at, spread, dispersion)
@@ -262,7 +258,8 @@ def calibrate(
         others[judged] = False
         size = max(1, values_at_once() // sum(f.shape[0] * f.shape[2] for f in own))
         for part in torch.split(others.nonzero().squeeze(1), size):
-            p[part] = _averaged(outputs_of(drawn, part), unseen[:, part], spread, dispersion)
+            outputs = outputs_on_unseen(posterior.network, drawn, x[rows[part]], unseen[:, part])
+            p[part] = _averaged(outputs, unseen[:, part], spread, dispersion)
         true = p.gather(1, target[:, None]).squeeze(1)
         scores = (1 - true).double().clamp(0, 1).sort().values
     nll, map_nll = float(rows_nll.mean()), float(map_rows.mean())

@@ -20,7 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from builder.predictive import categorical_nll, contracted, gaussian_mixture_nll, mixture_probabilities
+from builder.network import FunctionalNetwork
+from builder.predictive import (
+    categorical_nll,
+    contracted,
+    gaussian_mixture_nll,
+    mixture_probabilities,
+    sample_outputs,
+)
 
 SEARCH_ROWS, FITTED_ROWS = 4096, 8192
 """The most rows that alternatives are judged on, and that a noise or temperature is fitted to."""
@@ -193,6 +200,14 @@ def rows_to_judge(member: Tensor, most: int = SEARCH_ROWS) -> Tensor:
     unseen = (~member).sum(0)
     rows = (unseen >= min(2, int(unseen.max()))).nonzero().squeeze(1)
     return rows[:: -(-len(rows) // most)]
+
+
+def outputs_on_unseen(
+    network: FunctionalNetwork, weights: Iterable[Tensor] | Tensor, x: Tensor, unseen: Tensor
+) -> list[Tensor]:
+    """Outputs (S, m_a, O) of each anchor's samples (S, P) on those of the rows x (m, ...) that it lacks, of `unseen`
+    (A, m)."""
+    return [sample_outputs(network, w, x[lacks]) for w, lacks in zip(weights, unseen, strict=True)]
 
 
 def gather(outputs: list[Tensor], unseen: Tensor, y: Tensor, anchors: int | None = None) -> OutOfFold:

@@ -205,10 +205,9 @@ def _moments(outputs: Float32, calibration: ClassificationCalibration, members: 
     share = np.full(len(outputs), 1 / len(outputs))
     mean = share @ p
     more = {}
-    if members is not None and calibration.dispersion < 1:
-        more["epistemic_score"] = mutual_information(outputs, members, calibration)
-    elif members is not None:
-        more["epistemic_score"] = _information(p, each, members)
+    if members is not None:
+        drawn = (p, each) if calibration.dispersion == 1 else _softmax(outputs, calibration.temperature)
+        more["epistemic_score"] = _information(*drawn, members)
     p -= mean[:, None]
     return more | {
         "mean": mean,

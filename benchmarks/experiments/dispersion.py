@@ -66,7 +66,8 @@ def report(runs: Sequence[Run]) -> Report:
             rows.append([f"{dispersion:g}", *_cells(each, whole)])
         chosen = {who: [r["chosen"][who] for r in those] for who in ("anchors", "fibers")}
         rows.append(["chosen on unseen rows", *_cells(chosen, whole)])
-        title = f"{heading(name, those)}: {those[0]['anchors']} anchors, fibers up to node {_reaches(those)}"
+        reaches = ", ".join(str(r["reach"]) for r in those)
+        title = f"{heading(name, those)}: {those[0]['anchors']} anchors, fibers up to node {reaches}"
         header = ["dispersion", "unseen NLL", "test NLL", "from 1", "temperature", "ECE", "anchors: NLL", "ECE"]
         tables.append(Table(title, header, rows))
         differences = [
@@ -86,20 +87,8 @@ def _cells(each: dict[str, list[dict[str, float]]], whole: Sequence[float]) -> l
     def mean(who: str, figure: str) -> str:
         return estimate([f[figure] for f in each[who]]).text()
 
-    fibers = [mean("fibers", figure) for figure in ("out_of_fold", "nll")]
-    from_whole = apart([f["nll"] for f in each["fibers"]], whole)
-    return [
-        *fibers,
-        from_whole,
-        mean("fibers", "spread"),
-        mean("fibers", "ece"),
-        mean("anchors", "nll"),
-        mean("anchors", "ece"),
-    ]
-
-
-def _reaches(runs: Sequence[Run]) -> str:
-    return ", ".join(str(r["reach"]) for r in runs)
+    loss = [mean("fibers", "out_of_fold"), mean("fibers", "nll"), apart([f["nll"] for f in each["fibers"]], whole)]
+    return [*loss, mean("fibers", "spread"), mean("fibers", "ece"), mean("anchors", "nll"), mean("anchors", "ece")]
 
 
 EXPERIMENT = Experiment(

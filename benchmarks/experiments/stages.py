@@ -22,7 +22,7 @@ from builder.map import train_anchors
 from builder.metric import PredictiveMetric
 from builder.moments import moments_of
 from builder.network import FunctionalNetwork
-from builder.out_of_fold import gather, rows_to_judge
+from builder.out_of_fold import gather, outputs_on_unseen, rows_to_judge
 from builder.predictive import sample_outputs
 from builder.preparation import assign_members, make_factory
 
@@ -124,7 +124,7 @@ def outputs_of(start: Start, weights: Tensor) -> Outputs:
     """Outputs of samples (A, S, P)."""
     problem, rows = start.problem, rows_to_judge(start.member)
     network, x = problem.network, problem.x
-    unseen = [sample_outputs(network, w, x[rows[u]]) for w, u in zip(weights, ~start.member[:, rows], strict=True)]
+    unseen = outputs_on_unseen(network, weights, x[rows], ~start.member[:, rows])
     test = torch.stack([sample_outputs(network, w, problem.x_test) for w in weights])
     return Outputs(problem, start.member, unseen, test)
 

@@ -14,8 +14,7 @@ from benchmarks.quality.predictive import Cost
 from benchmarks.quality.problem import Problem
 from builder.map import train_anchors
 from builder.moments import LEAST_NOISE, moments_of
-from builder.out_of_fold import FITTED_ROWS, carry, gather, rows_to_judge
-from builder.predictive import sample_outputs
+from builder.out_of_fold import FITTED_ROWS, carry, gather, outputs_on_unseen, rows_to_judge
 from builder.preparation import assign_members
 
 SIZES: Final = (5, 10)
@@ -92,10 +91,7 @@ def tune(problem: Problem, build: Learned | None = None) -> Tuned:
             )
         rows = rows_to_judge(member, FITTED_ROWS)
         unseen = ~member[:, rows]
-        outputs = [
-            sample_outputs(problem.network, w[None], problem.x[rows[u]])
-            for w, u in zip(anchors.weights, unseen, strict=True)
-        ]
+        outputs = outputs_on_unseen(problem.network, anchors.weights[:, None], problem.x[rows], unseen)
         y = problem.y[rows]
         noise, beside = {1: 1.0, 2: 1.0}, {}
         if problem.regression:

@@ -91,4 +91,6 @@ def predict(
     if problem.regression:
         return Gaussians(outputs[..., 0], torch.full_like(outputs[..., 0], noise_variance))
     drawn = of_samples((outputs / temperature).softmax(-1))
+    if dispersion == 1:
+        return drawn
     return replace(drawn, probabilities=mixture_probabilities(contracted(outputs, dispersion), temperature))
