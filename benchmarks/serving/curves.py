@@ -27,7 +27,7 @@ from benchmarks.results import Results, environment, refuse_changed
 from benchmarks.serving.curve_tables import table
 from benchmarks.serving.ending import conclude
 from benchmarks.serving.measure import all_outputs, by_turns, on_one_core
-from benchmarks.serving.models import CASES, Case, rows_of, serve
+from benchmarks.serving.models import CASES, Case, rows_of, serve_beside
 from builder.network import MLP
 from model_store.plan import draw_latents
 
@@ -46,7 +46,7 @@ _FIXED_SAMPLES: Final = 32
 def point(case: Case, samples: int, rows: int, seconds: float) -> dict[str, float]:
     """Microseconds of the outputs of S samples, of decoding them, and of one deterministic run; and P."""
     with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as store:
-        model, det = serve(case, Path(store))
+        model, det = serve_beside(case, Path(store))
     latents, anchors = draw_latents(model.plan("predict"), model.nodes, samples, 0)
     weights = model.engine.bind(model.engine.decode(latents, anchors), anchors)
     x = rows_of(case, rows)

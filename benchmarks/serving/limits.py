@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.quality.goals import Goal, make_goal
 from benchmarks.serving.measure import all_outputs, by_turns
-from benchmarks.serving.models import CASES, rows_of, serve
+from benchmarks.serving.models import CASES, rows_of, serve_beside
 from model_store.plan import draw_latents
 
 What = Literal["det", "read", "sgemm", "hot"]
@@ -77,7 +77,7 @@ def measure_limit(limit: Limit, seconds: float) -> float:
     """The ratio, of medians of the processor's time."""
     case = CASES[limit.network]
     with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as store:
-        model, det = serve(case, Path(store))
+        model, det = serve_beside(case, Path(store))
     latents, anchors = draw_latents(model.plan("predict"), model.nodes, limit.samples, 0)
     decoded = model.engine.decode(latents, anchors)
     weights = model.engine.bind(decoded, anchors)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.serving.models import Case, Float32, rows_of, serve
+from benchmarks.serving.models import Case, Float32, rows_of, serve_beside
 from model_store.plan import draw_latents
 from service.engine import WeightSet
 from service.model import Asked, ServedModel
@@ -38,7 +38,7 @@ def measure(case: Case, batches: Sequence[int], seconds: float) -> list[dict[str
         after them; and `read`, what reading the weights once takes.
     """
     with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as store:
-        model, det = serve(case, Path(store))
+        model, det = serve_beside(case, Path(store))
     latents, anchors = draw_latents(model.plan("predict"), model.nodes, SAMPLES, 0)
     decoded = model.engine.decode(latents, anchors)
     weights = model.engine.bind(decoded, anchors)

@@ -90,10 +90,19 @@ def sent_rows(case: Case, rows: int) -> list[Any]:
     return values
 
 
-def serve(case: Case, store: Path) -> tuple[ServedModel, ort.InferenceSession]:
-    """The model as the server holds it, on one thread, and the network with the anchor's weights as one ONNX graph."""
+def serve_beside(case: Case, store: Path) -> tuple[ServedModel, ort.InferenceSession]:
+    """As `serve`, and the network with the anchor's weights as one ONNX graph."""
+    return serve(case, store), deterministic(_module(case), case)
+
+
+def _module(case: Case) -> nn.Module:
     torch.manual_seed(0)
-    module = case.make().eval()
+    return case.make().eval()
+
+
+def serve(case: Case, store: Path) -> ServedModel:
+    """The model as the server holds it, on one thread; published in the store."""
+    module = _module(case)
     network = FunctionalNetwork(module, case.posterior)
     decoder = WeightDecoder(anchors=1, dimension=case.dimension, hidden=16, rank=case.rank, weights=network.weights)
     torch.nn.init.normal_(decoder.table, std=case.dimension**-0.5)
@@ -145,7 +154,7 @@ def serve(case: Case, store: Path) -> tuple[ServedModel, ort.InferenceSession]:
             device="cpu",
         ),
     )
-    return ServedModel(ModelStore(store).publish(manifest, files), threads=1), deterministic(module, case)
+    return ServedModel(ModelStore(store).publish(manifest, files), threads=1)
 
 
 def deterministic(module: nn.Module, case: Case) -> ort.InferenceSession:

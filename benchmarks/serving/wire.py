@@ -62,7 +62,7 @@ def waits(name: str, rows: int, binary: bool, seconds: float, turns: int) -> dic
     alone: list[float] = []
     with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as folder:
         store = Path(folder) / "models"
-        model, _ = serve(case, store)
+        model = serve(case, store)
         call = _bare(model, x)
         with serving(store) as server:
             for _ in range(turns):

@@ -71,6 +71,17 @@ class Pictures(nn.Module):
 """
 
 
+QUICK = """
+[map]
+steps = 1000
+[fiber]
+trajectories = 4
+steps = 5
+[autoencoder]
+steps = 100
+"""
+
+
 @dataclass(frozen=True)
 class Built:
     """A published bundle, and the module it was built from where that had been trained elsewhere."""
@@ -91,7 +102,8 @@ def fiberwalk_build(folder: Path, *arguments: str) -> subprocess.CompletedProces
 
 
 def build(folder: Path, *arguments: str, module: nn.Module | None = None) -> Built:
-    done = fiberwalk_build(folder, "--name", "own", "--quiet", *arguments)
+    (folder / "quick.toml").write_text(QUICK)
+    done = fiberwalk_build(folder, "quick.toml", "--name", "own", "--quiet", *arguments)
     assert done.returncode == 0, done.stderr
     assert "own@1" in done.stdout
     bundle = ModelStore(folder / "models").open("own")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.calibration import conformal, monitored, regions, run, unfamiliar
+from benchmarks.calibration import conformal, cost, monitored, regions, run, unfamiliar
 from benchmarks.data import DataSet
 from benchmarks.quality.problem import Problem, make_problem
 from benchmarks.served import LEVELS
@@ -43,6 +43,7 @@ def quick(data: DataSet, split: int, preset: str) -> Problem:
 def test_intervals_flags_and_unfamiliar_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "OOD_SETS", ("uci_tiny",))
     monkeypatch.setattr(conformal, "GRID", {"max_iter": [20]})
+    monkeypatch.setattr(cost, "ROUNDS", 20)
     found = run.run_split("uci_tiny", 0, "fast")
     assert found["failed"] == {}
     methods = found["methods"]

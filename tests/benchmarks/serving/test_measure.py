@@ -20,7 +20,7 @@ from benchmarks.serving import page
 from benchmarks.serving.__main__ import main
 from benchmarks.serving.limits import LIMITS, Limit, What, judge_limits, measure_limit
 from benchmarks.serving.measure import by_turns
-from benchmarks.serving.models import CASES, Case, rows_of, serve
+from benchmarks.serving.models import CASES, Case, rows_of, serve_beside
 from benchmarks.serving.tables import judge, table
 from builder.network import MLP, FunctionalNetwork
 from model_store.manifest import BASE_FILE, MIXING, RegressionTarget
@@ -66,7 +66,7 @@ def served(
 ) -> tuple[Case, ServedModel, ort.InferenceSession]:
     """A network, the model that holds it, and the deterministic run of it."""
     case = MAKERS[request.param]
-    return case, *serve(case, tmp_path_factory.mktemp("store"))
+    return case, *serve_beside(case, tmp_path_factory.mktemp("store"))
 
 
 def test_what_is_served_is_what_float64_gives(served: tuple[Case, ServedModel, ort.InferenceSession]) -> None:
