@@ -152,7 +152,7 @@ class Bundle:
         """
         needed = [DECODER_FILE, BASE_FILE, *([TRUNK_FILE] if self.manifest.network.trunk_outputs else [])]
         needed += [FEATURES_FILE] if OF_FEATURES & set(self.manifest.ood.detectors) else []
-        for file in [*needed, *self.manifest.files]:
+        for file in dict.fromkeys([*needed, *self.manifest.files]):
             self.read(file)
         self.arrays()
         listed = {MANIFEST_FILE, *self.manifest.files}

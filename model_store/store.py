@@ -42,26 +42,43 @@ class ModelStore:
         """The names of all models with at least one version, sorted."""
         if not self.root.is_dir():
             return []
-        found = (p.name for p in self.root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name))
-        return sorted(n for n in found if self.versions(n))
+        found = (p.name for p in self.root.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
+        return sorted(n for n in found if self._has_versions(n))
+
+    def _has_versions(self, name: str) -> bool:
+        try:
+            return bool(self.versions(name))
+        except StoreError:
+            return True  # who asks for it is told why it cannot be read
 
     def versions(self, name: str) -> list[int]:
-        """The versions of a model, oldest first; empty if there is no such model."""
+        """The versions of a model, oldest first; empty if there is no such model.
+
+        Raises:
+            StoreError: its folder cannot be read.
+        """
         folder = self.root / _checked_name(name)
         if not folder.is_dir():
             return []
-        return sorted(
-            int(p.name) for p in folder.iterdir() if _VERSION.fullmatch(p.name) and (p / MANIFEST_FILE).is_file()
-        )
+        with _reading(name):
+            return sorted(
+                int(p.name) for p in folder.iterdir() if _VERSION.fullmatch(p.name) and (p / MANIFEST_FILE).is_file()
+            )
 
     def aliases(self, name: str) -> dict[str, int]:
-        """The aliases of a model and the versions they mean."""
+        """The aliases of a model and the versions they mean.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+        path = self.root / _checked_name(name) / _ALIASES_FILE
         try:
-            raw = json.loads((self.root / _checked_name(name) / _ALIASES_FILE).read_text())
+            with _reading(f"{name}/{_ALIASES_FILE}"):
+                raw = json.loads(path.read_text())
             return {str(k): int(v) for k, v in raw.items()}
         except FileNotFoundError:
             return {}
-        except (ValueError, AttributeError, TypeError) as e:
+        except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as e:
             raise StoreError(f"{name}/{_ALIASES_FILE} is damaged; set the aliases again after removing it.") from e
 
     def resolve(self, reference: str) -> tuple[str, int]:
@@ -256,6 +273,16 @@ class ModelStore:
         with (folder / ".lock").open("w") as f:
             fcntl.flock(f, fcntl.LOCK_EX)
             yield
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as e:
+        raise StoreError(f"{what} in the store cannot be read ({e.strerror}); see to its owner and rights.") from e
 
 
 def _checked_name(name: str) -> str:

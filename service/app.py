@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_store.errors import FiberwalkError, InputError, OverloadedError
-from service.memory import keep_large_apart, share_arenas
+from service.memory import forget_frames, keep_large_apart, share_arenas
 from service.observe import ObserveRequests
 from service.protocol import error_body, status_of
 from service.routes import router
@@ -112,6 +112,7 @@ class _Straight:
 
 async def _on_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, FiberwalkError)
+    forget_frames(error)
     status = status_of(error)
     headers = None
     if status == 413:

@@ -82,6 +82,12 @@ class ByteCache(Generic[K, S]):
                 _, dropped = self._held.popitem(last=False)
                 self._bytes -= dropped.nbytes
 
+    def drop(self, unwanted: Callable[[K], bool]) -> None:
+        """Drops the values of all keys that are unwanted."""
+        with self._lock:
+            for key in [key for key in self._held if unwanted(key)]:
+                self._bytes -= self._held.pop(key).nbytes
+
 
 class Flights(Generic[K, V]):
     """Lets threads that need the same value at the same time wait for one of them to compute it."""

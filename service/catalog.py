@@ -20,9 +20,10 @@ def summaries(models: Models) -> list[ModelSummary]:
 
 def _summary(models: Models, name: str) -> ModelSummary:
     version, task, target, problem = None, None, None, None
+    versions: list[int] = []
     aliases: dict[str, int] = {}
     try:
-        aliases = models.store.aliases(name)
+        versions, aliases = models.store.versions(name), models.store.aliases(name)
         manifest = models.get(name).manifest
         version, task, target = manifest.version, manifest.task, manifest.target.name
     except FiberwalkError as e:
@@ -30,7 +31,7 @@ def _summary(models: Models, name: str) -> ModelSummary:
     return ModelSummary(
         name=name,
         version=version,
-        versions=models.store.versions(name),
+        versions=versions,
         aliases=aliases,
         task=task,
         target=target,

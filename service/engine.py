@@ -44,6 +44,9 @@ Parts = Mapping[str, Float32]
 _MOST_ROWS = 64
 """Rows of one run: more are no faster, as activations of many samples then outgrow the processor's cache."""
 
+_SET_BYTES = 2**14
+"""What a set takes beside its arrays and buffers, in objects of Python and of ONNX Runtime."""
+
 
 @dataclass(frozen=True)
 class WeightSet:
@@ -54,14 +57,15 @@ class WeightSet:
         anchors: (S,), the anchor of every sample.
         base: the arrays, ready to run.
         row: the same for single rows, where the bundle has a network for them.
-        copied: bytes of what that network takes in another layout.
+        beside: bytes that it takes beside the arrays: of what that network takes in another layout, and of the buffers
+            of a run and what ONNX Runtime keeps of it.
     """
 
     arrays: Mapping[str, Float32]
     anchors: Int64
     base: BoundWeights = field(repr=False)
     row: BoundWeights | None = field(repr=False)
-    copied: int
+    beside: int
 
     @property
     def samples(self) -> int:
@@ -74,7 +78,7 @@ class WeightSet:
 
     @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for a in self.arrays.values()) + self.anchors.nbytes + self.copied
+        return sum(a.nbytes for a in self.arrays.values()) + self.anchors.nbytes + self.beside
 
 
 class Engine:
@@ -110,6 +114,8 @@ class Engine:
             self._use_blocks(bundle, weights, threads)
         if self._trunk is not None:
             _expect(bundle, TRUNK_FILE, self._trunk, ["inputs"], features)
+        taken = [i.shape[1:] for i in self._base.get_inputs() if i.name in features]
+        self._row_values = sum(math.prod(n for n in shape if isinstance(n, int)) for shape in taken)
         self._threads = threads
         self._looks: ort.InferenceSession | None = None
         self._looks_at: list[str] = []
@@ -182,7 +188,8 @@ class Engine:
             taken = {i.name: given[i.name] for i in self._blocks.get_inputs()}
             given.update(zip(made, self._blocks.run(made, taken), strict=True))
         arrays = {i.name: given[i.name] for i in self._base.get_inputs() if i.name in given}
-        base, row, copied = BoundWeights(self._base, arrays, len(anchors), self.device), None, 0
+        base, row = BoundWeights(self._base, arrays, len(anchors), self.device), None
+        beside = _SET_BYTES + 4 * _MOST_ROWS * (self._row_values + len(anchors) * self._network.outputs)
         if self._row is not None:
             own = {
                 i.name: laid_out(i.name, i.shape, arrays)
@@ -190,8 +197,8 @@ class Engine:
                 if i.name not in self._features
             }
             row = BoundWeights(self._row, own, len(anchors))
-            copied = sum(a.nbytes for name, a in own.items() if name.endswith(WIDE))
-        return WeightSet(arrays, anchors, base, row, copied)
+            beside += sum(a.nbytes for name, a in own.items() if name.endswith(WIDE))
+        return WeightSet(arrays, anchors, base, row, beside)
 
     def outputs(self, weights: WeightSet, x: Float32, run_size: int) -> Iterator[Float32]:
         """Network outputs (S, b, O) for consecutive parts of the encoded rows x (B, ...).
@@ -243,6 +250,8 @@ def _session(bundle: Bundle, file: str, threads: int, device: Device) -> ort.Inf
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # Nothing but what the guard has read: by its first bytes a file might be taken for another format.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     # Idle threads that spin would take the cores from the other models and servers on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

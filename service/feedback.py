@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _MOST_MONITORS: Final = 256
 _LEAST_PROBABILITY: Final = 1e-12
+_MOST_NLL: Final = 1e30
+"""So that an absurd target leaves the mean over a window a number, as float32 too."""
 
 
 class Feedback:
@@ -75,7 +77,11 @@ class Feedback:
         found = source(request_id)
         if found is None:
             raise _unknown(request_id)
-        return self._models.get(found.reference), found
+        model = self._models.get(found.reference)
+        if model.bundle.digest != found.digest:
+            # Of another store on the same Redis, or of one that was made anew.
+            raise _unknown(request_id)
+        return model, found
 
     def take(self, request: FeedbackRequest, model: ServedModel, prediction: Prediction) -> dict[str, Any]:
         """Counts the targets, and answers with the state of the model.
@@ -127,10 +133,11 @@ class Feedback:
 
     def _monitor(self, model: ServedModel) -> Monitor:
         with self._lock:
-            monitor = self._monitors.get(model.reference)
+            digest = model.bundle.digest
+            monitor = self._monitors.get(digest)
             if monitor is None:
-                monitor = self._monitors[model.reference] = Monitor(model.manifest.ood.false_alarm_rate)
-            self._monitors.move_to_end(model.reference)
+                monitor = self._monitors[digest] = Monitor(model.manifest.ood.false_alarm_rate)
+            self._monitors.move_to_end(digest)
             if len(self._monitors) > _MOST_MONITORS:
                 self._monitors.popitem(last=False)
             return monitor
@@ -139,7 +146,7 @@ class Feedback:
 def prediction_of(model: ServedModel, columns: Columns) -> Prediction:
     """What feedback needs of an answer's columns."""
     variance = None if isinstance(model.manifest.target, ClassificationTarget) else columns["variance"]
-    return Prediction(model.reference, columns["mean"], variance)
+    return Prediction(model.reference, model.bundle.digest, columns["mean"], variance)
 
 
 def _unknown(request_id: str) -> InputError:
@@ -172,9 +179,11 @@ def _labelled(model: ServedModel, prediction: Prediction, targets: list[Any]) ->
     assert prediction.variance is not None
     y = np.array([number(value, f"targets[{i}]", "A target") for i, value in enumerate(targets)])
     apart = y - prediction.mean
-    score = np.abs(apart) / np.sqrt(prediction.variance)
+    with np.errstate(over="ignore"):
+        score = np.abs(apart) / np.sqrt(prediction.variance)
+        nll = 0.5 * (np.log(2 * math.pi * prediction.variance) + score**2)
     missed = np.column_stack([score > model.interval_factor(level) for level in LEVELS])
-    nll = 0.5 * (np.log(2 * math.pi * prediction.variance) + apart**2 / prediction.variance)
+    nll = np.minimum(nll, _MOST_NLL)
     nothing = np.full(len(y), np.nan)
     return Labelled(missed, nll, nothing, nothing)
 

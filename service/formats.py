@@ -207,7 +207,7 @@ def _from_msgpack(body: bytes) -> dict[str, Any]:
     if not body:
         raise _empty("msgpack")
     try:
-        content = msgpack.unpackb(body, object_hook=_named, max_array_len=_MAX_LIST)
+        content = msgpack.unpackb(body, object_hook=_named, max_array_len=min(_MAX_LIST, len(body)))
     except (ValueError, msgpack.UnpackException) as e:
         raise InputError(
             f"The body is not valid msgpack: {str(e).rstrip('.') or type(e).__name__}.",

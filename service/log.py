@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Final, TextIO, cast
 
 import orjson
@@ -22,7 +23,9 @@ def make_logger(settings: Settings) -> structlog.typing.FilteringBoundLogger:
     """A logger of the settings' level and format; nothing global is configured."""
     render: structlog.typing.Processor
     if settings.log_format == "json":
-        shape: list[structlog.typing.Processor] = [structlog.processors.dict_tracebacks]
+        # Without the frames' variables, which hold what clients sent.
+        frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        shape: list[structlog.typing.Processor] = [structlog.processors.ExceptionRenderer(frames)]
         render = structlog.processors.JSONRenderer(serializer=_json)
     elif sys.stderr.isatty():
         shape = []
@@ -61,7 +64,8 @@ class _Gathered:
     def write(self, text: str) -> None:
         self._lines.append(text)
         if len(self._lines) > _MOST_LINES:
-            self.drain()  # whoever reads them does not keep up: then neither may those who write
+            with suppress(OSError, ValueError):
+                self.drain()  # whoever reads them does not keep up: then neither may those who write
         if not self._some.is_set():
             self._some.set()
             if self._thread is None:
@@ -92,7 +96,9 @@ class _Gathered:
             ever.wait(_GATHER_SECONDS)
             # Before what is written: a line that comes now is seen now or sets it again.
             self._some.clear()
-            self.drain()
+            # What cannot be written is lost, and what comes later may be written again.
+            with suppress(OSError, ValueError):
+                self.drain()
 
 
 def _json(event: object, **_: object) -> str:

@@ -1,4 +1,4 @@
-"""What the C library does with memory, where it is glibc; elsewhere nothing here does anything."""
+"""Memory that goes back: by errors that let go of what they saw, and by the C library, where it is glibc."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ _MMAP_THRESHOLD: Final = -3
 _ARENAS: Final = 2
 _LARGE: Final = 2**20
 """Bytes: weight sets are larger, what most requests need is smaller."""
+
+
+def forget_frames(error: BaseException) -> None:
+    """Lets go of the frames that an error came through, and those that it came from, once it needs no tracing.
+
+    A request's error, its frames and what waits for it refer to each other. Without this its body would stay until the
+    next full collection, which hardly ever comes in a process whose objects are frozen.
+    """
+    found: BaseException | None = error
+    while found is not None and found.__traceback__ is not None:
+        found.__traceback__ = None
+        found = found.__cause__ or found.__context__
 
 
 def share_arenas() -> None:

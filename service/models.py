@@ -62,7 +62,11 @@ class Models:
         did not verify is taken up once it is repaired.
         """
         while not stop.is_set():
-            self.load_all(stop)
+            try:
+                self.load_all(stop)
+            except Exception:
+                # Whatever lies in the store, it is looked at again.
+                self._log.exception("store_not_followed")
             stop.wait(_WATCH_SECONDS)
 
     def load_all(self, stop: threading.Event | None = None) -> None:
@@ -226,11 +230,15 @@ class Models:
 
     def _forget_surplus(self, latest: Version) -> None:
         """Lets go of the least recently used versions that no name and no alias means any more."""
-        wanted = self._wanted() | {latest}
+        try:
+            wanted = self._wanted() | {latest}
+        except (StoreError, OSError):
+            return  # `load_all` tells of it
         with self._lock:
             surplus = [v for v in self._loaded if v not in wanted]
-            for version in surplus[: max(len(surplus) - self._settings.spare_models, 0)]:
-                del self._loaded[version]
+            gone = [self._loaded.pop(v) for v in surplus[: max(len(surplus) - self._settings.spare_models, 0)]]
+        for model in gone:
+            self._weights.forget(model)
 
     def _wanted(self) -> set[Version]:
         """Every version that a bare name or an alias means."""
@@ -244,7 +252,7 @@ class Models:
             for reference in references:
                 try:
                     wanted.add(self.store.resolve(reference))
-                except UnknownModelError as e:
+                except StoreError as e:
                     self._tell_once("alias_means_nothing", reference, e)
         return wanted
 
@@ -272,6 +280,8 @@ def _reference(version: Version) -> str:
 
 
 def _public(version: Version, error: StoreError) -> str:
+    if error.code == "no_device":
+        return f"{_reference(version)} is not served; {error.message[0].lower()}{error.message[1:]}"
     why = {
         "incompatible_bundle": "was written by another version of fiberwalk",
         "external_data": "keeps data outside its files",

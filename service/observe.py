@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_store.errors import FiberwalkError
+from service.memory import forget_frames
 from service.protocol import error_body
 from service.randomness import RandomBytes
 from service.runtime import Runtime
@@ -51,10 +52,12 @@ class ObserveRequests:
 
         try:
             await self._app(scope, receive, observed)
-        except ClientDisconnect:
+        except ClientDisconnect as e:
+            forget_frames(e)
             status = 499  # as other servers log a client that went away
-        except Exception:
+        except Exception as e:
             self._runtime.log.exception("request_failed", request_id=request_id, path=scope["path"])
+            forget_frames(e)
             if not status:
                 await _internal_error(observed)
             status = 500

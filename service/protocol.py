@@ -24,6 +24,7 @@ _STATUS: Final = {
     "invalid_npy": 400,
     "not_an_object": 400,
     "empty_body": 400,
+    "cross_site": 403,
     "not_found": 404,
     "unknown_request": 404,
     "method_not_allowed": 405,

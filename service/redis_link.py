@@ -14,6 +14,7 @@ import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from model_store.errors import ConfigError
 from service.metrics import ServiceMetrics
 
 T = TypeVar("T")
@@ -41,6 +42,9 @@ class RedisLink:
             retry: seconds between attempts to reach a Redis that failed.
             metrics: where failures are counted.
             log: where they are logged.
+
+        Raises:
+            ConfigError: the address has options that no client takes.
         """
         self.client = redis.Redis.from_url(
             url,
@@ -51,6 +55,15 @@ class RedisLink:
             # Weight sets have megabytes, and the client's own 64 KiB a read make it a multiple slower.
             socket_read_size=_READ_BYTES,
         )
+        try:
+            # Of what the address says a client learns as it connects.
+            self.client.connection_pool.connection_class(**self.client.connection_pool.connection_kwargs)
+        except TypeError as e:
+            # The error names the option, and not its value.
+            raise ConfigError(
+                f"FIBERWALK_REDIS_URL has an option that Redis clients do not know ({e}); leave it out.",
+                field="redis_url",
+            ) from None
         self.timeout = timeout
         self._retry = retry
         self._metrics, self._log = metrics, log
@@ -60,17 +73,26 @@ class RedisLink:
         metrics.redis_up.set(1)
 
     def attempt(self, operation: str, call: Callable[[], T]) -> T | None:
-        """What `call` returns; None where Redis failed now, or is left alone since it did."""
+        """What `call` returns; None where Redis failed now, or is left alone since it did.
+
+        A key that holds something of another type is no failure of Redis, which goes on being asked.
+        """
         if not self._up:
             return None
         try:
             return call()
+        except redis.ResponseError as e:
+            if "WRONGTYPE" in str(e):
+                self.refuse(operation, "type")
+            else:
+                self._failed(operation, e)
+            return None
         except (redis.RedisError, OSError, ValueError) as e:
             self._failed(operation, e)
             return None
 
     def refuse(self, key: str, wrong: str) -> None:
-        """Counts and logs a value that is not usable."""
+        """Counts and logs a value that is not usable, by its key or by what it was wanted for."""
         self._metrics.redis_errors.labels("rubbish").inc()
         self._log.warning("redis_value_refused", key=key, wrong=wrong)
 

@@ -15,6 +15,7 @@ import queue
 import struct
 import threading
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,17 +28,18 @@ from service.monitor import FIELDS, NO_ROWS, WINDOWS, Labelled, SequentialTest, 
 from service.redis_link import RedisLink
 from service.remembered import OVERHEAD, Prediction, Remembered
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _PREDICTIONS: Final = [f"{KEY_PREFIX}predictions{_FORMAT}:{part}" for part in ("held", "order")]
 _ROW: Final = 4 * FIELDS
 _TEST: Final = struct.Struct(f"<qq{len(NO_ROWS.wealth)}d")
 """rows, row of the alarm or 0, wealth."""
-_HEADER: Final = struct.Struct("<8sHII")
-"""token, bytes of the reference, B, C or 0 for a number."""
+_HEADER: Final = struct.Struct("<8s32sHII")
+"""token, digest, bytes of the reference, B, C or 0 for a number."""
 _TOKEN: Final = 8
 _WAITING: Final = 4096
 """Most predictions and scores that wait to be written."""
 _AT_ONCE: Final = 128
+_MOST_STATES: Final = 256
 _STOP_SECONDS: Final = 2.0
 
 # ---- scripts: KEYS held, order; ARGV bytes of all predictions, seconds they live, bytes an entry takes beside itself
@@ -53,6 +55,7 @@ local function keep(id, value)
   local t = redis.call('TIME')
   local now = t[1] * 1000000 + t[2]
   drop(id)
+  if #value + 2 * #id + entry > limit then return end
   redis.call('HSET', held, id, value)
   redis.call('HINCRBY', held, '#bytes', #value + 2 * #id + entry)
   redis.call('ZADD', order, string.format('%.0f', now), id)
@@ -145,6 +148,8 @@ class RedisMonitor:
         self._ttl = ttl
         self._put, self._tell, self._score = (link.client.register_script(s) for s in (_PUT, _TELL, _SCORE))
         self._telling = threading.Lock()
+        # What Redis last said of a model's test: seldom has another process been told something since.
+        self._states: OrderedDict[str, bytes] = OrderedDict()
         # Ids alone: the predictions themselves lie in `remembered`, whose size is bounded.
         self._waiting: queue.Queue[str | _Scores | None] = queue.Queue(_WAITING)
         self._writer = threading.Thread(target=self._write, name="redis-monitor", daemon=True)
@@ -234,24 +239,33 @@ class RedisMonitor:
             Whether they were counted; False where they had been told already; None where Redis does not answer.
         """
         keys, rows = [*_PREDICTIONS, *_monitor_keys(digest)], labelled.fields.astype("<f4").tobytes()
-        end = time.monotonic() + self._link.timeout
-        state = b""
         # One thread of a process at a time: with few rivals somebody else is seldom faster.
         with self._telling:
+            end = time.monotonic() + self._link.timeout
+            state = self._states.get(digest, b"")
             while time.monotonic() < end:
                 before = _unpack_test(state)
                 if before is None:
                     self._link.refuse(keys[2], "format")
                     return None
                 after = before.after(labelled)
-                arguments = [*self._bounds, request_id or "", token, state, _pack_test(after), before.count, rows]
+                next_state = _pack_test(after)
+                arguments = [*self._bounds, request_id or "", token, state, next_state, before.count, rows]
                 said = self._link.attempt("tell", lambda a=arguments: self._tell(keys, [*a, WINDOWS[-1], _ROW]))  # type: ignore[misc]
                 if said is None:
                     return None
+                if said[0] == b"counted":
+                    self._know(digest, next_state)
                 if said[0] != b"again":
                     return bool(said[0] == b"counted")
                 state = said[1]
         return None
+
+    def _know(self, digest: str, state: bytes) -> None:
+        self._states[digest] = state
+        self._states.move_to_end(digest)
+        if len(self._states) > _MOST_STATES:
+            self._states.popitem(last=False)
 
     def health(self, digest: str, rate: float) -> dict[str, Any] | None:
         """As `Monitor.health`, of what was told to all processes; None where Redis does not answer."""
@@ -264,8 +278,8 @@ class RedisMonitor:
         if answer is None:
             return None
         (test_state, scored_state), told, flagged = answer
-        test, scored = _unpack_test(test_state or b""), int(scored_state or 0)
-        if test is None:
+        test, scored = _unpack_test(test_state or b""), _unpack_count(scored_state or b"0")
+        if test is None or scored is None:
             self._link.refuse(state, "format")
             return None
         told, flagged = told or b"", flagged or b""
@@ -282,7 +296,8 @@ def pack(prediction: Prediction) -> bytes:
     """The value of a prediction."""
     reference, mean = prediction.reference.encode(), prediction.mean.astype("<f8")
     classes = mean.shape[1] if prediction.variance is None else 0
-    header = _HEADER.pack(prediction.token, len(reference), len(mean), classes)
+    digest = bytes.fromhex(prediction.digest)
+    header = _HEADER.pack(prediction.token, digest, len(reference), len(mean), classes)
     variance = b"" if prediction.variance is None else prediction.variance.astype("<f8").tobytes()
     return header + reference + mean.tobytes() + variance
 
@@ -295,14 +310,14 @@ def unpack(value: bytes) -> Prediction:
     """
     if len(value) < _HEADER.size:
         raise ValueError("size")
-    token, length, rows, classes = _HEADER.unpack_from(value)
+    token, digest, length, rows, classes = _HEADER.unpack_from(value)
     if not rows or len(value) != _HEADER.size + length + 8 * rows * (classes or 2):
         raise ValueError("size")
     reference = value[_HEADER.size : _HEADER.size + length].decode()
     numbers = np.frombuffer(value, dtype="<f8", offset=_HEADER.size + length).reshape(-1, rows)
     if classes:
-        return Prediction(reference, numbers.reshape(rows, classes), None, token)
-    return Prediction(reference, numbers[0], numbers[1], token)
+        return Prediction(reference, digest.hex(), numbers.reshape(rows, classes), None, token)
+    return Prediction(reference, digest.hex(), numbers[0], numbers[1], token)
 
 
 def _monitor_keys(digest: str) -> list[str]:
@@ -311,6 +326,11 @@ def _monitor_keys(digest: str) -> list[str]:
 
 def _pack_test(test: SequentialTest) -> bytes:
     return _TEST.pack(test.count, test.alarm or 0, *test.wealth)
+
+
+def _unpack_count(value: bytes) -> int | None:
+    """Rows that were scored; None where it is no number."""
+    return int(value) if value.isdigit() and len(value) < 20 else None
 
 
 def _unpack_test(state: bytes) -> SequentialTest | None:

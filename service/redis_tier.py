@@ -10,6 +10,7 @@ import hashlib
 import os
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +30,8 @@ _HEADER: Final = struct.Struct("<8sHHIQ32s32s")
 """magic, format version, dtype, S, P, bundle digest, sha256 of key and payload."""
 
 _PROBE_BYTES, _PROBE_SECONDS, _PROBE_TRIES = 2**20, 10, 3
+_KNOWN_SECONDS: Final = 60.0
+"""For which a measurement holds."""
 _SHARE_OF_LATEST = 0.25
 """How much of what fetching is thought to cost is what it cost last."""
 
@@ -97,14 +100,16 @@ class RedisTier:
         """
         self._link, self._ttl, self._max_bytes = link, ttl, max_bytes
         self._cost: _Cost | None = None
+        self._known = 0.0
 
     def seconds(self, nbytes: int) -> float | None:
         """What fetching weights of so many bytes is expected to take; None where Redis cannot be asked, or would not
-        have so many. Measured with a value of a megabyte when first asked, and then with every fetch."""
+        have so many. Measured with a value of a megabyte when first asked, then with every fetch, and again where
+        there was none for a while: a slow one may have been the last."""
         if nbytes > self._max_bytes:
             return None
-        if self._cost is None:
-            self._cost = self._link.attempt("measure", self._measured)
+        if self._cost is None or time.monotonic() - self._known > _KNOWN_SECONDS:
+            self._cost, self._known = self._link.attempt("measure", self._measured), time.monotonic()
         return None if self._cost is None else self._cost.any + nbytes * self._cost.byte
 
     def get(self, key: WeightKey, size: int) -> Float32 | None:
@@ -115,21 +120,19 @@ class RedisTier:
         if value is None:
             return None
         try:
-            # A client that decodes responses, or another type under the key, would not give bytes.
             found = unpack(key, size, bytes(value))  # type: ignore[arg-type]
         except (ValueError, TypeError) as e:
             self._link.refuse(str(key), str(e))
             return None
         if self._cost is not None:
             self._cost = self._cost.after(found.nbytes, time.perf_counter() - started)
+            self._known = time.monotonic()
         return found
 
-    def put(self, key: WeightKey, weights: Float32) -> None:
-        """Keeps weights (S, P) under a key for the time to live."""
-        if weights.nbytes > self._max_bytes:
-            return
-        value = pack(key, weights)
-        self._link.attempt("put", lambda: self._link.client.set(str(key), value, ex=self._ttl))
+    def put(self, key: WeightKey, size: int, weights: Callable[[], Float32]) -> None:
+        """Keeps weights (S, P = size) under a key for the time to live; they are made only where Redis takes them."""
+        if 4 * key.samples * size <= self._max_bytes:
+            self._link.attempt("put", lambda: self._link.client.set(str(key), pack(key, weights()), ex=self._ttl))
 
     def _measured(self) -> _Cost:
         client, key = self._link.client, f"{KEY_PREFIX}probe:{os.getpid()}"

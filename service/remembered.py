@@ -23,12 +23,14 @@ class Prediction:
 
     Attributes:
         reference: NAME@VERSION of the model.
+        digest: of its bundle, sha256 in hex.
         mean: (B,) of a number, or (B, C) probabilities.
         variance: (B,) of a number; None for classes.
         token: 8 bytes by which it is told from others, as a client may use the id of a request again.
     """
 
     reference: str
+    digest: str
     mean: NDArray[np.float64]
     variance: NDArray[np.float64] | None
     token: bytes = field(default_factory=_TOKENS.take)
@@ -55,9 +57,11 @@ class Remembered:
         self._size = 0
 
     def put(self, request_id: str, prediction: Prediction) -> None:
-        """Keeps a prediction, in place of an earlier one of the same id."""
+        """Keeps a prediction, in place of an earlier one of the same id; not one that is larger than all may be."""
         with self._lock:
             self._drop(request_id)
+            if prediction.size > self._limit:
+                return
             self._kept[request_id] = prediction
             self._size += prediction.size
             while self._size > self._limit:

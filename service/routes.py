@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
+from model_store.errors import InputError
 from service import catalog, examples
 from service.formats import JSON, MSGPACK, NPY, OCTETS, WRITERS, Body, answer_type, to_json
 from service.inference import Inference
@@ -86,6 +87,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text, "content": {"application/json": {"examples": examples.ERROR}}}
     for status, text in {
         400: "The body cannot be read, or is not an object.",
+        403: "A browser sends it for a page of another site.",
         404: "There is no such model, version, alias or prediction.",
         413: "The body is larger than the server accepts.",
         415: "The body is of a media type that is not taken.",
@@ -204,7 +206,8 @@ async def model_report(request: Request, name: str) -> Response:
     """One page: what the model takes and answers, its figures, how it was calibrated, with pictures."""
     content = await _reading(lambda: catalog.report(_runtime(request).models, name))
     # It was written elsewhere: nothing in it may run or fetch anything.
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    allowed = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    policy = f"{allowed}; base-uri 'none'; form-action 'none'; sandbox"
     return HTMLResponse(content, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
 
 
@@ -249,6 +252,7 @@ def _runtime(request: Request) -> Runtime:
 async def _computed(request: Request, answer: Callable[[Inference, Body], Steps]) -> Response:
     """The answer to a request's body, once it is its turn."""
     runtime = _runtime(request)
+    _refuse_other_sites(request)
     data = await runtime.bodies.read(request)
     try:
         given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -260,6 +264,19 @@ async def _computed(request: Request, answer: Callable[[Inference, Body], Steps]
     finally:
         runtime.bodies.release(data)
     return Response(content, media_type=kind)
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """Pages of other sites must not make their visitors' browsers tell targets: what is posted as text, browsers send
+    without asking whether it is wanted."""
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        raise InputError(
+            "A browser sends this for a page of another site; ask from your own server, or from a page of this one.",
+            code="cross_site",
+            field="Sec-Fetch-Site",
+            expected="same-origin, same-site or none",
+            got="cross-site",
+        )
 
 
 async def _reading(call: Callable[[], T]) -> T:

@@ -50,19 +50,25 @@ class WeightSource:
         self._metrics.misses.labels("process").inc()
         return self._flights.run(key, lambda: self._fetch(model, key))
 
+    def forget(self, model: ServedModel) -> None:
+        """Lets go of the sets of a model that is served no more, which keep its networks."""
+        self._cache.drop(lambda key: key.digest == model.bundle.digest)
+        self._metrics.cache_bytes.set(self._cache.nbytes)
+
     def _fetch(self, model: ServedModel, key: WeightKey) -> WeightSet:
         latents, anchors = draw_latents(model.plan(key.plan), model.nodes, key.samples, key.seed)
         parts: Parts | None = None
         tier = self._redis if self._redis is not None and self._worth_fetching(model, key) else None
+        size = model.manifest.network.weights
         if tier is not None:
-            weights = tier.get(key, model.manifest.network.weights)
+            weights = tier.get(key, size)
             (self._metrics.misses if weights is None else self._metrics.hits).labels("redis").inc()
             parts = None if weights is None else model.engine.cut(weights)
         if parts is None:
-            parts = model.engine.decode(latents, anchors)
+            parts = decoded = model.engine.decode(latents, anchors)
             self._metrics.decodes.labels(model.bundle.name).inc()
             if tier is not None:
-                tier.put(key, model.engine.joined(parts))
+                tier.put(key, size, lambda: model.engine.joined(decoded))
         found = model.engine.bind(parts, anchors)
         self._cache.put(key, found)
         self._metrics.cache_bytes.set(self._cache.nbytes)

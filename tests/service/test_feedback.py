@@ -71,6 +71,13 @@ def test_targets_with_the_inputs_again_are_the_same(client: httpx.Client) -> Non
     assert second["windows"][0]["coverage"] == first["windows"][0]["coverage"]
 
 
+def test_an_absurd_target_leaves_figures_that_are_numbers(client: httpx.Client) -> None:
+    asked = {"inputs": ROWS, "model": "sine"}
+    (window,) = tell(client, **asked, targets=[1e20, -1e308, 0.0])["windows"]
+    assert window["nll"] > 1e20 and window["coverage"]["0.9"] == pytest.approx(1 / 3)
+    assert tell(client, **asked, targets=[0.0] * 3)["windows"][0]["nll"] < window["nll"]
+
+
 def test_targets_of_classes(client: httpx.Client) -> None:
     answer = client.post("/predict", json={"inputs": [[5, 4], [0, 0]], "model": "flowers"}).json()
     names = ["setosa", "versicolor", "virginica"]
@@ -143,7 +150,7 @@ def test_a_million_ids_are_answered_within_bounded_memory(client: httpx.Client) 
     assert tell(client, request_id=last, targets=[0.0] * 3)["rows"] == 3
     # Each takes half a kilobyte, of which a megabyte is kept.
     kept = Remembered(2**20)
-    prediction = Prediction("m@1", np.zeros(1), np.ones(1))
+    prediction = Prediction("m@1", "ab" * 32, np.zeros(1), np.ones(1))
     for i in range(1_000_000):
         kept.put(str(i), prediction)
     found = [i for i in range(1_000_000) if kept.get(str(i)) is not None]
@@ -152,11 +159,13 @@ def test_a_million_ids_are_answered_within_bounded_memory(client: httpx.Client) 
 
 def test_what_does_not_fit_is_not_kept() -> None:
     kept = Remembered(1000)
-    kept.put("small", Prediction("m@1", np.zeros(10), None))
-    kept.put("large", Prediction("m@1", np.zeros(1000), None))
+    kept.put("small", Prediction("m@1", "ab" * 32, np.zeros(10), None))
+    kept.put("large", Prediction("m@1", "ab" * 32, np.zeros(1000), None))
     assert kept.get("large") is None
-    kept.put("again", Prediction("m@1", np.zeros(1), None))
-    kept.put("again", Prediction("m@1", np.ones(1), None))
+    # It takes nobody's place.
+    assert kept.get("small") is not None
+    kept.put("again", Prediction("m@1", "ab" * 32, np.zeros(1), None))
+    kept.put("again", Prediction("m@1", "ab" * 32, np.ones(1), None))
     found = kept.get("again")
     assert found is not None and found.mean[0] == 1
     assert kept.forget("again", found.token) and not kept.forget("again", found.token)
@@ -164,7 +173,7 @@ def test_what_does_not_fit_is_not_kept() -> None:
 
 def test_targets_of_a_prediction_do_not_use_up_a_later_one_of_its_id() -> None:
     kept = Remembered(10_000)
-    first, later = (Prediction("m@1", np.full(1, value), None) for value in (0.0, 1.0))
+    first, later = (Prediction("m@1", "ab" * 32, np.full(1, value), None) for value in (0.0, 1.0))
     kept.put("same", first)
     assert kept.forget("same", first.token)
     kept.put("same", later)
@@ -216,4 +225,4 @@ def test_monitors_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     models = [ServedModel(ModelStore(tmp_path).open(name)) for name in ("a", "b", "c")]
     for model in models:
         found.scored(model, np.zeros(1))
-    assert list(found._monitors) == ["b@1", "c@1"]
+    assert list(found._monitors) == [model.bundle.digest for model in models[1:]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -277,3 +278,13 @@ def test_many_brackets_and_blanks_are_read_in_no_time() -> None:
     for body in (b'{"inputs":' + b" " * 10**6 + b"x", b'{"inputs":' + b"[" * 10**6, b'"inputs":[ ' * 10**5):
         with pytest.raises(InputError):
             content_of(Body(body), rows_alone=True)
+
+
+def test_lists_claim_no_more_than_was_sent() -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="msgpack"):
+            content_of(Body(b"\xdd\x00\x10\x00\x00" * 1000, MSGPACK["Content-Type"]), rows_alone=True)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()

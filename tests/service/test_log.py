@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
@@ -13,6 +15,7 @@ import pytest
 from service.log import make_logger
 from service.randomness import RandomBytes
 from service.settings import Settings
+from tests.servers import wait_until
 
 
 def lines(capsys: pytest.CaptureFixture[str], wanted: int) -> list[str]:
@@ -100,3 +103,33 @@ def test_random_bytes_are_never_the_same() -> None:
         thread.join()
     assert len(set(found)) == len(found) == 8000
     assert {len(b) for b in found} == {8}
+
+
+def test_what_an_error_saw_is_not_logged(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
+    log = make_logger(Settings(store=tmp_path, log_format="json"))
+    sent = "3.14159265"
+    try:
+        raise ValueError(f"no {len(sent)}")
+    except ValueError:
+        log.exception("request_failed", path="/predict")
+    (line,) = lines(capsys, 1)
+    assert "no 10" in line and sent not in line
+
+
+def test_a_line_that_cannot_be_written_is_not_the_last(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        failed = False
+
+        def write(self, text: str) -> int:
+            if not self.failed:
+                self.failed = True
+                raise OSError(errno.ENOSPC, "no space")
+            return super().write(text)
+
+    stream = Full()
+    monkeypatch.setattr(sys, "stderr", stream)
+    log = make_logger(Settings(store=tmp_path))
+    log.info("request", status=0)
+    wait_until(lambda: stream.failed)
+    log.info("request", status=1)
+    wait_until(lambda: "status=1" in stream.getvalue())

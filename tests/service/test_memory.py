@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from service.memory import give_back, share_arenas
+from tests import bundles
+from tests.servers import Server, serving
 
 RESIDENT = """
 def resident():
@@ -114,3 +117,57 @@ def printed(script: str, *arguments: str) -> int:
     root = Path(__file__).parent.parent.parent
     command = [sys.executable, "-c", script, *arguments]
     return int(subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout)
+
+
+def resident(server: Server) -> int:
+    """Bytes of a server's process that lie in memory."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process takes is read from /proc")
+def test_requests_that_are_refused_leave_nothing(tmp_path: Path) -> None:
+    bundles.numeric_regression().publish(tmp_path)
+    body = json.dumps({"inputs": [{"x": float(i), "unknown": 1.0} for i in range(4000)], "more": "-" * 3_000_000})
+    with serving(tmp_path, max_rows=5000) as server, server.client() as client:
+        found = []
+        for i in range(60):
+            assert client.post("/predict", content=body).status_code == 422
+            if i in {9, 59}:
+                found.append(resident(server))
+        assert client.post("/predict", json={"inputs": [[1.0]]}).status_code == 200
+    # Fifty of them; three megabytes each and more, were they kept.
+    assert found[1] - found[0] < 30_000_000
+
+
+# Many sets of one sample, of a small network and of one whose rows are large; each has run once.
+HELD = """
+import sys
+from pathlib import Path
+import numpy as np
+from tests import bundles
+from model_store.plan import draw_latents
+from service.model import Asked, ServedModel
+
+bundle = getattr(bundles, sys.argv[1])().publish(Path(sys.argv[2]))
+model = ServedModel(bundle)
+x = np.repeat(model.encoder.typical(), 64, axis=0)
+
+def one(seed):
+    latents, anchors = draw_latents(model.plan("predict"), model.nodes, 1, seed)
+    weights = model.engine.bind(model.engine.decode(latents, anchors), anchors)
+    model.predict(weights, x, Asked(0.9))
+    return weights
+
+first = [one(seed) for seed in range(100)]
+before = resident()
+held = [one(seed) for seed in range(2000)]
+print(round(100 * (resident() - before) / sum(weights.nbytes for weights in held)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process takes is read from /proc")
+@pytest.mark.parametrize("kind", ["numeric_regression", "image_classification"])
+def test_a_set_takes_no_more_than_it_counts_for(tmp_path: Path, kind: str) -> None:
+    """In percent."""
+    assert 10 < printed(RESIDENT + HELD, kind, str(tmp_path)) < 110

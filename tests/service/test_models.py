@@ -15,6 +15,7 @@ import structlog
 from model_store.errors import InputError, IntegrityError, StoreError, UnknownModelError
 from model_store.manifest import BASE_FILE, DECODER_FILE
 from model_store.store import CHAMPION, ModelStore
+from service.catalog import summaries
 from service.metrics import ServiceMetrics
 from service.models import Models, sample_limit
 from service.settings import Settings
@@ -130,13 +131,24 @@ def test_a_bundle_that_cannot_be_run_is_reported(store: ModelStore) -> None:
     assert models.get("sine").reference == "sine@1"
 
 
-def test_a_damaged_alias_file_stops_only_its_model(store: ModelStore) -> None:
+@pytest.mark.parametrize("content", ["[]", '{"champion": Infinity}', "[" * 100_000, "no json"])
+def test_a_damaged_alias_file_stops_only_its_model(store: ModelStore, content: str) -> None:
     bundles.classification().publish(store)
-    (store.root / "sine" / "aliases.json").write_text("[]")
+    (store.root / "sine" / "aliases.json").write_text(content)
     models = models_of(store)
     assert (models.state, models.loaded()) == ("ready", ["flowers@1"])
     with pytest.raises(StoreError, match="damaged"):
         models.get("sine")
+
+
+def test_what_is_no_alias_file_stops_only_its_model(store: ModelStore) -> None:
+    bundles.classification().publish(store)
+    (store.root / "sine" / "aliases.json").mkdir()
+    models = models_of(store)
+    assert (models.state, models.loaded(), models.names()) == ("ready", ["flowers@1"], ["flowers", "sine"])
+    with pytest.raises(StoreError, match=r"sine/aliases.json in the store cannot be read \(Is a directory\)"):
+        models.get("sine")
+    assert [(m.name, m.problem is None) for m in summaries(models)] == [("flowers", True), ("sine", False)]
 
 
 def test_a_moved_alias_and_a_new_version_are_followed(store: ModelStore, running: tuple[Server, httpx.Client]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,9 +31,9 @@ from tests.service.test_feedback import ROWS, health, tell
 from tests.service.test_requests import refused
 
 DIGEST = "ab" * 32
-CLASSES = Prediction("flowers@3", np.array([[0.25, 0.75], [0.5, 0.5]]), None)
-NUMBERS = Prediction("sine@1", np.array([1.0, 2.0]), np.array([0.5, 0.25]))
-HELD = "fiberwalk:predictions1:held"
+CLASSES = Prediction("flowers@3", DIGEST, np.array([[0.25, 0.75], [0.5, 0.5]]), None)
+NUMBERS = Prediction("sine@1", DIGEST, np.array([1.0, 2.0]), np.array([0.5, 0.25]))
+HELD = "fiberwalk:predictions2:held"
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,58 @@ def test_rubbish_is_no_prediction(value: bytes) -> None:
 
 
 # ---- what is known together
+
+
+def test_threads_that_wait_for_each_other_do_not_take_redis_for_down(redis_server: RedisServer) -> None:
+    with member(redis_server.url, timeout=0.25) as one:
+        tell, asked = one.monitor._tell, []
+
+        def slow(*arguments: Any, **more: Any) -> Any:
+            asked.append(arguments)
+            time.sleep(0.1)
+            return tell(*arguments, **more)
+
+        one.monitor._tell = slow  # type: ignore[assignment]
+        with ThreadPoolExecutor(6) as pool:
+            assert all(pool.map(lambda _: one.monitor.tell(DIGEST, all_missed(1), None, b""), range(6)))
+        # Nobody else was faster.
+        assert len(asked) == 6
+        assert shared_rows(one) == 0 and one.monitor.health(DIGEST, 0.05)["rows"] == 6  # type: ignore[index]
+
+
+@pytest.mark.parametrize("part", ["test", "scored"])
+def test_rubbish_in_a_models_state_is_refused(redis_server: RedisServer, part: str) -> None:
+    with member(redis_server.url) as one, redis_server.client() as client:
+        client.hset(f"fiberwalk:{DIGEST}:monitor2:state", part, "abc")
+        assert one.monitor.health(DIGEST, 0.05) is None
+        assert one.value("fiberwalk_redis_up") == 1
+
+
+def test_a_prediction_of_another_bundle_of_that_name_is_not_known(redis_server: RedisServer, tmp_path: Path) -> None:
+    for folder, seed in (("one", 0), ("other", 1)):
+        bundles.numeric_regression(seed=seed).publish(tmp_path / folder)
+    settings = {"redis_url": redis_server.url}
+    with ExitStack() as stack:
+        one, other = (
+            stack.enter_context(stack.enter_context(serving(tmp_path / name, **settings)).client())
+            for name in ("one", "other")
+        )
+        request_id = one.post("/predict", json={"inputs": [[1.0]]}).headers["X-Request-ID"]
+        client = stack.enter_context(redis_server.client())
+        wait_until(lambda: bool(client.hexists(HELD, request_id)))
+        told = {"request_id": request_id, "targets": [1.0]}
+        assert refused(other.post("/feedback", json=told), 404)["code"] == "unknown_request"
+        assert one.post("/feedback", json=told).status_code == 200
+
+
+def test_what_is_larger_than_all_may_be_takes_nobodys_place(redis_server: RedisServer) -> None:
+    large = Prediction("sine@1", DIGEST, np.zeros(1000), np.ones(1000))
+    with member(redis_server.url, limit=4000) as one, redis_server.client() as client:
+        one.predict("small", NUMBERS)
+        one.predict("large", large)
+        one.predict("last", NUMBERS)
+        wait_until(lambda: bool(client.hexists(HELD, "last")))
+        assert client.hexists(HELD, "small") and not client.hexists(HELD, "large")
 
 
 def test_the_figures_are_those_of_one_process(redis_server: RedisServer) -> None:
@@ -178,7 +230,7 @@ def test_what_is_told_before_it_was_written_stays_told(redis_server: RedisServer
         wait_until(lambda: other.monitor.recall("later") is not None)
         assert one.monitor.recall("r") is None and other.monitor.recall("r") is None
         # A client may use an id again, for another prediction.
-        again = Prediction("sine@1", np.zeros(1), np.ones(1))
+        again = Prediction("sine@1", DIGEST, np.zeros(1), np.ones(1))
         other.predict("r", again)
         wait_until(lambda: one.monitor.recall("r") is not None)
         assert one.monitor.tell(DIGEST, all_missed(1), "r", again.token) is True
@@ -213,11 +265,11 @@ def test_old_predictions_go_and_so_does_what_lost_its_parts(redis_server: RedisS
         assert client.hexists(HELD, "newer")
         # Redis makes room by dropping whole keys: it all starts anew.
         one.monitor.tell(DIGEST, all_missed(30), None, b"")
-        client.delete(f"fiberwalk:{DIGEST}:monitor1:rows")
+        client.delete(f"fiberwalk:{DIGEST}:monitor2:rows")
         assert one.monitor.health(DIGEST, 0.05)["rows"] == 0  # type: ignore[index]
         assert one.monitor.tell(DIGEST, all_missed(2), None, b"") is True
         assert one.monitor.health(DIGEST, 0.05)["rows"] == 2  # type: ignore[index]
-        client.hset(f"fiberwalk:{DIGEST}:monitor1:state", "test", "rubbish")
+        client.hset(f"fiberwalk:{DIGEST}:monitor2:state", "test", "rubbish")
         assert one.monitor.tell(DIGEST, all_missed(2), None, b"") is None
         assert one.monitor.health(DIGEST, 0.05) is None
         client.hset(HELD, "r", "rubbish of some length that is no prediction")
@@ -276,7 +328,7 @@ def test_any_server_takes_targets_of_any_others_predictions(store: Path, redis_s
         assert gauges(b)["calibration_broken"] == gauges(b)["monitor_shared"] == 1
         digest = ModelStore(store).open("sine").digest
         assert {k.decode() for k in redis.keys("*monitor*")} == {
-            f"fiberwalk:{digest}:monitor1:{part}" for part in ("state", "rows", "flags")
+            f"fiberwalk:{digest}:monitor2:{part}" for part in ("state", "rows", "flags")
         }
 
 

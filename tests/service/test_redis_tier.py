@@ -14,6 +14,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model_store.errors import ConfigError
 from model_store.store import ModelStore
 from service.cache import WeightKey
 from service.metrics import ServiceMetrics
@@ -117,10 +118,10 @@ def tier(url: str, **settings: float) -> tuple[RedisTier, ServiceMetrics]:
 def test_what_is_put_is_found_and_expires(redis_server: RedisServer) -> None:
     made, _ = tier(redis_server.url)
     assert made.get(KEY, 5) is None
-    made.put(KEY, WEIGHTS)
+    made.put(KEY, 5, lambda: WEIGHTS)
     assert np.array_equal(made.get(KEY, 5), WEIGHTS)  # type: ignore[arg-type]
     large = WeightKey(KEY.digest, "predict", 400, 0)
-    made.put(large, np.zeros((400, 5), dtype=np.float32))
+    made.put(large, 5, lambda: pytest.fail("larger than any that is kept"))
     with redis_server.client() as client:
         assert 50 < client.ttl(str(KEY)) <= 60
         assert not client.exists(str(large))
@@ -128,7 +129,7 @@ def test_what_is_put_is_found_and_expires(redis_server: RedisServer) -> None:
 
 def test_a_redis_that_failed_is_left_alone_until_it_is_back(redis_server: RedisServer) -> None:
     made, metrics = tier(redis_server.url, retry=0.3)
-    made.put(KEY, WEIGHTS)
+    made.put(KEY, 5, lambda: WEIGHTS)
     redis_server.kill()
     assert made.get(KEY, 5) is None
     failures = metrics.registry.get_sample_value("fiberwalk_redis_errors_total", {"kind": "connection"})
@@ -139,8 +140,48 @@ def test_a_redis_that_failed_is_left_alone_until_it_is_back(redis_server: RedisS
     assert metrics.registry.get_sample_value("fiberwalk_redis_up") == 0
     redis_server.start()
     wait_until(lambda: metrics.registry.get_sample_value("fiberwalk_redis_up") == 1, what="the tier to come back")
-    made.put(KEY, WEIGHTS)
+    made.put(KEY, 5, lambda: WEIGHTS)
     assert np.array_equal(made.get(KEY, 5), WEIGHTS)  # type: ignore[arg-type]
+
+
+def test_nothing_is_made_for_a_redis_that_is_down(redis_server: RedisServer) -> None:
+    made, _ = tier(redis_server.url, retry=60)
+    redis_server.kill()
+    assert made.get(KEY, 5) is None
+    made.put(KEY, 5, lambda: pytest.fail("nobody takes it"))
+
+
+def test_another_type_under_a_key_is_no_failure_of_redis(redis_server: RedisServer) -> None:
+    made, metrics = tier(redis_server.url, retry=60)
+    with redis_server.client() as client:
+        client.rpush(str(KEY), "a list")
+    assert made.get(KEY, 5) is None
+    assert metrics.registry.get_sample_value("fiberwalk_redis_errors_total", {"kind": "rubbish"}) == 1
+    assert metrics.registry.get_sample_value("fiberwalk_redis_up") == 1
+    made.put(KEY, 5, lambda: WEIGHTS)
+    assert np.array_equal(made.get(KEY, 5), WEIGHTS)  # type: ignore[arg-type]
+
+
+def test_one_slow_fetch_does_not_rule_redis_out_for_ever(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _ = tier(redis_server.url)
+    usual = made.seconds(1000)
+    made.put(KEY, 5, lambda: WEIGHTS)
+    get = made._link.client.getex
+    monkeypatch.setattr(made._link.client, "getex", lambda *a, **k: (time.sleep(0.1), get(*a, **k))[1])
+    assert np.array_equal(made.get(KEY, 5), WEIGHTS)  # type: ignore[arg-type]
+    slow = made.seconds(1000)
+    assert usual is not None and slow is not None and slow > 0.1 > 10 * usual
+    monkeypatch.setattr("service.redis_tier._KNOWN_SECONDS", 0.0)
+    again = made.seconds(1000)
+    assert again is not None and again < 0.05
+
+
+def test_an_address_with_options_that_no_client_takes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="FIBERWALK_REDIS_URL") as e:
+        tier("redis://:sesame@localhost/0?foo=1")
+    assert "sesame" not in e.value.message
 
 
 def test_a_redis_that_refuses_is_counted_as_such(redis_server: RedisServer) -> None:
@@ -254,7 +295,7 @@ def test_rubbish_under_a_key_is_replaced(
         redis.delete(key)
         redis.rpush(key, "hello")  # Redis itself refuses to read a list as a value
         assert answer(client, 5) == expected(5)
-        assert errors(server, "refused") == 1
+        assert errors(server, "rubbish") == len(wrong) + 1 and errors(server, "refused") == 0
 
 
 def test_a_redis_that_never_answers_costs_one_short_wait(store: Path, expected: Callable[[int], bytes]) -> None:

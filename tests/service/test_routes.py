@@ -269,9 +269,19 @@ def test_the_report_is_a_page_that_may_do_nothing(client: httpx.Client) -> None:
     page = client.get("/models/prices@1/report")
     assert page.status_code == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
     assert page.text == "<!doctype html><title>prices</title>"
-    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    policy = page.headers["content-security-policy"].split("; ")
+    assert policy[0] == "default-src 'none'" and {"sandbox", "form-action 'none'", "base-uri 'none'"} <= set(policy)
     assert page.headers["x-content-type-options"] == "nosniff"
     assert client.get("/models/nothing/report").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/predict", "/ood", "/feedback"])
+def test_a_page_of_another_site_may_post_nothing(client: httpx.Client, path: str) -> None:
+    content = {"model": "sine", "inputs": INPUTS["sine"]}
+    own = client.post(path, json=content, headers={"Sec-Fetch-Site": "same-origin"})
+    other = client.post(path, json=content, headers={"Sec-Fetch-Site": "cross-site", "Content-Type": "text/plain"})
+    assert own.status_code != 403 and other.status_code == 403
+    assert other.json()["error"]["code"] == "cross_site"
 
 
 def test_health(client: httpx.Client) -> None:
@@ -356,7 +366,7 @@ def test_the_documentation_describes_requests_and_answers(client: httpx.Client) 
             assert kind["schema"]["description"].endswith(".")
         fields = api["components"]["schemas"][f"{path[1:].title()}Request"]["properties"]
         assert {p["name"] for p in post["parameters"]} == fields.keys() - {"inputs"}
-        for status in ("400", "404", "413", "415", "422", "503"):
+        for status in ("400", "403", "404", "413", "415", "422", "503"):
             schema = post["responses"][status]["content"]["application/json"]["schema"]
             assert schema["$ref"].endswith("/ErrorAnswer")
     for schema in ("PredictRequest", "OodRequest", "RegressionAnswer", "ClassificationAnswer", "OodAnswer"):
