@@ -54,6 +54,8 @@ _GROWTH = 1.1
 """Of a particle's step, each time that its loss did not rise."""
 _CHECKED, _CONVERGED = 10, 0.05
 """Refinement ends early where so many steps gain less than this many nats of log posterior a particle."""
+_FARTHEST = 3.0
+"""Times the drift, or what is usual where that is more, that a sound particle is away from its anchor."""
 
 
 @dataclass(frozen=True)
@@ -111,17 +113,17 @@ def walk_fibers(
     nodes, losses = [walk.position.clone()], [walk.plain_loss(walk.position)]
     for t in range(1, last + 1):
         walk.drift(float(scales[t] - scales[t - 1]))
-        earlier = math.inf
+        earlier, scale = math.inf, float(scales[t])
         with side_by_side(x.device.type == "cpu") as walk.threads:
             for step in range(walk.refinement):
-                loss = walk.refine(float(scales[t]))
+                loss = walk.refine(scale)
                 report((t - 1) * walk.refinement + step + 1, last * walk.refinement, loss / len(x))
                 if step % _CHECKED == 0:
                     if from_first(walk.exact and earlier - loss < _CONVERGED):
                         break
                     earlier = loss
-        loss_there = walk.strand_diverged(float(scales[t]), nodes[-1], losses[-1])
-        nodes.append(walk.settled(float(scales[t])))
+        loss_there = walk.strand_diverged(scale, nodes[0], nodes[-1], losses[-1])
+        nodes.append(walk.settled(scale))
         losses.append(walk.plain_loss(nodes[-1]) if config.moves else loss_there)
     shape = (last + 1, anchors.shape[0], walk.particles)
     return Fibers(
@@ -179,16 +181,12 @@ class _Walk:
             raise ConfigError("Hamiltonian moves need one process; leave torchrun out.", field="fiber.moves")
         self.member = member.repeat_interleave(self.particles, 0)[own].float()
         self.scores = torch.zeros(len(self.position), n, likelihood.outputs, device=device)
-        directions: list[Tensor] = []
-        priors: list[Tensor] = []
-        steps: list[Tensor] = []
-        moving_steps: list[Tensor] = []
+        directions, priors, steps, moving_steps = (list[Tensor]() for _ in range(4))
         self.preconditioners: list[Preconditioner] = []
         enough = enough_rows(network, x)
         for a, (theta, seen) in enumerate(zip(anchors, member, strict=True)):
             rows = seen.nonzero().squeeze(1)
-            before = a * self.particles
-            here = slice(max(0, own.start - before), max(0, own.stop - before))
+            here = slice(*(max(0, end - a * self.particles) for end in (own.start, own.stop)))
             draws = draw_posterior(
                 network,
                 theta,
@@ -313,15 +311,19 @@ class _Walk:
         parts = torch.split(gradient, self.of_anchor)
         return torch.cat([flatten(g) for flatten, g in zip(self.preconditioners, parts, strict=True)])
 
-    def strand_diverged(self, scale: float, last: Tensor, last_loss: Tensor) -> Tensor:
+    def strand_diverged(self, scale: float, start: Tensor, last: Tensor, last_loss: Tensor) -> Tensor:
         """Leaves particles that diverged at their last node, for good; returns the plain loss of all.
 
         Diverged is what fits its own rows worse than outputs of nothing but zero (or than the anchor, where that is
         worse still) by ten times as much as posterior draws are worse than the anchor at most: half the scale squared
-        for each output, in nats a row.
+        for each output, in nats a row. And what is far from its anchor beside how far drift took it, and others are:
+        where classes can be told apart without an error, the perturbed objective of a softmax has no least value.
         """
         loss = self.plain_loss(self.position)
+        away = (self.position - start).norm(dim=1)
+        usual = gathered(away.nan_to_num(nan=math.inf), self.count).median()
         sound = loss <= self.worst + 5 * scale**2 * self.likelihood.outputs
+        sound &= away <= _FARTHEST * torch.maximum(scale * self.direction.norm(dim=1), usual)
         self.stranded |= ~sound
         self.position = torch.where(sound.unsqueeze(1), self.position, last)
         return torch.where(sound, loss, last_loss)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from builder import fiber
-from builder.config import FiberConfig
+from builder.config import FiberConfig, MapConfig
 from builder.fiber import Fibers, walk_fibers
 from builder.fiber_plan import Plan
 from builder.likelihood import CategoricalLikelihood, GaussianLikelihood
+from builder.map import train_anchors
 from builder.network import MLP, FunctionalNetwork
 from tests.builder.linear import LinearModel, assert_draws_from, linear_classifier, linear_gaussian
 
@@ -328,6 +329,22 @@ def test_diverging_particles_are_stranded_with_finite_weights() -> None:
     assert torch.isfinite(fibers.nodes).all()
     left = fibers.nodes[:, fibers.stranded]
     assert torch.equal(left[-1], left[-2])
+
+
+def test_particles_do_not_run_off_where_classes_can_be_told_apart_without_an_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(90) % 3
+    x = 0.3 * torch.randn(90, 20, generator=generator)
+    x[torch.arange(90), y] += 2
+    config = MapConfig(steps=400, prior_precision=[0.3])
+    member = torch.arange(90) % 10 != torch.arange(2)[:, None]
+    network = FunctionalNetwork(MLP(20, [30], 3))
+    anchors = train_anchors(network, lambda: MLP(20, [30], 3), x, y, member, config).weights
+    precision, options = torch.full((network.weights,), 0.3), FiberConfig(trajectories=10)
+    fibers = walk_fibers(network, anchors, x, y, member, CategoricalLikelihood(3), precision, options)
+    assert fibers.stranded.any() and not fibers.stranded.all()
+    away = (fibers.nodes - fibers.nodes[:1]).norm(dim=-1)
+    assert float((away[-1] / fibers.drift_length).max()) < 4
 
 
 def test_a_classifier_walks_too() -> None:
