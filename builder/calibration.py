@@ -182,6 +182,11 @@ class SampledPosterior:
     nodes: Tensor
     scales: Tensor
 
+    @classmethod
+    def of(cls, network: FunctionalNetwork, fibers: Fibers, last: int) -> SampledPosterior:
+        """That of fibers up to a node."""
+        return cls(network, fibers.nodes[: last + 1].permute(1, 2, 0, 3), fibers.scales[: last + 1])
+
     def draw(self, plan: LatentPlan, samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Weights (S, P) and the anchor of each (S,)."""
         unit = (self.scales / self.scales[-1]).to(self.nodes)

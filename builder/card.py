@@ -34,7 +34,7 @@ _SPLITS: Final = {
     "them, so they flatter a little",
 }
 _METRICS: Final = {
-    "nll": "negative log likelihood in nats a row: judges prediction and error bar at once, lower is better",
+    "nll": "negative log likelihood in nats a row (a number's, of mean and variance): judges both, lower is better",
     "rmse": "root mean squared error of the mean{unit}, lower is better",
     "coverage": "share of rows inside their {percent} interval, ideally {percent}",
     "width": "mean width of that interval{unit}, at equal coverage lower is better",

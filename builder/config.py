@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from builder.augmentation import Augmentation
 from model_store.errors import ConfigError
+from model_store.store import checked_name
 
 Preset = Literal["fast", "default", "thorough"]
 Task = Literal["regression", "classification"]
@@ -246,6 +248,7 @@ def make_config(values: dict[str, Any]) -> BuildConfig:
 
     Raises:
         ConfigError: an option is unknown, missing or out of range; `field` names it.
+        InvalidNameError: the model cannot have this name.
     """
     preset = values.get("preset", "default")
     merged: dict[str, Any] = dict(values)
@@ -253,13 +256,30 @@ def make_config(values: dict[str, Any]) -> BuildConfig:
         given = merged.get(stage, {})
         merged[stage] = {**options, **given} if isinstance(given, dict) else given
     try:
-        return BuildConfig.model_validate(merged)
+        config = BuildConfig.model_validate(merged)
     except ValidationError as e:
         first = e.errors()[0]
         field = ".".join(str(p) for p in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(
+                f"Option {field}: there is none of this name.",
+                field=field,
+                expected="one of: " + ", ".join(_options(first["loc"][:-1])),
+                got=str(first["loc"][-1])[:80],
+            ) from e
         raise ConfigError(
             f"Option {field}: {first['msg']}.", field=field, expected=first["msg"], got=repr(first["input"])[:80]
         ) from e
+    checked_name(config.name)
+    return config
+
+
+def _options(table: Sequence[int | str]) -> list[str]:
+    """The names that a recipe may have in a table, and the names of tables in none."""
+    place: Any = BuildConfig
+    for name in table:
+        place = place.model_fields[name].annotation
+    return list(place.model_fields)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

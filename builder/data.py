@@ -22,7 +22,7 @@ from model_store.manifest import (
     TensorInput,
 )
 
-__all__ = ["Dataset", "RawData", "assign_folds", "from_arrays", "from_frame", "prepare", "read_file"]
+__all__ = ["Dataset", "RawData", "assign_folds", "from_arrays", "from_frame", "part_of", "prepare", "read_file"]
 
 _LEAST_TRAINING_ROWS = 10
 _FEW_ROWS = 10
@@ -69,12 +69,12 @@ def prepare(raw: RawData, config: DataConfig, standardize: bool, seed: int) -> D
     y: Array
     if config.task == "classification":
         target, y = _classes(raw)
-        test = _test_part(y, config.test_fraction, rng)
+        test = part_of(y, config.test_fraction, rng)
         _refuse_few(~test)
         notes = _rare_classes(target, y[~test])
     else:
         numbers = _numbers(raw)
-        test = _test_part(np.zeros(len(numbers), dtype=np.int64), config.test_fraction, rng)
+        test = part_of(np.zeros(len(numbers), dtype=np.int64), config.test_fraction, rng)
         _refuse_few(~test)
         notes = []
         target, y = _scaled(raw, numbers, ~test, standardize)
@@ -153,7 +153,8 @@ def assign_folds(strata: Array, folds: int, seed: int) -> NDArray[np.int64]:
     return fold
 
 
-def _test_part(strata: Array, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def part_of(strata: Array, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """(n,) bool: a random part of the rows, of each stratum as many as it has of all."""
     order = _shuffled_by_stratum(strata, rng)
     turns = np.floor((np.arange(len(order) + 1)) * fraction + 0.5)
     test = np.zeros(len(order), dtype=bool)

@@ -50,7 +50,7 @@ def examine(fibers: Fibers, reach: Reach, latent: LatentModel, calibrated: Calib
 
 
 def movement(fibers: Fibers) -> Tensor:
-    """(A, N) share of the whole drift that refinement left: net way over the way drifted in the last step.
+    """(A, N) share of the whole drift that refinement left: net way over the length of the whole drift.
 
     Near 1 where particles went where drift took them, near 0 where refinement pulled them back to the MAP.
     """

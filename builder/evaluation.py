@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from builder.calibration import SampledPosterior
+from builder.likelihood import gaussian_nll
 from builder.predictive import (
     categorical_nll,
     conformal_quantile,
     contracted,
     expected_calibration_error,
-    gaussian_mixture_nll,
     mixture_probabilities,
     sample_outputs,
 )
@@ -50,20 +51,27 @@ def test_part(trained: Trained) -> tuple[Tensor, Tensor]:
 def predict_test(trained: Trained) -> TestPredictions:
     """What a server answers for the test rows by default (its number of samples, seed 0)."""
     x, y = test_part(trained)
-    outputs = sample_outputs(trained.network, _served_weights(trained), x)
-    spread = trained.calibrated.spread
+    plan, calibrated = trained.plans["predict"], trained.calibrated
+    outputs = sample_outputs(trained.network, trained.posterior.draw(plan, plan.samples)[0], x)
+    return _answer(outputs, y, calibrated.spread, calibrated.dispersion)
+
+
+def _answer(outputs: Tensor, y: Tensor, spread: float, dispersion: float) -> TestPredictions:
+    """What samples with the outputs (S, B, O) answer together."""
     if y.is_floating_point():
         f = outputs[..., 0]
         epistemic = f.var(0, unbiased=False) if len(y) else y  # torch warns of the variance of nothing
         return TestPredictions(y, f.mean(0), (epistemic + spread**2).sqrt(), epistemic.sqrt())
-    together = contracted(outputs, trained.calibrated.dispersion)
-    return TestPredictions(y, probabilities=mixture_probabilities(together, spread))
+    return TestPredictions(y, probabilities=mixture_probabilities(contracted(outputs, dispersion), spread))
 
 
-def evaluate(trained: Trained) -> list[Metrics]:
+def evaluate(trained: Trained, served: TestPredictions | None = None) -> list[Metrics]:
     """Test figures of the posterior, of the fiber samples themselves, and of the mean single MAP anchor.
 
     Also the out-of-fold NLL of posterior and MAP, on which calibration was chosen. Empty test part: only these.
+
+    Args:
+        served: what `predict_test` gives, where that is known already.
     """
     calibrated, scale = trained.calibrated, 1.0
     if isinstance(trained.dataset.target, RegressionTarget):
@@ -76,16 +84,17 @@ def evaluate(trained: Trained) -> list[Metrics]:
     x, y = test_part(trained)
     if not len(y):
         return found
-    fiber = trained.fibers.nodes[: trained.reach.node + 1].flatten(0, 2)
+    plan, (spread, dispersion) = trained.plans["predict"], (calibrated.spread, calibrated.dispersion)
+    sampled = SampledPosterior.of(trained.network, trained.fibers, trained.reach.used)
+    fiber = sample_outputs(trained.network, sampled.draw(plan, plan.samples)[0], x)
+    anchors = sample_outputs(trained.network, trained.anchors, x)
     groups = {
-        "posterior": [sample_outputs(trained.network, _served_weights(trained), x)],
-        "fiber": [sample_outputs(trained.network, fiber, x)],
-        "map": [sample_outputs(trained.network, anchor[None], x) for anchor in trained.anchors],
+        "posterior": [served or predict_test(trained)],
+        "fiber": [_answer(fiber, y, spread, dispersion)],
+        "map": [_answer(one[None], y, calibrated.map_spread, 1.0) for one in anchors],
     }
-    for predictor, members in groups.items():
-        spread = calibrated.map_spread if predictor == "map" else calibrated.spread
-        members = [contracted(outputs, calibrated.dispersion) for outputs in members]  # one MAP stays what it is
-        each = [_figures(outputs, y, spread, calibrated.conformity_scores, scale) for outputs in members]
+    for predictor, answers in groups.items():
+        each = [_figures(answer, calibrated.conformity_scores, scale) for answer in answers]
         values = {name: sum(v[name] for v in each) / len(each) for name in each[0]}
         if predictor == "map":
             values.pop("coverage_90", None), values.pop("width_90", None)
@@ -93,24 +102,20 @@ def evaluate(trained: Trained) -> list[Metrics]:
     return found
 
 
-def _served_weights(trained: Trained) -> Tensor:
-    plan = trained.plans["predict"]
-    return trained.posterior.draw(plan, plan.samples)[0]
-
-
-def _figures(outputs: Tensor, y: Tensor, spread: float, scores: Tensor, scale: float) -> dict[str, float]:
-    if not y.is_floating_point():
-        p = mixture_probabilities(outputs, spread)
+def _figures(answer: TestPredictions, scores: Tensor, scale: float) -> dict[str, float]:
+    y = answer.y
+    if answer.probabilities is not None:
+        p = answer.probabilities
         return {
             "nll": float(categorical_nll(p, y).mean()),
             "accuracy": float((p.argmax(1) == y).float().mean()),
             "ece": expected_calibration_error(p, y),
         }
-    f = outputs[..., 0]
-    half = conformal_quantile(scores, LEVEL) * (f.var(0, unbiased=False) + spread**2).sqrt()
-    error = (f.mean(0) - y).abs()
+    assert answer.mean is not None and answer.std is not None
+    half = conformal_quantile(scores, LEVEL) * answer.std
+    error = (answer.mean - y).abs()
     return {
-        "nll": float(gaussian_mixture_nll(f, y, spread**2).mean()) + math.log(scale),
+        "nll": float(gaussian_nll(answer.mean, y, answer.std).mean()) + math.log(scale),
         "rmse": float(error.square().mean().sqrt()) * scale,
         "coverage_90": float((error <= half).float().mean()),
         "width_90": float(2 * half.mean()) * scale,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,13 +69,15 @@ def learn(
     x = torch.from_numpy(dataset.x)[train].to(device)
     y = torch.from_numpy(dataset.y)[train].to(device)
     member = assign_members(config, module, y).to(device)
+    refit = config.map.refit and config.network.weights is None  # given weights are answered with as they are
+    count = _served(config.map, len(member), refit)
     clock = Clock(seconds, work)
     key = make_key(
         dataset.fingerprint,
         config.data.model_dump(mode="json", exclude={"file"}),
         config.network.model_dump(mode="json"),
         repr(module),
-        [float(p.detach().double().sum()) for p in module.parameters()],
+        _digest(module),
         config.seed,
         device.type,
         torch.__version__,
@@ -82,7 +85,7 @@ def learn(
     )
 
     full = FunctionalNetwork(module).to(device)
-    key = make_key(key, config.map.model_dump(exclude={"refit", "served"}), len(member))
+    key = trained_key = make_key(key, config.map.model_dump(exclude={"refit", "served"}), len(member))
     with bars.stage("MAP training") as report, clock("map"):
 
         def first_anchors() -> Anchors:
@@ -92,8 +95,6 @@ def learn(
 
         anchors = _trained(work, "map", key, device, first_anchors)
     own = _Start.of(config, module, full, anchors, member, y, dataset.outputs)
-    refit = config.map.refit and config.network.weights is None  # given weights are answered with as they are
-    count = _served(config.map, len(member), refit)
     work_a_walk = work_of(config.fiber, len(member)) / (2 if refit else 1)
     fiber = config.fiber.model_copy(update={"work": work_a_walk})
     # As many fibers in all as around those that are served: what is judged then takes no more work than what is served.
@@ -117,7 +118,7 @@ def learn(
             whole = _trained(
                 work,
                 "refit",
-                key,
+                make_key(trained_key, count),
                 device,
                 lambda: refit_anchors(full, factory, anchors, x, y, config.map, config.seed, report),
             )
@@ -135,7 +136,7 @@ def learn(
     assert cross_fitted is not None and fibers is not None
     used = slice(0, reach.used + 1)
 
-    key = make_key(key, config.autoencoder.model_dump(), reach.used)
+    key = make_key(key, config.autoencoder.model_dump(exclude={"first_rank"}), reach.used)
     with bars.stage("Autoencoder") as report, clock("autoencoder"):
         latent = _resume_latent(work, key, device)
         if latent is None:
@@ -153,8 +154,8 @@ def learn(
 
     posterior = DecodedPosterior(served.network, latent.decoder, latent.nodes.cpu().numpy())
     with bars.stage("Calibration"), clock("calibration"):
-        judged = _sampled(own.network, cross_fitted, reach.used) if refit else posterior
-        wider = _sampled(own.network, cross_fitted, reach.shown) if reach.shown > reach.used else None
+        judged = SampledPosterior.of(own.network, cross_fitted, reach.used) if refit else posterior
+        wider = SampledPosterior.of(own.network, cross_fitted, reach.shown) if reach.shown > reach.used else None
         known = settled(config.calibration, served.network)
         calibrated = calibrate(
             judged,
@@ -203,6 +204,15 @@ def learn(
         networks,
         evaluations,
     )
+
+
+def _digest(module: nn.Module) -> str:
+    """Of all that a network starts with, buffers such as those of batch normalisation included."""
+    found = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _served(config: MapConfig, anchors: int, refit: bool) -> int:
@@ -296,11 +306,6 @@ class Clock:
 
     def _now(self) -> float:
         return time.perf_counter() + (self._work.spared if self._work else 0.0)
-
-
-def _sampled(network: FunctionalNetwork, fibers: Fibers, last: int) -> SampledPosterior:
-    """The posterior of the fibers themselves, up to a node."""
-    return SampledPosterior(network, fibers.nodes[: last + 1].permute(1, 2, 0, 3), fibers.scales[: last + 1])
 
 
 def _posterior_network(

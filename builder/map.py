@@ -21,6 +21,7 @@ from builder.config import MapConfig
 from builder.distributed import from_first, gathered, share
 from builder.likelihood import CategoricalLikelihood, gaussian_nll
 from builder.network import FunctionalNetwork, NetworkFactory
+from builder.predictive import sample_outputs
 from builder.progress import StepReport, silent
 from builder.runtime import concurrently, side_by_side
 
@@ -178,7 +179,8 @@ def train_members(
 
 def _optimiser(config: MapConfig, learned: list[Tensor], rate: float) -> torch.optim.Optimizer:
     if config.optimiser == "sgd":
-        return torch.optim.SGD(learned, lr=rate, momentum=0.9, nesterov=True)
+        # The schedule cycles it, against the rate: from .95 to .85 and back.
+        return torch.optim.SGD(learned, lr=rate, momentum=0.95, nesterov=True)
     return torch.optim.Adam(learned, lr=rate)
 
 
@@ -291,11 +293,10 @@ def given_anchor(network: FunctionalNetwork, x: Tensor, y: Tensor, member: Tenso
     """
     weights = network.current()[None]
     noise, loss = torch.ones(1, device=x.device), 0.0
-    with torch.no_grad():
-        outputs = network(weights[0], x[member[0]])
-        if y.is_floating_point():
-            noise = (outputs[:, 0] - y[member[0]]).square().mean().sqrt().clamp(min=1e-6).reshape(1)
-        loss = float(_nll(outputs, y[member[0]], noise, y.is_floating_point()).mean())
+    outputs = sample_outputs(network, weights, x[member[0]])[0]
+    if y.is_floating_point():
+        noise = (outputs[:, 0] - y[member[0]]).square().mean().sqrt().clamp(min=1e-6).reshape(1)
+    loss = float(_nll(outputs, y[member[0]], noise, y.is_floating_point()).mean())
     precision = sorted(config.prior_precision)[len(config.prior_precision) // 2]
     return Anchors(weights, noise, precision, {}, loss, 0)
 
@@ -303,12 +304,11 @@ def given_anchor(network: FunctionalNetwork, x: Tensor, y: Tensor, member: Tenso
 def own_fold_outputs(network: FunctionalNetwork, weights: Tensor, x: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs of each anchor on the rows it did not see: (m, O), and the indices (m,) of these rows."""
     outputs, rows = [], []
-    with torch.no_grad():
-        for theta, seen in zip(weights, member, strict=True):
-            held = (~seen).nonzero().squeeze(1)
-            if held.numel():
-                outputs.append(network(theta, x[held]))
-                rows.append(held)
+    for theta, seen in zip(weights, member, strict=True):
+        held = (~seen).nonzero().squeeze(1)
+        if held.numel():
+            outputs.append(sample_outputs(network, theta[None], x[held])[0])
+            rows.append(held)
     return torch.cat(outputs), torch.cat(rows)
 
 

@@ -67,7 +67,8 @@ def narrow_first_layers(
     given = _given(network, layers, rows)
     if not layers or given is None:
         return decoder
-    most = most_columns(plan.samples) // decoder.anchors - 1
+    # Those of all layers are mixed together.
+    most = (most_columns(plan.samples) // decoder.anchors - 1) // len(layers)
     ranks: Sequence[int] = [columns] if columns else _ranks(min(most, decoder.rank - 1))
     if not ranks:
         return decoder

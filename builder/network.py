@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -342,6 +343,11 @@ def load_weights(module: nn.Module, path: Path) -> None:
         module.load_state_dict(load_file(path))
     except OSError as e:
         raise ConfigError(f"--weights {path} cannot be read: {e.strerror or e}.", field="weights") from e
+    except SafetensorError as e:
+        raise ConfigError(
+            f"--weights {path} is no safetensors file ({e}); write one with safetensors.torch.save_file.",
+            field="weights",
+        ) from e
     except Exception as e:
         raise ConfigError(f"--weights {path} does not fit the network: {e}", field="weights") from e
     for name, parameter in module.named_parameters():

@@ -9,7 +9,7 @@ from builder.config import BuildConfig
 from builder.data import RawData, prepare, read_file
 from builder.diagnostics import Finding, examine
 from builder.distributed import first
-from builder.evaluation import evaluate
+from builder.evaluation import evaluate, predict_test
 from builder.learning import Clock, learn
 from builder.network import NetworkFactory
 from builder.preparation import make_factory, standardized
@@ -61,15 +61,15 @@ def run_build(
         bars.say(note)
     work = WorkFolder(config.work or Path(".fiberwalk") / config.name) if first() else None
     seconds: dict[str, float] = {}
-    clock = Clock(seconds)
     trained = learn(config, dataset, factory or make_factory(config, dataset), bars, seconds, work)
-    with bars.stage("Test metrics"), clock("evaluation"):
-        metrics = evaluate(trained)
+    with bars.stage("Test metrics"), Clock(seconds)("evaluation"):
+        test = predict_test(trained)
+        metrics = evaluate(trained, test)
     findings = examine(trained.cross_fitted, trained.reach, trained.latent, trained.calibrated)
     for finding in findings:
         bars.say(f"[yellow]{finding}[/yellow]")
-    with bars.stage("Export"), clock("export"):
-        bundle = publish(trained, metrics, [*dataset.notes, *map(str, findings)], seconds)
+    with bars.stage("Export"):
+        bundle = publish(trained, metrics, [*dataset.notes, *map(str, findings)], seconds, test)
     if work is not None and config.work is None:
         work.clear()
     return BuildResult(bundle, metrics, findings)

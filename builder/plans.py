@@ -60,8 +60,6 @@ def with_enough_samples(
         return answer_of(contracted(outputs, dispersion), spread, regression)
 
     samples, most = _FEWEST, _most(posterior.network)
-    if 2 * samples > most:
-        return plan.model_copy(update={"samples": samples})  # nothing to choose, so nothing to compare with
     many = answer(_REFERENCE, 1)
     while 2 * samples <= most:
         if answers_apart(many, answer(samples, 0), regression) <= _TOLERATED:

@@ -16,6 +16,9 @@ from builder.runtime import values_at_once
 
 def sample_outputs(network: FunctionalNetwork, weights: Tensor, x: Tensor) -> Tensor:
     """Outputs (S, B, O) of weight samples (S, P) without gradients, in pieces that fit the memory."""
+    if not len(x):
+        # Not every network takes no rows: one that flattens what it is given cannot tell to what width.
+        return sample_outputs(network, weights[:1], x.new_zeros(1, *x.shape[1:]))[:, :0].expand(len(weights), -1, -1)
     parts = torch.split(x, rows_at_once(network, len(weights), x))
 
     def of(samples: slice, own: FunctionalNetwork) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from builder.config import BuildConfig
-from builder.data import Dataset, assign_folds
+from builder.data import Dataset, assign_folds, part_of
 from builder.network import (
     MLP,
     FunctionalNetwork,
@@ -121,8 +121,8 @@ def assign_members(config: BuildConfig, module: nn.Module, y: Tensor) -> Tensor:
     strata = np.zeros(len(y), dtype=np.int64) if y.is_floating_point() else y.cpu().numpy()
     if most == 1 or anchors == 1:
         share = config.map.holdout or (_HOLDOUT_OF_MANY if many else _HOLDOUT)
-        seen = assign_folds(strata, max(2, round(1 / share)), config.seed) != 0
-        return torch.from_numpy(seen).repeat(anchors, 1)
+        held = part_of(strata, max(share, 1 / len(y)), np.random.Generator(np.random.PCG64(config.seed)))
+        return torch.from_numpy(~held).repeat(anchors, 1)
     folds = min(anchors, most)
     rounds = [assign_folds(strata, folds, config.seed + 7907 * r) for r in range(-(-anchors // folds))]
     return torch.stack([torch.from_numpy(rounds[a // folds] != a % folds) for a in range(anchors)])

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_arrays
 
-from builder.evaluation import LEVEL, predict_test
+from builder.evaluation import LEVEL, TestPredictions, predict_test
 from builder.export import SCALE_ROWS, export_decoder, export_features, export_network
 from builder.mixing import matching_decoder
 from builder.page import make_page
@@ -45,11 +45,21 @@ from model_store.store import ModelStore
 
 _CURVE_POINTS = 301
 _CURVE_SAMPLES = 256
+_PLACES: dict[str, Any] = {"store": True, "work": True, "data": {"file"}, "network": {"weights"}}
 _LIBRARIES = ("fiberwalk", "torch", "onnx", "numpy", "pandas", "safetensors")
 
 
-def publish(trained: Trained, metrics: list[Metrics], warnings: list[str], seconds: dict[str, float]) -> Bundle:
+def publish(
+    trained: Trained,
+    metrics: list[Metrics],
+    warnings: list[str],
+    seconds: dict[str, float],
+    test: TestPredictions | None = None,
+) -> Bundle:
     """Exports everything and publishes it as the next version of `trained.config.name`.
+
+    Args:
+        test: what `predict_test` gives, where that is known already.
 
     Raises:
         ConfigError: the network cannot be exported, or ONNX computes something else than torch.
@@ -67,7 +77,7 @@ def publish(trained: Trained, metrics: list[Metrics], warnings: list[str], secon
     arrays |= {"conformity_scores": scores, **trained.detection.arrays}
     files[ARRAYS_FILE] = save_arrays(arrays)
     manifest = _manifest(trained, exported.spec, metrics, warnings, seconds)
-    data = _report_data(trained, manifest, scores)
+    data = _report_data(trained, manifest, scores, test or predict_test(trained))
     pictures = make_pictures(data)
     files |= pictures
     card = make_card(manifest, pictures)
@@ -109,7 +119,7 @@ def _manifest(
         build=BuildInfo(
             created=datetime.now(UTC),
             # Where files lie on the machine of the build is nobody else's business.
-            config=config.model_dump(mode="json", exclude={"store": True, "work": True, "data": {"file"}}),
+            config=config.model_dump(mode="json", exclude=_PLACES),
             libraries={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
             data_fingerprint=dataset.fingerprint,
             data_rows=len(dataset.y),
@@ -121,9 +131,8 @@ def _manifest(
     )
 
 
-def _report_data(trained: Trained, manifest: Manifest, scores: NDArray[Any]) -> ReportData:
+def _report_data(trained: Trained, manifest: Manifest, scores: NDArray[Any], test: TestPredictions) -> ReportData:
     target = trained.dataset.target
-    test = predict_test(trained)
     predictions: dict[str, NDArray[Any]] = {}
     if isinstance(target, RegressionTarget):
         assert test.mean is not None and test.std is not None and test.epistemic_std is not None

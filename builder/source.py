@@ -18,6 +18,8 @@ from model_store.errors import DataError
 
 Array = NDArray[Any]
 MIN_ROWS = 20
+_FEW_TEXTS, _NEARLY_ALL = 10, 0.8
+_DATE = r"\d{1,4}[-./]\d{1,2}[-./]\d{1,4}([ T].*)?"
 
 
 @dataclass(frozen=True)
@@ -161,11 +163,21 @@ def from_frame(frame: pd.DataFrame, config: DataConfig) -> RawData:
     frame = frame.rename(columns=str)
     refuse_duplicates(list(frame.columns))
     if target not in frame.columns:
-        known = ", ".join(frame.columns[:20])
-        raise DataError(f"There is no column {target!r}.", field="--target", expected=f"one of: {known}", got=target)
-    for name in [*config.drop, *config.categorical]:
-        if name not in frame.columns:
-            raise DataError(f"There is no column {name!r}.", field="--drop, --categorical", got=name)
+        if len(frame.columns) == 1 and any(mark in frame.columns[0] for mark in ";\t|"):
+            raise DataError(
+                "The file's columns are not separated by commas; write it with commas, or as Parquet.",
+                field="--data",
+                expected="a CSV file with commas, in UTF-8",
+                got=frame.columns[0][:80],
+            )
+        known = f"one of: {_few(frame.columns)}"
+        raise DataError(f"There is no column {target!r}.", field="--target", expected=known, got=target)
+    for option, names in (("--drop", config.drop), ("data.categorical", config.categorical)):
+        for name in names:
+            if name not in frame.columns:
+                raise DataError(
+                    f"There is no column {name!r}.", field=option, expected=f"some of: {_few(frame.columns)}", got=name
+                )
     frame = frame.drop(columns=config.drop)
     notes: list[str] = []
     columns: dict[str, Array] = {}
@@ -183,11 +195,13 @@ def from_frame(frame: pd.DataFrame, config: DataConfig) -> RawData:
             found = len(set(values))
             if found > config.max_categories:
                 raise DataError(
-                    f"Column {name!r} holds {found} different texts; leave it out with --drop {name}, or use numbers.",
+                    f"Column {name!r} holds {found} different texts; leave it out with --drop {name}, make numbers of "
+                    "them (of dates too), or raise data.max_categories in a recipe.",
                     field=name,
                     expected=f"at most {config.max_categories} categories",
                     got=str(found),
                 )
+            notes += [] if name in config.categorical else _numbers_or_dates(series, name, found)
         columns[name] = values
     if not columns:
         raise DataError("There is no column to predict from.", field="--data")
@@ -209,6 +223,27 @@ def from_frame(frame: pd.DataFrame, config: DataConfig) -> RawData:
         )
     y = _checked_target(_without_bool(frame[target])[keep], target)
     return RawData({n: v[keep] for n, v in columns.items()}, None, y, target, dict(config.units), notes=tuple(notes))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+
+
+def _numbers_or_dates(series: pd.Series, name: str, found: int) -> list[str]:
+    """A note where a column of so many texts looks as if it was meant to be one of numbers, or holds dates."""
+    given = series.dropna().map(str)
+    if found <= _FEW_TEXTS or not len(given):
+        return []
+    number = pd.to_numeric(given, errors="coerce").notna()
+    if number.mean() > _NEARLY_ALL:
+        other = f", as it holds {given[~number].iloc[0]!r} beside numbers" if not number.all() else ""
+        return [f"Column {name!r} is taken for {found} categories{other}; leave what is no number empty."]
+    if given.str.fullmatch(_DATE).mean() > _NEARLY_ALL:
+        return [
+            f"Column {name!r} holds dates, each a category of its own, and no other date can be predicted for; make "
+            "numbers of them, such as days since the first."
+        ]
+    return []
 
 
 def _without_bool(series: pd.Series) -> pd.Series:

@@ -37,7 +37,8 @@ def stand_ins(inputs: InputSpec, x: NDArray[np.float32], seed: int) -> dict[str,
     if len(groups) > 1:
         shuffled = flat[chosen]
         for group, _ in groups:
-            shuffled[:, group] = flat[rng.permutation(len(x))[: len(chosen)]][:, group]
+            others = rng.permutation(len(x))[: len(chosen), None]
+            shuffled[:, group] = flat[others, group]
         found["columns shuffled"] = shuffled.reshape(-1, *x.shape[1:])
     numeric = np.array([at for group, is_number in groups if is_number for at in group], dtype=np.int64)
     if len(numeric):

@@ -64,12 +64,17 @@ def build(
                 place = values.setdefault(table, {}) if table else values
                 if isinstance(place, dict):
                     place.update({k: v for k, v in given.items() if v is not None})
-            for option, there in (("--name", values.get("name")), ("--task", values["data"].get("task"))):
-                if not there:
+            table = values["data"]
+            lacks_task = isinstance(table, dict) and not table.get("task")
+            for option, lacks in (("--name", not values.get("name")), ("--task", lacks_task)):
+                if lacks:
                     console.print(f"Say {option}, or name a recipe that does.", markup=False)
                     raise typer.Exit(2)
             config = make_config(values)
-            _show(run_build(config, bars=StageBars(console, quiet or not first())), config.store)
+            result = run_build(config, bars=StageBars(console, quiet or not first()))
+            for warning in result.bundle.manifest.build.warnings if quiet else ():
+                console.print(warning, markup=False, highlight=False)
+            _show(result, config.store)
             return
         leave()
     except FiberwalkError as e:

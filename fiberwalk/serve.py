@@ -118,22 +118,28 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _command(
-    store: Annotated[Path | None, typer.Option(help="Folder of the model store. [env FIBERWALK_STORE]")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [env FIBERWALK_HOST]")] = None,
-    port: Annotated[int | None, typer.Option(help="TCP port; 0 takes a free one. [env FIBERWALK_PORT]")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of the model store; default: models. Environment: FIBERWALK_STORE.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Environment: FIBERWALK_HOST.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="TCP port; 0 takes a free one; default: 8000. Environment: FIBERWALK_PORT.")
+    ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that answer side by side. [env FIBERWALK_WORKERS]")
+        int | None, typer.Option(help="Processes that answer side by side. Environment: FIBERWALK_WORKERS.")
     ] = None,
     redis_url: Annotated[
-        str | None, typer.Option(help="Redis that servers share weights and monitors in. [env FIBERWALK_REDIS_URL]")
+        str | None,
+        typer.Option(help="Redis that servers share weights and monitors in. Environment: FIBERWALK_REDIS_URL."),
     ] = None,
     log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error. [env FIBERWALK_LOG_LEVEL]")
+        str | None, typer.Option(help="debug, info, warning or error. Environment: FIBERWALK_LOG_LEVEL.")
     ] = None,
 ) -> None:
     """Serve the models of a store over HTTP."""
     try:
         serve(store=store, host=host, port=port, workers=workers, redis_url=redis_url, log_level=log_level)
     except FiberwalkError as e:
-        typer.echo(f"fiberwalk serve: {e.message}", err=True)
+        expected = f" (expected: {e.expected})" if e.expected else ""
+        typer.echo(f"fiberwalk serve: {e.message}{expected}", err=True)
         raise typer.Exit(1) from e

@@ -57,7 +57,7 @@ class ModelStore:
         Raises:
             StoreError: its folder cannot be read.
         """
-        folder = self.root / _checked_name(name)
+        folder = self.root / checked_name(name)
         if not folder.is_dir():
             return []
         with _reading(name):
@@ -71,7 +71,7 @@ class ModelStore:
         Raises:
             StoreError: they cannot be read.
         """
-        path = self.root / _checked_name(name) / _ALIASES_FILE
+        path = self.root / checked_name(name) / _ALIASES_FILE
         try:
             with _reading(f"{name}/{_ALIASES_FILE}"):
                 raw = json.loads(path.read_text())
@@ -144,7 +144,7 @@ class ModelStore:
             IntegrityError: what was written does not verify; nothing was published.
             StoreError: the store cannot be written; nothing was published.
         """
-        folder = self.root / _checked_name(manifest.name)
+        folder = self.root / checked_name(manifest.name)
         for name in files:
             if not is_file_name(name):
                 raise InvalidNameError(
@@ -193,7 +193,7 @@ class ModelStore:
 
     def remove_alias(self, name: str, alias: str) -> None:
         """Removes an alias. Raises UnknownModelError where it is not set."""
-        folder = self.root / _checked_name(name)
+        folder = self.root / checked_name(name)
         if alias not in self.aliases(name):
             raise UnknownModelError(f"Model {name!r} has no alias {alias!r}.", field="alias", got=alias[:80])
         with self._writing(), self._locked(folder):
@@ -285,7 +285,8 @@ def _reading(what: str) -> Iterator[None]:
         raise StoreError(f"{what} in the store cannot be read ({e.strerror}); see to its owner and rights.") from e
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """The name, where it can be a model's. Raises InvalidNameError where it cannot."""
     if not _NAME.fullmatch(name):
         raise InvalidNameError(
             f"{name[:80]!r} cannot be a model's name; use letters, digits, '_', '-' and '.', a letter or digit first.",

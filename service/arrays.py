@@ -78,7 +78,7 @@ def to_object(array: NDArray[np.floating[Any]]) -> dict[str, Any]:
 
 def _rows(data: memoryview, dtype: str, shape: Sequence[int], fortran: bool) -> NumericRows:
     if not _DTYPE.fullmatch(dtype):
-        expected = "float32, float64 or integers, such as <f4"
+        expected = "float32, float64 or integers, as numpy's dtype.str: <f4, <f8, <i8"
         refuse("bad_dtype", "The array's dtype cannot be taken; convert it first.", "inputs", expected, dtype)
     if not 2 <= len(shape) <= _MAX_DIMENSIONS or 0 in shape[1:]:
         raise InputError(

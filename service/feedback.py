@@ -189,7 +189,9 @@ def _labelled(model: ServedModel, prediction: Prediction, targets: list[Any]) ->
 
 
 def _class(value: Any, row: int, classes: list[int | str]) -> int:
-    # A truth value would equal the class 0 or 1.
+    if (type(value) is float and value.is_integer()) or (type(value) is bool and classes == [0, 1]):
+        value = int(value)  # a builder takes truth values for 0 and 1
+    # Elsewhere a truth value would equal the class 0 or 1.
     found = next((i for i, known in enumerate(classes) if type(known) is type(value) and known == value), None)
     if found is None:
         shown = ", ".join(map(brief, classes[:20])) + (", ..." if len(classes) > 20 else "")

@@ -26,7 +26,7 @@ NPY: Final = "application/x-npy"
 OCTETS: Final = "application/octet-stream"
 
 # What `curl -d` and other simple clients say of JSON.
-_ALSO_JSON: Final = {"", JSON, "application/x-www-form-urlencoded"}
+_ALSO_JSON: Final = {"", JSON, "application/x-www-form-urlencoded", "text/json", "text/plain"}
 # Longer arrays are to be sent as bytes: each takes the memory that it claims before its values are read.
 _MAX_LIST: Final = 2**20
 _ROWS_BEGIN: Final = re.compile(rb'"inputs"\s*:\s*(\[[\[\s]*)[-\d]')
@@ -73,7 +73,12 @@ def content_of(body: Body, *, rows_alone: bool) -> dict[str, Any]:
         InputError: the body cannot be read, or is of another format.
     """
     kind = body.media_type
-    if kind in _ALSO_JSON or kind.startswith("text/") or kind.endswith("+json"):
+    json = kind in _ALSO_JSON or kind.endswith("+json")
+    if (json or kind == MSGPACK) and body.query:
+        name, value = body.query[0]
+        message = "The query is for the options of a .npy body; put the field into the body."
+        refuse("unknown_field", message, name[:80], "no query", value)
+    if json:
         return _from_json(body.data)
     if kind == MSGPACK:
         return _from_msgpack(body.data)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -130,7 +131,9 @@ class _TableRows:
 
     def encode(self, inputs: list[Any] | NumericRows) -> Float32:
         if isinstance(inputs, NumericRows):
-            return self._encoder.encode_matrix(self._matrix(inputs))
+            if self._encoder.all_numeric:
+                return self._encoder.encode_matrix(self._matrix(inputs))
+            return self._encoder.encode_columns(self._columns_of_numbers(inputs))
         rows = self._quick_rows(inputs)
         if rows is not None and self._encoder.all_numeric:
             matrix = _quick_matrix(rows)
@@ -156,10 +159,9 @@ class _TableRows:
 
     def _matrix(self, rows: NumericRows) -> NDArray[np.float64]:
         shape = (len(self._names),)
-        matrix = rows.matrix(shape) if self._encoder.all_numeric else None
+        matrix = rows.matrix(shape)
         if matrix is None:
-            # Where there are categories, any row of numbers is wrong.
-            i = rows.wrong(shape) if self._encoder.all_numeric else 0
+            i = rows.wrong(shape)
             self._row(i, rows[i])
             raise AssertionError(f"row {i} is wrong and was not refused")
         return matrix
@@ -184,6 +186,16 @@ class _TableRows:
                 return None
             columns.append(matrix[0])
         return columns
+
+    def _columns_of_numbers(self, inputs: NumericRows) -> list[NDArray[Any]]:
+        """Those of numbers where some columns hold categories, which may be whole numbers."""
+        try:
+            return self._slow_columns(inputs.values.tolist())
+        except InputError as e:
+            # Said again of the row as it was sent.
+            i = int(re.findall(r"\d+", e.field or "0")[0])
+            self._row(i, inputs[i])
+            raise
 
     def _slow_columns(self, inputs: list[Any]) -> list[NDArray[Any]]:
         rows = [self._row(i, row) for i, row in enumerate(inputs)]
@@ -234,16 +246,26 @@ class _TableRows:
         field, what = self._field(i, j, row), f"Column {self._names[j]!r} in row {i}"
         column = self._columns[j]
         if not isinstance(column, CategoricalColumn):
-            return number(value, field, what)
-        known = "one of: " + _listed(column.categories)
+            # A builder takes truth values for 0 and 1.
+            truth = isinstance(value, bool) and (column.minimum, column.maximum) == (0, 1)
+            return float(value) if truth else number(value, field, what)
+        category = _category(value)
+        if category in column.categories:
+            return category
+        known = "one of: " + _listed([category or '""' for category in column.categories])
         if not isinstance(value, str):
             refuse("wrong_type", f"{what} must be a string, one of the model's categories.", field, known, value)
-        if value not in column.categories:
-            refuse("unknown_category", f"{what} is no category that the model knows.", field, known, value)
-        return value
+        refuse("unknown_category", f"{what} is no category that the model knows.", field, known, value)
 
     def _field(self, i: int, j: int, row: Any) -> str:
         return f"inputs[{i}].{self._names[j]}" if isinstance(row, dict) else f"inputs[{i}][{j}]"
+
+
+def _category(value: Any) -> str:
+    """A value as the text that a builder makes of it: nothing is "", and a whole number has no point."""
+    if value is None:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 class _TensorRows:

@@ -11,7 +11,7 @@ from builder.config import PRESETS, BuildConfig, make_config, read_recipe
 from builder.fiber_plan import work_of
 from builder.map import training_steps
 from builder.network import MLP, FunctionalNetwork
-from model_store.errors import ConfigError
+from model_store.errors import ConfigError, InvalidNameError
 
 LEAST: dict[str, Any] = {"name": "m", "data": {"task": "regression"}}
 
@@ -85,6 +85,18 @@ def test_unknown_missing_and_impossible_options_are_named(change: dict[str, Any]
     with pytest.raises(ConfigError, match=f"Option {field}: .+") as caught:
         make_config({**LEAST, **change})
     assert caught.value.field == field and caught.value.got and caught.value.expected
+
+
+def test_an_option_that_there_is_not_is_told_those_that_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config({**LEAST, "autoencoder": {"dimensions": 3}})
+    assert caught.value.expected is not None and "dimension, hidden, rank" in caught.value.expected
+
+
+@pytest.mark.parametrize("name", ["My Model", "../outside", "", "a" * 65])
+def test_a_name_that_no_model_can_have_is_refused(name: str) -> None:
+    with pytest.raises(InvalidNameError):
+        make_config({**LEAST, "name": name})
 
 
 def test_a_configuration_cannot_be_changed() -> None:

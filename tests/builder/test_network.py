@@ -298,7 +298,7 @@ def test_weights_are_loaded_in_place(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "cannot be read"),
-        (b"not safetensors at all", "does not fit the network"),
+        (b"not safetensors at all", "is no safetensors file"),
         ({"0.weight": torch.zeros(16, 5)}, "Missing key"),
         ({**mlp().state_dict(), "9.bias": torch.zeros(1)}, "Unexpected key"),
         ({**mlp().state_dict(), "0.weight": torch.zeros(2, 2)}, "size mismatch"),

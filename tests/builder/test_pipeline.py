@@ -324,6 +324,7 @@ def test_given_weights_are_the_anchor(tmp_path: Path, monkeypatch: pytest.Monkey
     options = {"map": {"anchors": None}, "network": {"weights": tmp_path / "trained.safetensors"}}
     result = run_build(config(tmp_path, **options), factory=Headed)
     given = torch.cat([p.detach().flatten() for p in module.parameters()])
+    assert "trained.safetensors" not in (result.bundle.path / "manifest.json").read_text()
     (trained,) = seen
     assert torch.equal(trained.anchors, given[None]) and trained.fibers is trained.cross_fitted
     # Made for the numbers as they are: nothing is standardised.
@@ -334,7 +335,7 @@ def test_given_weights_are_the_anchor(tmp_path: Path, monkeypatch: pytest.Monkey
     assert abs(answer["mean"][0] - at_map) < 1
 
 
-def normed() -> nn.Module:
+def normed() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
 
 

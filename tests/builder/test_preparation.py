@@ -293,7 +293,7 @@ HEAD = {"posterior": "2"}
 
 
 @pytest.mark.parametrize("network", [GIVEN, HEAD, {**GIVEN, **HEAD}], ids=["given", "partly fixed", "both"])
-@pytest.mark.parametrize(("holdout", "share"), [(0.2, 1 / 5), (0.1, 1 / 10), (0.5, 1 / 2)])
+@pytest.mark.parametrize(("holdout", "share"), [(0.2, 0.2), (0.1, 0.1), (0.3, 0.3), (0.75, 0.75)])
 def test_given_or_partly_fixed_weights_get_one_anchor_and_a_holdout(
     network: dict[str, str], holdout: float, share: float
 ) -> None:

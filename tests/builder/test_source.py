@@ -296,3 +296,23 @@ def test_class_names_that_do_not_fit_are_refused(names: list[str], message: str)
     raw = from_arrays(np.random.default_rng(0).normal(size=(30, 2)), np.arange(30) % 2, config, class_names=names)
     with pytest.raises(DataError, match=message):
         prepare(raw, config, True, 0)
+
+
+def noted(values: list[Any], categorical: list[str] | None = None) -> str:
+    frame = pd.DataFrame({"a": np.arange(40.0), "when": values, "y": np.arange(40.0)})
+    options = DataConfig(target="y", task="regression", categorical=categorical or [])
+    return " ".join(from_frame(frame, options).notes)
+
+
+def test_dates_and_numbers_with_a_text_among_them_are_told() -> None:
+    assert "holds dates" in noted([f"2024-01-{1 + i % 28:02d}" for i in range(40)])
+    assert "holds dates" in noted(list(pd.date_range("2024-01-01", periods=40)))
+    numbers = [str(i) for i in range(40)]
+    assert "as it holds '?' beside numbers" in noted([*numbers[:-1], "?"])
+    assert noted(numbers, categorical=["when"]) == noted(["red", "blue"] * 20) == ""
+
+
+def test_columns_that_no_comma_separates_are_told(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("x;y\n" + "1;2\n" * 40)
+    with pytest.raises(DataError, match="not separated by commas"):
+        read_file(DataConfig(file=tmp_path / "table.csv", target="y", task="regression"))

@@ -11,7 +11,9 @@ import httpx
 import numpy as np
 import pytest
 
+from model_store.errors import InputError
 from model_store.store import ModelStore
+from service import feedback
 from service.feedback import Feedback
 from service.remembered import Prediction, Remembered
 from service.schemas import FeedbackAnswer, ModelHealth
@@ -226,3 +228,14 @@ def test_monitors_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for model in models:
         found.scored(model, np.zeros(1))
     assert list(found._monitors) == [model.bundle.digest for model in models[1:]]
+
+
+@pytest.mark.parametrize(("value", "classes"), [(True, [0, 1]), (1.0, [0, 1]), (1.0, [7, 1]), (1, [0, 1])])
+def test_a_class_is_known_in_every_form_that_a_builder_takes(value: Any, classes: list[int | str]) -> None:
+    assert feedback._class(value, 0, classes) == 1
+
+
+@pytest.mark.parametrize(("value", "classes"), [(True, [7, 1]), ("1", [0, 1]), (0.5, [0, 1]), (1, ["0", "1"])])
+def test_what_is_no_class_is_refused(value: Any, classes: list[int | str]) -> None:
+    with pytest.raises(InputError, match="no such class"):
+        feedback._class(value, 0, classes)

@@ -288,3 +288,10 @@ def test_lists_claim_no_more_than_was_sent() -> None:
         assert tracemalloc.get_traced_memory()[1] < 2**26
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/msgpack"])
+def test_options_in_the_query_of_another_body_are_refused(kind: str) -> None:
+    with pytest.raises(InputError, match="put the field into the body") as e:
+        content_of(Body(b'{"inputs": [[1]]}', kind, (("level", "0.5"),)), rows_alone=True)
+    assert (e.value.code, e.value.field) == ("unknown_field", "level")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from model_store.errors import InputError
 from model_store.manifest import CategoricalColumn, NumericColumn, TableInput, TensorInput
-from service.inputs import InputEncoder, brief
+from service.inputs import InputEncoder, NumericRows, brief
 
 MIXED = InputEncoder(
     TableInput(
@@ -146,3 +146,32 @@ def test_anything_else_is_an_input_error(name: str, inputs: list[Any]) -> None:
 def test_values_are_told_in_brief(value: Any) -> None:
     assert 0 < len(brief(value)) < 400
     brief(10**6000)
+
+
+LIKE_NUMBERS = InputEncoder(
+    TableInput(
+        columns=[
+            NumericColumn(name="garden", mean=0.5, scale=0.5, minimum=0, maximum=1),
+            CategoricalColumn(name="rooms", categories=["", "2", "2.5", "11"]),
+        ]
+    )
+)
+
+
+@pytest.mark.parametrize("values", [[True, 2], [1, 2.0], [True, "2"], [1, "2"], {"rooms": 2, "garden": True}], ids=repr)
+def test_values_are_taken_as_a_builder_takes_them(values: Any) -> None:
+    np.testing.assert_array_equal(LIKE_NUMBERS.encode([values]), [[1, 0, 1, 0, 0]])
+
+
+def test_what_is_missing_is_a_category_where_it_was_one() -> None:
+    np.testing.assert_array_equal(LIKE_NUMBERS.encode([[False, None], [0, 2.5]]), [[-1, 1, 0, 0, 0], [-1, 0, 0, 1, 0]])
+
+
+def test_an_array_may_hold_categories_that_are_numbers() -> None:
+    rows = np.array([[0.0, 2.0], [1.0, 11.0], [0.0, 2.5]])
+    found = LIKE_NUMBERS.encode(NumericRows(rows, lambda i: rows[i].tolist()))
+    np.testing.assert_array_equal(found[:, 1:], [[0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]])
+    with pytest.raises(InputError, match="'rooms' in row 1") as e:
+        rows[1, 1] = 12
+        LIKE_NUMBERS.encode(NumericRows(rows, lambda i: rows[i].astype(int).tolist()))
+    assert e.value.got == "12"
