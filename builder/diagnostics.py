@@ -1,7 +1,7 @@
 """The method's failure signatures, looked for in every build, each with the advice that helps.
 
 MetricBNN (arXiv 2512.01500) names four: samples that cluster near the MAP, predictions that diverge, a high
-reconstruction error, and calibration that gets worse than the MAP's.
+reconstruction error, and calibration that gets worse than the MAP's. A fifth is ours: too few rows to flag others by.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from torch import Tensor
 from builder.autoencoder import LatentModel
 from builder.calibration import Calibrated, Reach
 from builder.fiber import Fibers
+from model_store.detection import lowest_rate
+from model_store.manifest import OodDetection
 
 MOST_RECONSTRUCTION_ERROR = 0.05
 LEAST_MOVEMENT = 0.02
@@ -25,7 +27,7 @@ class Finding:
     """One failure signature that was seen.
 
     Attributes:
-        code: `clustering`, `divergence`, `reconstruction` or `calibration`.
+        code: `clustering`, `divergence`, `reconstruction`, `calibration` or `flags`.
         message: what was measured.
         advice: what to change.
     """
@@ -38,13 +40,16 @@ class Finding:
         return f"{self.message} {self.advice}"
 
 
-def examine(fibers: Fibers, reach: Reach, latent: LatentModel, calibrated: Calibrated) -> list[Finding]:
+def examine(
+    fibers: Fibers, reach: Reach, latent: LatentModel, calibrated: Calibrated, ood: OodDetection
+) -> list[Finding]:
     """All failure signatures that a build shows; an empty list where it shows none."""
     found = [
         _clustering(fibers, reach),
         _divergence(fibers, reach),
         _reconstruction(latent),
         _calibration(calibrated),
+        _flags(ood),
     ]
     return [f for f in found if f is not None]
 
@@ -86,7 +91,7 @@ def _divergence(fibers: Fibers, reach: Reach) -> Finding | None:
             "divergence",
             f"Predictions diverge: in the part in use, {stranded:.0%} of the particles left the fiber for good and "
             f"{far:.0%} lost more than {MOST_LOSS_RISE:g} nats a row.",
-            "Lower fiber.drift_scale, or raise fiber.refinement.",
+            "In a recipe, lower fiber.drift_scale, or raise fiber.refinement.",
         )
     return None
 
@@ -112,5 +117,17 @@ def _calibration(calibrated: Calibrated) -> Finding | None:
             "The posterior predicts worse than the MAP: "
             f"out-of-fold NLL {calibrated.nll:.3f} against {calibrated.map_nll:.3f}.",
             "The latent structure is wrong: raise autoencoder.steps or autoencoder.dimension.",
+        )
+    return None
+
+
+def _flags(ood: OodDetection) -> Finding | None:
+    lowest = lowest_rate(ood.points)
+    if ood.false_alarm_rate < lowest:
+        return Finding(
+            "flags",
+            f"No row will be flagged as unfamiliar: {ood.points} rows cannot vouch for a false alarm rate of "
+            f"{ood.false_alarm_rate:.2g}, only for {lowest:.3g} and more.",
+            "Raise calibration.false_alarm_rate, ask requests for a higher false_alarm_rate, or collect more rows.",
         )
     return None

@@ -65,7 +65,9 @@ def run_build(
     with bars.stage("Test metrics"), Clock(seconds)("evaluation"):
         test = predict_test(trained)
         metrics = evaluate(trained, test)
-    findings = examine(trained.cross_fitted, trained.reach, trained.latent, trained.calibrated)
+    findings = examine(
+        trained.cross_fitted, trained.reach, trained.latent, trained.calibrated, trained.detection.described
+    )
     for finding in findings:
         bars.say(f"[yellow]{finding}[/yellow]")
     with bars.stage("Export"):

@@ -34,7 +34,7 @@ def list_models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False)
         if as_json:
             _print_json(rows)
             return
-        table = Table("model", "aliases", "task", "target", "created", "weights", "state")
+        table = Table("model", "aliases", "task", "target", "created", "weights", "manifest")
         for row in rows:
             table.add_row(
                 escape(f"{row['name']}@{row['version']}"),
