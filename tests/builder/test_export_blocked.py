@@ -171,7 +171,7 @@ def test_the_server_uses_them_only_where_they_are_right(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = CASES[name]
-    model, _ = serve(case, tmp_path)
+    model = serve(case, tmp_path)
     bundle = ModelStore(tmp_path).open("random")
     torch.manual_seed(0)
     exact = FunctionalNetwork(case.make().eval().double())

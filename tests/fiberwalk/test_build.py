@@ -46,8 +46,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a table and a recipe for it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FIBERWALK_STORE", raising=False)
-    x = np.random.default_rng(0).uniform(-2, 2, 80)
-    y = np.sin(2 * x) + 0.2 * np.random.default_rng(1).normal(size=80)
+    x = np.random.default_rng(0).uniform(-2, 2, 120)
+    y = np.sin(2 * x) + 0.2 * np.random.default_rng(1).normal(size=120)
     np.savetxt(tmp_path / "table.csv", np.c_[x, y], delimiter=",", header="x,y", comments="")
     (tmp_path / "recipe.toml").write_text(RECIPE)
     return tmp_path
@@ -69,6 +69,14 @@ def test_options_alone(folder: Path) -> None:
     bundle.verify()
     assert bundle.manifest.build.config["preset"] == "fast"
     assert bundle.manifest.build.config["map"]["steps"] == 1500
+
+
+def test_what_is_to_be_known_of_a_build_is_told_without_bars_too(folder: Path) -> None:
+    lines = (folder / "table.csv").read_text().splitlines()
+    (folder / "table.csv").write_text("\n".join([*lines[:60], ",1.0"]))
+    result = run("recipe.toml", "--quiet", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert "1 of 60 rows were left out" in result.stderr and "No row will be flagged" in result.stderr
 
 
 def test_a_recipe_and_options_over_it(folder: Path) -> None:
