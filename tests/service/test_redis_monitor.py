@@ -105,12 +105,12 @@ def test_rubbish_is_no_prediction(value: bytes) -> None:
 
 
 def test_threads_that_wait_for_each_other_do_not_take_redis_for_down(redis_server: RedisServer) -> None:
-    with member(redis_server.url, timeout=0.25) as one:
+    with member(redis_server.url, timeout=0.5) as one:
         tell, asked = one.monitor._tell, []
 
         def slow(*arguments: Any, **more: Any) -> Any:
             asked.append(arguments)
-            time.sleep(0.1)
+            time.sleep(0.2)
             return tell(*arguments, **more)
 
         one.monitor._tell = slow  # type: ignore[assignment]
