@@ -36,7 +36,7 @@ from benchmarks.results import Results, environment, refuse_changed
 from benchmarks.served import PRESETS
 from benchmarks.table import mark, render
 from builder.config import MapConfig
-from builder.evaluation import evaluate
+from builder.evaluation import evaluate, predict_test
 from builder.learning import learn
 from builder.likelihood import CategoricalLikelihood, GaussianLikelihood, Likelihood
 from builder.map import initial_weights, train_members
@@ -83,9 +83,10 @@ def time_build(problem: Problem) -> tuple[float, dict[str, float], Trained]:
         config = problem.config.model_copy(update={"store": Path(store)})
         start = time.perf_counter()
         trained = learn(config, problem.dataset, problem.factory, StageBars(quiet=True), seconds)
-        metrics = evaluate(trained)
+        test = predict_test(trained)
+        metrics = evaluate(trained, test)
         evaluated = time.perf_counter()
-        publish(trained, metrics, [], dict(seconds))
+        publish(trained, metrics, [], dict(seconds), test)
         end = time.perf_counter()
     seconds["export"] = round(end - evaluated, 3)
     seconds["rest"] = round(end - start - sum(seconds.values()), 3)

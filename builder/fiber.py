@@ -186,7 +186,8 @@ class _Walk:
         enough = enough_rows(network, x)
         for a, (theta, seen) in enumerate(zip(anchors, member, strict=True)):
             rows = seen.nonzero().squeeze(1)
-            here = slice(*(max(0, end - a * self.particles) for end in (own.start, own.stop)))
+            before = a * self.particles
+            here = slice(max(0, own.start - before), max(0, own.stop - before))
             draws = draw_posterior(
                 network,
                 theta,

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from builder.config import DataConfig
+from model_store.encoding import category_of
 from model_store.errors import DataError
 
 Array = NDArray[Any]
@@ -191,7 +192,7 @@ def from_frame(frame: pd.DataFrame, config: DataConfig) -> RawData:
             gaps[name] = int((~np.isfinite(values)).sum())
             keep &= np.isfinite(values)
         else:
-            values = np.array([_category(v) for v in series], dtype=object)
+            values = np.array([category_of(None if pd.isna(v) else v) for v in series], dtype=object)
             found = len(set(values))
             if found > config.max_categories:
                 raise DataError(
@@ -251,13 +252,6 @@ def _without_bool(series: pd.Series) -> pd.Series:
     if pd.api.types.is_bool_dtype(series.dtype) or pd.api.types.infer_dtype(series, skipna=True) == "boolean":
         return series.astype("Float64" if series.isna().any() else "int64")
     return series
-
-
-def _category(value: Any) -> str:
-    if pd.isna(value):
-        return ""
-    # Missing values turn a column of whole numbers into floats; its categories stay "1", "2", ...
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _checked_target(series: pd.Series, name: str) -> Array:

@@ -17,6 +17,14 @@ from model_store.manifest import CategoricalColumn, NumericColumn, TableInput, T
 Float32 = NDArray[np.float32]
 
 
+def category_of(value: Any) -> str:
+    """A value as the text of its category: nothing is "", and a whole number has no point, as missing values turn a
+    column of whole numbers into floats."""
+    if value is None:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 class TableEncoder:
     """Encodes rows of named columns as a (B, width) float32 matrix: z-scores, and one 0/1 column a category.
 

@@ -73,15 +73,10 @@ def content_of(body: Body, *, rows_alone: bool) -> dict[str, Any]:
         InputError: the body cannot be read, or is of another format.
     """
     kind = body.media_type
-    json = kind in _ALSO_JSON or kind.endswith("+json")
-    if (json or kind == MSGPACK) and body.query:
-        name, value = body.query[0]
-        message = "The query is for the options of a .npy body; put the field into the body."
-        refuse("unknown_field", message, name[:80], "no query", value)
-    if json:
-        return _from_json(body.data)
+    if kind in _ALSO_JSON or kind.endswith("+json"):
+        return _from_json(_all_of(body))
     if kind == MSGPACK:
-        return _from_msgpack(body.data)
+        return _from_msgpack(_all_of(body))
     if rows_alone and kind in {NPY, OCTETS}:
         return _from_query(body.query) | {"inputs": rows_of_npy(body.data)}
     raise InputError(
@@ -91,6 +86,15 @@ def content_of(body: Body, *, rows_alone: bool) -> dict[str, Any]:
         expected=", ".join([JSON, MSGPACK, *([NPY, OCTETS] if rows_alone else [])]),
         got=brief(kind),
     )
+
+
+def _all_of(body: Body) -> bytes:
+    """The bytes of a body that holds all fields. Raises InputError where some are in the query."""
+    if body.query:
+        name, value = body.query[0]
+        message = "The query is for the options of a .npy body; put the field into the body."
+        refuse("unknown_field", message, name[:80], "no query", value)
+    return body.data
 
 
 def answer_type(accept: str) -> str:

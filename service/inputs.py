@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -17,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.encoding import TableEncoder, TensorEncoder
+from model_store.encoding import TableEncoder, TensorEncoder, category_of
 from model_store.errors import InputError
 from model_store.manifest import CategoricalColumn, InputSpec, TableInput, TensorInput
 
@@ -189,17 +188,17 @@ class _TableRows:
 
     def _columns_of_numbers(self, inputs: NumericRows) -> list[NDArray[Any]]:
         """Those of numbers where some columns hold categories, which may be whole numbers."""
-        try:
-            return self._slow_columns(inputs.values.tolist())
-        except InputError as e:
-            # Said again of the row as it was sent.
-            i = int(re.findall(r"\d+", e.field or "0")[0])
-            self._row(i, inputs[i])
-            raise
+
+        def row(i: int, values: list[Any]) -> list[Any]:
+            try:
+                return self._row(i, values)
+            except InputError:
+                return self._row(i, inputs[i])  # the message shows the row as it was sent
+
+        return _by_column([row(i, values) for i, values in enumerate(inputs.values.tolist())])
 
     def _slow_columns(self, inputs: list[Any]) -> list[NDArray[Any]]:
-        rows = [self._row(i, row) for i, row in enumerate(inputs)]
-        return [np.array(values, dtype=object) for values in zip(*rows, strict=True)]
+        return _by_column([self._row(i, row) for i, row in enumerate(inputs)])
 
     def _row(self, i: int, row: Any) -> list[Any]:
         if isinstance(row, dict):
@@ -249,7 +248,7 @@ class _TableRows:
             # A builder takes truth values for 0 and 1.
             truth = isinstance(value, bool) and (column.minimum, column.maximum) == (0, 1)
             return float(value) if truth else number(value, field, what)
-        category = _category(value)
+        category = category_of(value)
         if category in column.categories:
             return category
         known = "one of: " + _listed([category or '""' for category in column.categories])
@@ -261,11 +260,8 @@ class _TableRows:
         return f"inputs[{i}].{self._names[j]}" if isinstance(row, dict) else f"inputs[{i}][{j}]"
 
 
-def _category(value: Any) -> str:
-    """A value as the text that a builder makes of it: nothing is "", and a whole number has no point."""
-    if value is None:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _by_column(rows: list[list[Any]]) -> list[NDArray[Any]]:
+    return [np.array(values, dtype=object) for values in zip(*rows, strict=True)]
 
 
 class _TensorRows:

@@ -64,8 +64,7 @@ class _Gathered:
     def write(self, text: str) -> None:
         self._lines.append(text)
         if len(self._lines) > _MOST_LINES:
-            with suppress(OSError, ValueError):
-                self.drain()  # whoever reads them does not keep up: then neither may those who write
+            self.drain()  # whoever reads them does not keep up: then neither may those who write
         if not self._some.is_set():
             self._some.set()
             if self._thread is None:
@@ -75,12 +74,14 @@ class _Gathered:
         """Nothing: the thread does it, and `drain` at the end."""
 
     def drain(self) -> None:
-        """Writes what there is."""
+        """Writes what there is, if it can be written."""
         with self._writing:
             lines = [self._lines.popleft() for _ in range(len(self._lines))]
             if lines:
-                self._stream.write("".join(lines))
-                self._stream.flush()
+                # What cannot be written is lost, and what comes later may be written again.
+                with suppress(OSError, ValueError):
+                    self._stream.write("".join(lines))
+                    self._stream.flush()
 
     def _start(self) -> None:
         with self._writing:
@@ -96,9 +97,7 @@ class _Gathered:
             ever.wait(_GATHER_SECONDS)
             # Before what is written: a line that comes now is seen now or sets it again.
             self._some.clear()
-            # What cannot be written is lost, and what comes later may be written again.
-            with suppress(OSError, ValueError):
-                self.drain()
+            self.drain()
 
 
 def _json(event: object, **_: object) -> str:

@@ -15,7 +15,6 @@ import queue
 import struct
 import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -149,7 +148,7 @@ class RedisMonitor:
         self._put, self._tell, self._score = (link.client.register_script(s) for s in (_PUT, _TELL, _SCORE))
         self._telling = threading.Lock()
         # What Redis last said of a model's test: seldom has another process been told something since.
-        self._states: OrderedDict[str, bytes] = OrderedDict()
+        self._states: dict[str, bytes] = {}
         # Ids alone: the predictions themselves lie in `remembered`, whose size is bounded.
         self._waiting: queue.Queue[str | _Scores | None] = queue.Queue(_WAITING)
         self._writer = threading.Thread(target=self._write, name="redis-monitor", daemon=True)
@@ -255,17 +254,13 @@ class RedisMonitor:
                 if said is None:
                     return None
                 if said[0] == b"counted":
-                    self._know(digest, next_state)
+                    if len(self._states) >= _MOST_STATES:
+                        self._states.clear()
+                    self._states[digest] = next_state
                 if said[0] != b"again":
                     return bool(said[0] == b"counted")
                 state = said[1]
         return None
-
-    def _know(self, digest: str, state: bytes) -> None:
-        self._states[digest] = state
-        self._states.move_to_end(digest)
-        if len(self._states) > _MOST_STATES:
-            self._states.popitem(last=False)
 
     def health(self, digest: str, rate: float) -> dict[str, Any] | None:
         """As `Monitor.health`, of what was told to all processes; None where Redis does not answer."""
