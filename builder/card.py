@@ -210,6 +210,7 @@ def _answer(m: Manifest) -> str:
             "from `/ood`, for tables: the columns furthest from what the row's other columns suggest, and by how many "
             "standard deviations",
         ],
+        ["`unseen`", "from `/ood`, for tables: the columns with a category that was not in the training data"],
         ["`calibration`", "how many rows stand behind level or rate, how far they go, and a warning beyond that"],
         ["`model`, `version`, `samples`, `seed`, `level`", "what answered and how it was asked, to repeat it"],
     ]
@@ -315,7 +316,7 @@ def _limits(m: Manifest) -> str:
     else:
         lines.append("A row of a class that is not in the list gets one of those that are.")
     if isinstance(m.inputs, TableInput) and any(isinstance(c, CategoricalColumn) for c in m.inputs.columns):
-        lines.append("Categories that were not in the data are refused, not guessed.")
+        lines.append("New categories are refused, or with `ood` predicted as of none that it knows, and flagged.")
     if m.network.fixed_weights:
         lines.append(f"{m.network.fixed_weights:,} weights are fixed, and their uncertainty is not in the error bars.")
     return "## What the error bars do not cover\n\n" + "\n".join(f"- {line}" for line in lines)

@@ -241,7 +241,9 @@ def _encode(raw: RawData, train: NDArray[np.bool_], standardize: bool) -> tuple[
     for name, v in raw.columns.items():
         unit = raw.units.get(name)
         if v.dtype == object:
-            columns.append(CategoricalColumn(name=name, unit=unit, categories=sorted(set(v))))
+            # Weights that were trained elsewhere have inputs for all categories, as many as their data had.
+            known = v[train] if standardize else v
+            columns.append(CategoricalColumn(name=name, unit=unit, categories=sorted(set(known))))
             continue
         seen = v[train]
         mean, scale = (float(seen.mean()), float(seen.std())) if standardize else (0.0, 1.0)

@@ -241,7 +241,7 @@ def _numbers_or_dates(series: pd.Series, name: str, found: int) -> list[str]:
         return [f"Column {name!r} is taken for {found} categories{other}; leave what is no number empty."]
     if given.str.fullmatch(_DATE).mean() > _NEARLY_ALL:
         return [
-            f"Column {name!r} holds dates, each a category of its own, and no other date can be predicted for; make "
+            f"Column {name!r} holds dates, each a category of its own, and no other date will be known; make "
             "numbers of them, such as days since the first."
         ]
     return []

@@ -289,6 +289,7 @@ class Unfamiliarity:
         detectors: by name, scores and p-values (B,).
         columns: (B, K) indices of the table's columns that are furthest from what the others suggest, the furthest
             first; deviations: (B, K) by how many standard deviations. None where inputs have no columns or too many.
+        unseen: (B, all columns) which values are categories that the model was not built with; None where none is.
     """
 
     score: Float64
@@ -296,6 +297,7 @@ class Unfamiliarity:
     detectors: dict[DetectorName, tuple[Float64, Float64]]
     columns: NDArray[np.intp] | None
     deviations: Float64 | None
+    unseen: Bool | None
 
 
 class Detectors:
@@ -310,6 +312,10 @@ class Detectors:
         self._familiar_view = np.ascontiguousarray(self._familiar).data
         self._names = described.detectors
         self._surprises = [Surprise(scores) for scores in arrays["ood_scores"]]
+        # No row that the detectors know has a category that was not there: its score is beyond them all.
+        self._beyond = float(np.nextafter(self._familiar[-1], np.inf))
+        encoder = TableEncoder(inputs) if isinstance(inputs, TableInput) else None
+        self._categories = encoder if encoder and not encoder.all_numeric else None
         self._scaler: Scaler | None = None
         self._nearest: NearestRows | None = None
         self._mahalanobis: Mahalanobis | None = None
@@ -318,8 +324,8 @@ class Detectors:
             self._scaler = Scaler(arrays["ood_center"], arrays["ood_scale"])
         if {"nearest_rows", "nearest_features"} & set(self._names):
             self._nearest = NearestRows(arrays["ood_rows"])
-        if "mahalanobis" in self._names and isinstance(inputs, TableInput):
-            self._mahalanobis = Mahalanobis(arrays["ood_precision"], TableEncoder(inputs).groups)
+        if "mahalanobis" in self._names and encoder:
+            self._mahalanobis = Mahalanobis(arrays["ood_precision"], encoder.groups)
         if "mahalanobis_features" in self._names:
             self._classes = ClassMahalanobis(arrays["ood_means"], arrays["ood_precision"])
 
@@ -370,7 +376,13 @@ class Detectors:
             p = p_values(score, self._familiar)
             each = [s.p_values(values) for s, values in zip(self._surprises, own, strict=True)]
         detectors = dict(zip(self._names, zip(own, each, strict=True), strict=True))
-        return Unfamiliarity(score, p, detectors, columns, deviations)
+        unseen = None if self._categories is None else self._categories.unseen(x)
+        if unseen is None or not unseen.any():
+            return Unfamiliarity(score, p, detectors, columns, deviations, None)
+        rows = unseen.any(axis=1)
+        score = np.where(rows, np.maximum(score, self._beyond), score)
+        p = np.where(rows, lowest_rate(self.points), p)
+        return Unfamiliarity(score, p, detectors, columns, deviations, unseen)
 
 
 def _furthest(deviations: Float64) -> tuple[NDArray[np.intp], Float64]:

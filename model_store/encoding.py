@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.errors import InputError
 from model_store.manifest import CategoricalColumn, NumericColumn, TableInput, TensorInput
 
 Float32 = NDArray[np.float32]
@@ -46,6 +45,8 @@ class TableEncoder:
         ends = np.cumsum([1 if codes is None else len(codes) for codes in self._codes]).tolist()
         self.groups = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
         self.width: int = ends[-1]
+        self._starts = np.array([g.start for g in self.groups])
+        self._categorical = np.array([codes is not None for codes in self._codes])
         numeric = [np.full(g.stop - g.start, codes is None) for g, codes in zip(self.groups, self._codes, strict=True)]
         self.numeric: NDArray[np.bool_] = np.concatenate(numeric)
 
@@ -55,11 +56,8 @@ class TableEncoder:
         return encoded
 
     def encode_columns(self, columns: Sequence[NDArray[Any]]) -> Float32:
-        """Encodes one array of B values a column, in the model's column order.
-
-        Raises:
-            InputError: a category that the model has not been built with.
-        """
+        """Encodes one array of B values a column, in the model's column order. A category that the model has not been
+        built with is 0 in all columns of its group: see `unseen`."""
         rows = len(columns[0])
         out = np.zeros((rows, self.width), dtype=np.float32)
         at = 0
@@ -70,18 +68,16 @@ class TableEncoder:
                 continue
             for i, value in enumerate(column):
                 code = codes.get(value)
-                if code is None:
-                    known = ", ".join(list(codes)[:12]) + (", ..." if len(codes) > 12 else "")
-                    raise InputError(
-                        f"Column {self.names[j]!r} has no category {value!r}; use one of those the model knows.",
-                        code="unknown_category",
-                        field=f"inputs[{i}].{self.names[j]}",
-                        expected=f"one of: {known}",
-                        got=repr(value)[:80],
-                    )
-                out[i, at + code] = 1.0
+                if code is not None:
+                    out[i, at + code] = 1.0
             at += len(codes)
         return out
+
+    def unseen(self, x: Float32) -> NDArray[np.bool_]:
+        """(B, columns) which values of encoded rows x (B, width) are categories that the model has not been built
+        with."""
+        found: NDArray[np.bool_] = (np.add.reduceat(x, self._starts, axis=1) == 0) & self._categorical
+        return found
 
 
 class TensorEncoder:

@@ -6,23 +6,21 @@ import gc
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_store.errors import FiberwalkError, InputError, OverloadedError
+from service.documentation import document
 from service.memory import forget_frames, keep_large_apart, share_arenas
 from service.observe import ObserveRequests
 from service.protocol import error_body, status_of
 from service.routes import router
 from service.runtime import Runtime
-from service.schemas import FeedbackRequest, OodRequest, PredictRequest
 from service.settings import Settings, load_settings
 
 _DESCRIPTION = """Predictions with calibrated error bars from Bayesian neural networks.
@@ -58,6 +56,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.runtime = runtime
     app.include_router(router)
@@ -66,7 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(FiberwalkError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    document(app)
     return app
 
 
@@ -139,14 +139,3 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 async def _on_invalid(_: Request, error: Exception) -> Response:
     shown = InputError("The request's path or query is not acceptable.", got=type(error).__name__)
     return Response(error_body(shown), 422, media_type="application/json")
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The API's description, with the request schemas that the framework does not see."""
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        schemas = schema["components"]["schemas"]
-        for request in (PredictRequest, OodRequest, FeedbackRequest):
-            schemas[request.__name__] = request.model_json_schema(ref_template="#/components/schemas/{model}")
-        app.openapi_schema = schema
-    return app.openapi_schema

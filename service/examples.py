@@ -19,6 +19,7 @@ _UNFAMILIAR: Final[dict[str, Any]] = {
         "mahalanobis": {"score": [-1.6, 4.9], "p_value": [0.64, 0.005]},
     },
     "columns": [[{"column": "x", "deviation": -0.45}], [{"column": "x", "deviation": 11.6}]],
+    "unseen": None,
 }
 
 PREDICT: Final[dict[str, Any]] = {

@@ -60,7 +60,7 @@ class Inference:
                 expected=f"at most {self._settings.max_values} numbers",
                 got=f"{values} numbers",
             )
-        x = model.encoder.encode(request.inputs)
+        x = model.encoder.encode(request.inputs, unseen=request.ood)
         columns = yield _run(request, model, samples, x)
         scores: Columns = {name: columns.pop(name) for name in ("epistemic_score", "features") if name in columns}
         self._feedback.remember(request_id, model, columns)
@@ -87,7 +87,7 @@ class Inference:
             assert request.request_id is not None
             return self._feedback.take(request, *self._feedback.recall(request.request_id))
         model = self._models.get(request.rows.model)
-        x = model.encoder.encode(request.rows.inputs)
+        x = model.encoder.encode(request.rows.inputs, unseen=True)
         columns = yield _run(request.rows, model, self._samples(request.rows, model), x)
         return self._feedback.take(request, model, prediction_of(model, columns))
 
@@ -96,7 +96,7 @@ class Inference:
         request = parse(body, max_rows=self._settings.max_rows, predicts=False)
         model = self._models.get(request.model)
         samples = self._samples(request, model)
-        x = model.encoder.encode(request.inputs)
+        x = model.encoder.encode(request.inputs, unseen=True)
         scores: Columns = {}
         if model.detectors.ask_the_network:
             scores = yield Run(model, _key(request, model, samples), x, Asked(level=None, scores=True))
@@ -120,6 +120,7 @@ class Inference:
             "flag": found.p_value <= rate,
             "detectors": {name: {"score": score, "p_value": p} for name, (score, p) in found.detectors.items()},
             "columns": _named(model, found),
+            "unseen": _unseen(model, found),
         }
 
     def _samples(self, request: InferenceRequest, model: ServedModel) -> int:
@@ -189,6 +190,14 @@ def _named(model: ServedModel, found: Unfamiliarity) -> list[list[dict[str, Any]
     every = [{"column": names[j], "deviation": d} for j, d in zip(columns, deviations, strict=True)]
     shown = found.columns.shape[1]
     return [every[i : i + shown] for i in range(0, len(every), shown)]
+
+
+def _unseen(model: ServedModel, found: Unfamiliarity) -> list[list[str]] | None:
+    """The columns of each row whose category the model was not built with; None where there are none at all."""
+    inputs = model.manifest.inputs
+    if found.unseen is None or not isinstance(inputs, TableInput):
+        return None
+    return [[c.name for c, is_unseen in zip(inputs.columns, row, strict=True) if is_unseen] for row in found.unseen]
 
 
 def _about(model: ServedModel, samples: int, request: InferenceRequest) -> dict[str, Any]:

@@ -102,14 +102,18 @@ class InputEncoder:
     def __init__(self, spec: InputSpec) -> None:
         self._rows: _TableRows | _TensorRows = _TableRows(spec) if isinstance(spec, TableInput) else _TensorRows(spec)
 
-    def encode(self, inputs: list[Any] | NumericRows) -> Float32:
+    def encode(self, inputs: list[Any] | NumericRows, *, unseen: bool = False) -> Float32:
         """Rows as the request gave them, at least one, to (B, ...) float32.
+
+        Args:
+            inputs: the rows.
+            unseen: whether categories that the model was not built with are taken, as none of those it knows.
 
         Raises:
             InputError: the first value that the model cannot take.
         """
         with np.errstate(over="ignore"):  # what overflows float32 is looked for below
-            x = self._rows.encode(inputs)
+            x = self._rows.encode(inputs, unseen)
         if not np.isfinite(x).all():
             self._rows.refuse_overflow(inputs, x)
         return x
@@ -128,18 +132,18 @@ class _TableRows:
         self._order = "the columns in order: " + _listed(self._names)
         self.shape = (self._encoder.width,)
 
-    def encode(self, inputs: list[Any] | NumericRows) -> Float32:
+    def encode(self, inputs: list[Any] | NumericRows, unseen: bool) -> Float32:
         if isinstance(inputs, NumericRows):
             if self._encoder.all_numeric:
                 return self._encoder.encode_matrix(self._matrix(inputs))
-            return self._encoder.encode_columns(self._columns_of_numbers(inputs))
+            return self._encoder.encode_columns(self._columns_of_numbers(inputs, unseen))
         rows = self._quick_rows(inputs)
         if rows is not None and self._encoder.all_numeric:
             matrix = _quick_matrix(rows)
             if matrix is not None:
                 return self._encoder.encode_matrix(matrix)
         columns = self._quick_columns(rows) if rows is not None else None
-        return self._encoder.encode_columns(columns or self._slow_columns(inputs))
+        return self._encoder.encode_columns(columns or self._slow_columns(inputs, unseen))
 
     def refuse_overflow(self, inputs: list[Any] | NumericRows, x: Float32) -> NoReturn:
         i = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
@@ -161,7 +165,7 @@ class _TableRows:
         matrix = rows.matrix(shape)
         if matrix is None:
             i = rows.wrong(shape)
-            self._row(i, rows[i])
+            self._row(i, rows[i], unseen=False)
             raise AssertionError(f"row {i} is wrong and was not refused")
         return matrix
 
@@ -186,21 +190,21 @@ class _TableRows:
             columns.append(matrix[0])
         return columns
 
-    def _columns_of_numbers(self, inputs: NumericRows) -> list[NDArray[Any]]:
+    def _columns_of_numbers(self, inputs: NumericRows, unseen: bool) -> list[NDArray[Any]]:
         """Those of numbers where some columns hold categories, which may be whole numbers."""
 
         def row(i: int, values: list[Any]) -> list[Any]:
             try:
-                return self._row(i, values)
+                return self._row(i, values, unseen)
             except InputError:
-                return self._row(i, inputs[i])  # the message shows the row as it was sent
+                return self._row(i, inputs[i], unseen)  # the message shows the row as it was sent
 
         return _by_column([row(i, values) for i, values in enumerate(inputs.values.tolist())])
 
-    def _slow_columns(self, inputs: list[Any]) -> list[NDArray[Any]]:
-        return _by_column([self._row(i, row) for i, row in enumerate(inputs)])
+    def _slow_columns(self, inputs: list[Any], unseen: bool) -> list[NDArray[Any]]:
+        return _by_column([self._row(i, row, unseen) for i, row in enumerate(inputs)])
 
-    def _row(self, i: int, row: Any) -> list[Any]:
+    def _row(self, i: int, row: Any, unseen: bool) -> list[Any]:
         if isinstance(row, dict):
             for name in row:
                 if name not in self._known:
@@ -239,9 +243,9 @@ class _TableRows:
                 f"{len(self._names)} values, {self._order}",
                 row,
             )
-        return [self._value(i, j, v, row) for j, v in enumerate(values)]
+        return [self._value(i, j, v, row, unseen) for j, v in enumerate(values)]
 
-    def _value(self, i: int, j: int, value: Any, row: Any) -> str | float:
+    def _value(self, i: int, j: int, value: Any, row: Any, unseen: bool) -> str | float:
         field, what = self._field(i, j, row), f"Column {self._names[j]!r} in row {i}"
         column = self._columns[j]
         if not isinstance(column, CategoricalColumn):
@@ -249,12 +253,13 @@ class _TableRows:
             truth = isinstance(value, bool) and (column.minimum, column.maximum) == (0, 1)
             return float(value) if truth else number(value, field, what)
         category = category_of(value)
-        if category in column.categories:
+        if category in column.categories or (unseen and isinstance(value, str | int | float | None)):
             return category
         known = "one of: " + _listed([category or '""' for category in column.categories])
         if not isinstance(value, str):
             refuse("wrong_type", f"{what} must be a string, one of the model's categories.", field, known, value)
-        refuse("unknown_category", f"{what} is no category that the model knows.", field, known, value)
+        message = f"{what} is no category that the model knows; with ood: true such rows are predicted and flagged."
+        refuse("unknown_category", message, field, known, value)
 
     def _field(self, i: int, j: int, row: Any) -> str:
         return f"inputs[{i}].{self._names[j]}" if isinstance(row, dict) else f"inputs[{i}][{j}]"
@@ -271,7 +276,7 @@ class _TensorRows:
         self._size = math.prod(self.shape)
         self._shapes = f"an array of shape {list(self.shape)}, or its {self._size} numbers in row-major order"
 
-    def encode(self, inputs: list[Any] | NumericRows) -> Float32:
+    def encode(self, inputs: list[Any] | NumericRows, _: bool) -> Float32:
         if isinstance(inputs, NumericRows):
             return self._encoder.encode(self._matrix(inputs))
         values = self._quick(inputs)

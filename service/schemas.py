@@ -66,7 +66,13 @@ class PredictRequest(InferenceRequest):
             "then hold the true class in `level` of 1 and no more, also where the likeliest alone is right more often."
         ),
     ] = False
-    ood: Annotated[bool, Field(description="Whether to say too how unfamiliar the rows are, as `/ood` does.")] = False
+    ood: Annotated[
+        bool,
+        Field(
+            description="Whether to say too how unfamiliar the rows are, as `/ood` does. Rows with a category that the "
+            "model was not built with are then predicted, as of no category, and flagged; without it they are refused."
+        ),
+    ] = False
     false_alarm_rate: Annotated[
         float | None, Field(gt=0, lt=1, description="With `ood`, as in a request to `/ood`.")
     ] = None
@@ -122,6 +128,13 @@ class Ood(_Schema):
     columns: Annotated[
         list[list[ColumnDeviation]] | None,
         Field(description="For tables: the columns furthest from what the row's others suggest, the furthest first."),
+    ]
+    unseen: Annotated[
+        list[list[str]] | None,
+        Field(
+            description="For tables: the row's columns with a category that the model was not built with, for which "
+            "it has the least p-value there is; null where no row has any."
+        ),
     ]
 
 

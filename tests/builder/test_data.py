@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.data import assign_folds, from_frame, prepare
+from model_store.encoding import TableEncoder
 from model_store.errors import DataError
-from model_store.manifest import ClassificationTarget, RegressionTarget
+from model_store.manifest import CategoricalColumn, ClassificationTarget, RegressionTarget, TableInput
 from tests.builder.tables import frame, options
 
 # ---- target
@@ -116,6 +117,22 @@ def test_scaling_is_fitted_on_the_training_rows_only() -> None:
     assert np.array_equal(before.x[~before.test], after.x[~before.test])
     assert np.allclose([before.x[~before.test].mean(), before.y[~before.test].mean()], 0, atol=1e-5)
     assert np.allclose([before.x[~before.test].std(), before.y[~before.test].std()], 1, atol=1e-5)
+
+
+def test_categories_are_those_of_the_training_rows() -> None:
+    config = options(test_fraction=0.25)
+    table = frame(rows=80)
+    table["town"] = "Bonn"
+    test = prepare(from_frame(table, config), config, True, 5).test
+    table.loc[test, "town"] = "Ulm"
+    data = prepare(from_frame(table, config), config, True, 5)
+    assert isinstance(data.inputs, TableInput)
+    (town,) = [c for c in data.inputs.columns if isinstance(c, CategoricalColumn)]
+    assert town.categories == ["Bonn"]
+    np.testing.assert_array_equal(TableEncoder(data.inputs).unseen(data.x).any(axis=1), test)
+    trained_elsewhere = prepare(from_frame(table, config), config, False, 5)
+    assert isinstance(trained_elsewhere.inputs, TableInput)
+    assert not TableEncoder(trained_elsewhere.inputs).unseen(trained_elsewhere.x).any()
 
 
 def test_without_standardising_numbers_stay_as_they_are() -> None:

@@ -226,6 +226,27 @@ def test_the_combined_score_is_the_mean_surprise(tmp_path: Any) -> None:
         )
 
 
+def test_a_row_of_an_unseen_category_has_the_least_p_value(tmp_path: Any) -> None:
+    published = bundles.mixed_regression().publish(tmp_path)
+    inputs = published.manifest.inputs
+    assert isinstance(inputs, TableInput)
+    encoder = TableEncoder(inputs)
+    towns = np.array(["Bonn", "Ulm", "Köln"], dtype=object)
+    x = encoder.encode_columns([np.array([4.0] * 3), np.array([90.0] * 3), towns])
+    epistemic = np.full(3, published.arrays()["ood_scores"][0][0])
+    found = detectors(published).judge(x, epistemic)
+    assert found.unseen is not None and found.unseen.tolist() == [[False] * 3, [False, False, True], [False] * 3]
+    points = published.manifest.ood.points
+    assert found.p_value[1] == 1 / (points + 1) == p_values(found.score, published.arrays()["ood_combined"])[1]
+    # The others are as they are alone.
+    known = detectors(published).judge(x[[0, 2]], epistemic[[0, 2]])
+    assert known.unseen is None and (known.p_value > 0.05).all()
+    np.testing.assert_array_equal(found.p_value[[0, 2]], known.p_value)
+    np.testing.assert_array_equal(found.score[[0, 2]], known.score)
+    alone = detectors(published).judge(x[1:2], epistemic[1:2])
+    assert alone.p_value == found.p_value[1:2] and alone.score == pytest.approx(found.score[1:2])
+
+
 @pytest.mark.parametrize("columns", [1, 2, 3, 5, 13, 100])
 def test_the_columns_that_deviate_most_are_named_the_most_first(columns: int) -> None:
     deviations = np.random.default_rng(columns).normal(size=(40, columns))

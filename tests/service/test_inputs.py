@@ -167,6 +167,20 @@ def test_what_is_missing_is_a_category_where_it_was_one() -> None:
     np.testing.assert_array_equal(LIKE_NUMBERS.encode([[False, None], [0, 2.5]]), [[-1, 1, 0, 0, 0], [-1, 0, 0, 1, 0]])
 
 
+@pytest.mark.parametrize("value", ["Ulm", "", None, 5, 2.5, True], ids=repr)
+def test_a_category_that_is_not_known_is_none_where_that_is_taken(value: Any) -> None:
+    expected = [[1, 0, 0, 0], [0, 0, 1, 0]]
+    for inputs in ([[50, value, 0], [40, "Bonn", 0]], [{"age": 50, "town": value, "height": 0}, [40, "Bonn", 0]]):
+        np.testing.assert_array_equal(MIXED.encode(inputs, unseen=True), expected)
+
+
+@pytest.mark.parametrize("value", [["Bonn"], {"town": "Bonn"}, b"Bonn"], ids=repr)
+def test_what_can_be_no_category_is_refused_all_the_same(value: Any) -> None:
+    with pytest.raises(InputError) as e:
+        MIXED.encode([[50, value, 0]], unseen=True)
+    assert (e.value.code, e.value.field) == ("wrong_type", "inputs[0][1]")
+
+
 def test_an_array_may_hold_categories_that_are_numbers() -> None:
     rows = np.array([[0.0, 2.0], [1.0, 11.0], [0.0, 2.5]])
     found = LIKE_NUMBERS.encode(NumericRows(rows, lambda i: rows[i].tolist()))
@@ -175,3 +189,5 @@ def test_an_array_may_hold_categories_that_are_numbers() -> None:
         rows[1, 1] = 12
         LIKE_NUMBERS.encode(NumericRows(rows, lambda i: rows[i].astype(int).tolist()))
     assert e.value.got == "12"
+    found = LIKE_NUMBERS.encode(NumericRows(rows, lambda i: rows[i].tolist()), unseen=True)
+    np.testing.assert_array_equal(found[:, 1:], [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]])

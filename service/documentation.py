@@ -1,0 +1,43 @@
+"""The API's description, and the page that shows it, which loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+
+from service.schemas import FeedbackRequest, OodRequest, PredictRequest
+
+
+def document(app: FastAPI) -> None:
+    """Gives an application `/openapi.json` and, at `/docs`, Swagger UI."""
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+
+    # Relative addresses hold behind any prefix of a proxy.
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=app.title,
+            swagger_js_url="docs/swagger-ui-bundle.js",
+            swagger_css_url="docs/swagger-ui.css",
+            swagger_favicon_url="docs/favicon.png",
+        )
+
+    app.mount("/docs", StaticFiles(directory=str(files("fastapi_offline") / "static")))
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The API's description, with the request schemas that the framework does not see."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = schema["components"]["schemas"]
+        for request in (PredictRequest, OodRequest, FeedbackRequest):
+            schemas[request.__name__] = request.model_json_schema(ref_template="#/components/schemas/{model}")
+        app.openapi_schema = schema
+    return app.openapi_schema
