@@ -1,8 +1,7 @@
-"""Every option of a build, as typed configuration: one class a stage, presets, and recipes in TOML."""
+"""Every option of a build, as typed configuration: one class a stage, and presets."""
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -280,25 +279,3 @@ def _options(table: Sequence[int | str]) -> list[str]:
     for name in table:
         place = place.model_fields[name].annotation
     return list(place.model_fields)
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The values of a recipe in TOML; file names in it are relative to its folder.
-
-    Raises:
-        ConfigError: the file cannot be read or is no TOML.
-    """
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as e:
-        raise ConfigError(f"The recipe {path} cannot be read: {e.strerror}.", field="recipe") from e
-    except ValueError as e:
-        raise ConfigError(f"The recipe {path} is no TOML: {e}.", field="recipe") from e
-    for table, key in (("data", "file"), ("network", "weights")):
-        entry = values.get(table)
-        if isinstance(entry, dict) and isinstance(entry.get(key), str):
-            entry[key] = str(path.parent / entry[key])
-    for key in ("store", "work"):
-        if isinstance(values.get(key), str):
-            values[key] = str(path.parent / values[key])
-    return values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Adds `build` to the command."""
+    """Adds `build` and `recipe` to the command."""
     app.command()(build)
+    app.command()(recipe)
 
 
 def build(
@@ -37,6 +40,12 @@ def build(
     seed: Annotated[int | None, typer.Option(help="A build is a function of its inputs and this.")] = None,
     preset: Annotated[str | None, typer.Option(help="fast, default or thorough.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder for finished stages, which are then kept.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="STAGE.OPTION=VALUE", help="Any other option (`fiberwalk recipe` lists them); repeatable."
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
     """Train the posterior of a network on a data file and publish it in the model store.
@@ -44,14 +53,12 @@ def build(
     On several GPUs or machines: torchrun --nproc-per-node 4 -m fiberwalk build ...
     """
     console = Console(stderr=True)
-    try:
-        from builder.config import make_config, read_recipe
+    with _builder(console):
+        from builder.config import make_config
         from builder.distributed import first, joined, leave
         from builder.pipeline import run_build
         from builder.progress import StageBars
-    except ImportError as e:
-        console.print(f"{e.name} is missing; to build: pip install 'fiberwalk[build]'", markup=False)
-        raise typer.Exit(1) from e
+        from builder.recipe import read_recipe, with_settings
     options: dict[str, dict[str, Any] | Any] = {
         "": {"name": name, "store": store, "device": device, "seed": seed, "preset": preset, "work": work},
         "data": {"file": data, "target": target, "task": task, "drop": drop or None},
@@ -64,6 +71,7 @@ def build(
                 place = values.setdefault(table, {}) if table else values
                 if isinstance(place, dict):
                     place.update({k: v for k, v in given.items() if v is not None})
+            values = with_settings(values, settings or [])
             table = values["data"]
             lacks_task = isinstance(table, dict) and not table.get("task")
             for option, lacks in (("--name", not values.get("name")), ("--task", lacks_task)):
@@ -87,6 +95,23 @@ def build(
     except KeyboardInterrupt as e:
         console.print("Stopped. Finished stages are kept: the same command goes on from there.")
         raise typer.Exit(130) from e
+
+
+def recipe() -> None:
+    """Print every option of a build, as a recipe to start from: fiberwalk recipe > recipe.toml"""
+    with _builder(Console(stderr=True)):
+        from builder.recipe import template
+    typer.echo(template(), nl=False)
+
+
+@contextmanager
+def _builder(console: Console) -> Iterator[None]:
+    """Says what to install where an import of the builder fails."""
+    try:
+        yield
+    except ImportError as e:
+        console.print(f"{e.name} is missing; to build: pip install 'fiberwalk[build]'", markup=False)
+        raise typer.Exit(1) from e
 
 
 def _show(result: BuildResult, store: Path) -> None:

@@ -62,9 +62,10 @@ def demo(
 
 
 def _build(console: Console, recipe: str, store: Path) -> None:
-    from builder.config import make_config, read_recipe
+    from builder.config import make_config
     from builder.pipeline import run_build
     from builder.progress import StageBars
+    from builder.recipe import read_recipe
 
     values = read_recipe(HERE / f"{recipe}.toml")
     values |= {"store": store, "work": store.parent / "work" / recipe}

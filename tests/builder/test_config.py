@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from builder.config import PRESETS, BuildConfig, make_config, read_recipe
+from builder.config import PRESETS, BuildConfig, make_config
 from builder.fiber_plan import work_of
 from builder.map import training_steps
 from builder.network import MLP, FunctionalNetwork
@@ -103,61 +102,3 @@ def test_a_configuration_cannot_be_changed() -> None:
     config = make_config(LEAST)
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
-
-
-# ---- recipes
-
-
-def test_file_names_of_a_recipe_are_relative_to_its_folder(tmp_path: Path) -> None:
-    recipe = tmp_path / "sub" / "recipe.toml"
-    recipe.parent.mkdir()
-    recipe.write_text(
-        'name = "wine"\nstore = "bundles"\nwork = "../work"\npreset = "fast"\n'
-        '[data]\nfile = "wine.csv"\ntarget = "quality"\ntask = "regression"\n'
-        '[data.units]\nalcohol = "%"\n'
-        f'[network]\nweights = "{tmp_path / "map.safetensors"}"\nhidden = [20, 20]\n'
-        "[fiber]\nrefinement = 3\n"
-    )
-    config = make_config(read_recipe(recipe))
-    assert config.store == tmp_path / "sub" / "bundles"
-    assert config.work is not None and config.work.resolve() == (tmp_path / "work").resolve()
-    assert config.data.file == tmp_path / "sub" / "wine.csv"
-    assert config.network.weights == tmp_path / "map.safetensors"
-    assert config.data.units == {"alcohol": "%"} and config.network.hidden == [20, 20]
-    assert config.fiber.refinement == 3 and config.map.steps == PRESETS["fast"]["map"]["steps"]
-
-
-def test_every_option_of_a_build_can_be_written_in_a_recipe(tmp_path: Path) -> None:
-    config = make_config({**LEAST, "data": {"task": "classification", "file": "x.csv"}})
-    recipe = tmp_path / "all.toml"
-    recipe.write_text(_toml(config.model_dump(mode="json", exclude_none=True)))
-    again = make_config(read_recipe(recipe))
-    assert again.store == tmp_path / "models" and again.data.file == tmp_path / "x.csv"
-    same = {"store": config.store, "data": config.data}
-    assert again.model_copy(update=same) == config
-
-
-def _toml(values: dict[str, Any]) -> str:
-    plain = "".join(f"{k} = {_value(v)}\n" for k, v in values.items() if not isinstance(v, dict))
-    return plain + "".join(f"[{k}]\n{_toml(v)}" for k, v in values.items() if isinstance(v, dict) and v)
-
-
-def _value(value: Any) -> str:
-    return f"'{value}'" if isinstance(value, str) else str(value).lower()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [(None, "cannot be read"), (b"name = ", "is no TOML"), (b"\xff\xfe", "is no TOML")]
-)
-def test_recipes_that_cannot_be_read_say_so(tmp_path: Path, content: bytes | None, message: str) -> None:
-    recipe = tmp_path / "recipe.toml"
-    if content is not None:
-        recipe.write_bytes(content)
-    with pytest.raises(ConfigError, match=message) as caught:
-        read_recipe(recipe)
-    assert caught.value.field == "recipe"
-
-
-def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_recipe(tmp_path)

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from builder.config import make_config, read_recipe
+from builder.config import make_config
 from builder.distributed import first, from_first, gathered, go_on_alone, joined, share
 from builder.pipeline import run_build
+from builder.recipe import read_recipe
 from model_store.store import ModelStore
 from tests.builder.builds import serve, table
 

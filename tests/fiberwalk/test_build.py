@@ -10,6 +10,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import builder.learning as learning
+from builder.recipe import template
 from fiberwalk.cli import app
 from model_store import ModelStore
 
@@ -81,10 +82,12 @@ def test_what_is_to_be_known_of_a_build_is_told_without_bars_too(folder: Path) -
 
 def test_a_recipe_and_options_over_it(folder: Path) -> None:
     (folder / "own_network.py").write_text(NETWORK)
-    result = run("recipe.toml", "--name", "other", "--seed", "5", "--network", "own_network:make")
+    result = run(
+        "recipe.toml", "--name", "other", "--seed", "5", "--network", "own_network:make", "--set", "map.steps=90"
+    )
     assert result.exit_code == 0, result.stderr
     manifest = ModelStore(folder / "models").open("other").manifest
-    assert manifest.build.seed == 5
+    assert manifest.build.seed == 5 and manifest.build.config["map"]["steps"] == 90
     assert manifest.network.weights == 19
     # Progress goes to stderr, so that stdout is the result alone.
     assert "MAP training" in result.stderr
@@ -115,6 +118,8 @@ def test_an_interrupted_build_says_how_to_go_on(folder: Path, monkeypatch: pytes
         ("--task fortune --name a --data table.csv --target y", 1, "ConfigError: Option data.task"),
         ("recipe.toml --preset lazy", 1, "ConfigError: Option preset"),
         ("recipe.toml --seed -1", 1, "ConfigError: Option seed"),
+        ("recipe.toml --set map.steps", 1, "ConfigError: --set map.steps sets no option."),
+        ("recipe.toml --set map.legs=4", 1, "ConfigError: Option map.legs: there is none of this name."),
         ("recipe.toml --posterior (", 1, "ConfigError: --posterior is no regular expression"),
         ("recipe.toml --network json:nothing", 1, "ConfigError: --network json:nothing cannot be imported"),
         ("recipe.toml --network json:__name__", 1, "ConfigError: --network json:__name__ must be callable"),
@@ -140,9 +145,14 @@ def test_an_unknown_option_of_a_recipe_is_named(folder: Path) -> None:
     assert "autoencoder.legs" in result.stderr
 
 
+def test_all_options_are_printed_as_a_recipe() -> None:
+    result = CliRunner().invoke(app, ["recipe"])
+    assert result.exit_code == 0 and result.stdout == template()
+
+
 def test_help_names_every_option() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    options = "data target task name store network weights posterior drop device seed preset work quiet"
+    options = "data target task name store network weights posterior drop device seed preset work set quiet"
     for option in options.split():
         assert f"--{option}" in result.stdout
