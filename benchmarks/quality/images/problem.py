@@ -31,10 +31,9 @@ RECIPES: Final[dict[str, Recipe]] = {
         "map": {**_LENET["map"], "batch_rows": 128, "augment": ["flip"], "prior_precision": [10.0]},
     },
     "mnist": _LENET,
-    # Few rows want small batches. Training is nearly all the work: one block judges all anchors, in place of folds
-    # that want ten.
+    # Few rows want small batches.
     "cifar10": {
-        "map": {**_RESNET, "batch_rows": 64, "prior_precision": [5.0], "folds": 1},
+        "map": {**_RESNET, "batch_rows": 64, "prior_precision": [5.0]},
         "fiber": {"refinement": 5},
     },
     # So large a decoder is given its rank: it would not be found within the default's bounds.
