@@ -15,10 +15,10 @@ from torch.func import jvp, vmap
 from benchmarks.fidelity.target import Target
 from benchmarks.quality.methods import dropout, laplace, swag
 from benchmarks.quality.predictive import Predictive
-from benchmarks.quality.tuning import SIZES
 from builder.predictive import sample_outputs
 
 _SAMPLES = 500
+_ENSEMBLES = (5, 10)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ def sampled(target: Target, weights: Tensor) -> Found:
 
 def run(target: Target, maps: Tensor) -> dict[str, Found]:
     """All peers, from MAP solutions (M, P) of the posterior."""
-    found = {"map": sampled(target, maps[:1])} | {f"ensemble_{size}": sampled(target, maps[:size]) for size in SIZES}
+    found = {"map": sampled(target, maps[:1])} | {
+        f"ensemble_{size}": sampled(target, maps[:size]) for size in _ENSEMBLES
+    }
     return {**found, **_laplace(target, maps[0]), "swag": _swag(target, maps[0]), "mc_dropout": _dropout(target)}
 
 
@@ -81,7 +83,7 @@ def _swag(target: Target, theta: Tensor) -> Found:
     rates = torch.tensor([rate for rate in swag.RATES if rate <= chosen])
     noise = torch.full((len(rates),), target.noise_std)
     rows = torch.ones(len(problem.x), dtype=torch.bool)
-    collected = swag.collect(problem, theta.repeat(len(rates), 1), noise, rates, target.tuned, rows)
+    collected = swag.collect(problem, theta[None], noise, rates, target.tuned, rows)
     sound = (collected.mean.isfinite() & collected.variance.isfinite()).all(1).nonzero()
     weights = collected.draw(int(sound.max()), _SAMPLES, torch.Generator().manual_seed(problem.seed + 43))
     return sampled(target, weights)

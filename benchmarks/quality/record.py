@@ -27,9 +27,10 @@ from sklearn.datasets import load_diabetes
 import builder  # noqa: F401  settles threads and memory before torch is imported
 from benchmarks.data import ROOT, DataSet
 from benchmarks.quality.building import build
-from benchmarks.quality.methods.fiberwalk import answers
+from benchmarks.quality.methods.fiberwalk import anchors_alone, answers
 from benchmarks.quality.predictive import figures
 from benchmarks.quality.problem import make_problem
+from benchmarks.quality.tuning import tune
 from benchmarks.results import revision
 
 FILE: Final = Path(__file__).with_name("record.json")
@@ -49,12 +50,13 @@ _LEAST_DEVIATION: Final = 0.003
 
 
 def measure(name: str, seed: int) -> dict[str, float]:
-    """Test NLL of a quick build, as `benchmarks.quality.methods.fiberwalk.answers` draws from it."""
+    """Test NLL of a quick build, in each way that `benchmarks.quality.methods.fiberwalk` has."""
     x, y, test = _table(name)
     repeated = np.tile(test, (seed + 1, 1))
     problem = make_problem(DataSet(name, "regression", x, y, ~repeated, repeated), seed, **_QUICK)
     learned = build(problem)
     found = answers(problem, learned.trained, learned.cost)
+    found |= anchors_alone(problem, learned.trained, learned.cost, tune(problem, learned))
     return {way: figures(o.predictive, problem.y_test, problem.scale)["nll"] for way, o in found.items()}
 
 

@@ -27,12 +27,13 @@ METHODS = {
     "map_tuned": "MAP, out-of-fold noise or temperature",
     "ensemble_5": "deep ensemble of 5",
     "ensemble_10": "deep ensemble of 10",
+    "ensemble_20": "deep ensemble of 20",
     "laplace_full": "linearised Laplace, full",
     "laplace_kron": "linearised Laplace, Kronecker",
     "laplace_last": "linearised Laplace, last layer",
-    "laplace_full_tuned": "linearised Laplace, full, out-of-fold noise",
-    "laplace_kron_tuned": "linearised Laplace, Kronecker, out-of-fold noise",
-    "laplace_last_tuned": "linearised Laplace, last layer, out-of-fold noise",
+    "laplace_full_tuned": "linearised Laplace, full, chosen out of fold",
+    "laplace_kron_tuned": "linearised Laplace, Kronecker, chosen out of fold",
+    "laplace_last_tuned": "linearised Laplace, last layer, chosen out of fold",
     "swag": "SWAG",
     "mc_dropout": "MC dropout",
     "fiberwalk_anchors": "our anchors without fibers",
@@ -54,7 +55,10 @@ def run_split(name: str, split: int, preset: str) -> dict[str, Any]:
         {family.__name__.rpartition(".")[2]: partial(family.run, problem, tuned) for family in FAMILIES}
     )
     if ours is not None:
-        outcomes[_OURS] = fiberwalk.answers(problem, ours.trained, ours.cost)
+        outcomes[_OURS] = {
+            **fiberwalk.answers(problem, ours.trained, ours.cost),
+            **fiberwalk.anchors_alone(problem, ours.trained, ours.cost, tuned),
+        }
     return {
         **described(data, problem),
         "methods": {

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from torch import Tensor
+
 from benchmarks.quality.building import Learned
 from benchmarks.quality.predictive import Cost
 from benchmarks.quality.problem import Problem
@@ -17,8 +19,9 @@ from builder.moments import LEAST_NOISE, moments_of
 from builder.out_of_fold import FITTED_ROWS, carry, gather, outputs_on_unseen, rows_to_judge
 from builder.preparation import assign_members
 
-SIZES: Final = (5, 10)
-"""Of ensembles."""
+SIZES: Final = (5, 10, 20)
+"""Of ensembles: the usual ones, and as many networks as a build of ours serves."""
+_FOLDS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Choice:
     """What rows that a network has not seen say of a method's own rate, and of the spread beside it.
 
     Attributes:
-        rate: learning rate of SWAG, or share of units that dropout drops.
+        rate: learning rate of SWAG, share of units that dropout drops, or Laplace's prior precision.
         noise_variance: (regression) in standardised units.
         temperature, dispersion: (classification) of the samples.
     """
@@ -98,11 +101,20 @@ def tune(problem: Problem, build: Learned | None = None) -> Tuned:
             noise = {n: moments_of(outputs, unseen, y, anchors=n).fit()[0] for n in noise}
         else:
             together = gather(outputs, unseen, y)
-            beside = {n: replace(together, anchors=n).fit_dispersed() for n in (1, *SIZES)}
+            sizes = {1, *SIZES, *([len(build.trained.anchors)] if build else [])}
+            beside = {n: replace(together, anchors=n).fit_dispersed() for n in sorted(sizes)}
     cost.gradient_evaluations = anchors.gradient_evaluations
     temperatures = {n: temperature for n, (temperature, _, _) in beside.items()}
     dispersions = {n: dispersion for n, (_, dispersion, _) in beside.items()}
     return Tuned(anchors.prior_precision, noise[1], noise[2], temperatures, dispersions, cost)
+
+
+def own_folds(problem: Problem) -> Tensor:
+    """(folds, n) bool: the rows that networks have by which a method chooses what is its own; every row is unseen by
+    one. A build's two rounds of ten folds would be four times the work to no end."""
+    folds = problem.config.map.model_copy(update={"anchors": _FOLDS, "folds": _FOLDS})
+    config = problem.config.model_copy(update={"map": folds})
+    return assign_members(config, problem.network.module, problem.y)
 
 
 def _seconds(build: Learned) -> float:

@@ -1,7 +1,7 @@
 """Image sets: every method with the same network, training budget and tuning, and how well it knows foreign images.
 
     python -m benchmarks.quality.images [--sets NAME ...] [--rows N] [--test-rows N] [--epochs E] [--seeds N] [--full]
-                                        [--families NAME ...] [--members 5|10] [--device cpu|cuda] [--output FILE.json]
+                                        [--families NAME ...] [--members N] [--device cpu|cuda] [--output FILE.json]
 
 By default FashionMNIST with 5,000 training rows, which ends within half an hour on 2 cores; `--full` takes all rows of
 all sets, for which a CPU needs days: with `--device cuda` our builds and the ensembles are computed on a GPU. It can be
@@ -26,7 +26,7 @@ from benchmarks.data import ROOT
 from benchmarks.exit import exit_status
 from benchmarks.quality.images.data import SOURCES, read_images
 from benchmarks.quality.images.problem import EPOCHS, USUAL_EPOCHS, make_problem
-from benchmarks.quality.images.run import FAMILIES, TUNING, run_families
+from benchmarks.quality.images.run import FAMILIES, MEMBERS, TUNING, run_families
 from benchmarks.quality.images.summary import Summary, judge, summarize, table, title
 from benchmarks.quality.tables import render_goals
 from benchmarks.quality.tuning import SIZES
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="all sets, training and test rows")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), metavar="NAME")
-    parser.add_argument("--members", type=int, choices=SIZES, default=max(SIZES), help="of the largest ensemble")
+    parser.add_argument("--members", type=int, choices=SIZES, default=MEMBERS, help="of the largest ensemble")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     options = parser.parse_args(arguments)
     log = Console(stderr=True, highlight=False)

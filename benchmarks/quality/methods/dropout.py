@@ -14,17 +14,15 @@ from torch.func import vmap
 from benchmarks.quality.methods.ensemble import predict
 from benchmarks.quality.predictive import Cost, Outcome
 from benchmarks.quality.problem import Problem
-from benchmarks.quality.tuning import Choice, Tuned
+from benchmarks.quality.tuning import Choice, Tuned, own_folds
 from builder.map import initial_weights, train_members
 from builder.network import FunctionalNetwork
 from builder.out_of_fold import OutOfFold
-from builder.preparation import assign_members
 
 RATES = (0.005, 0.01, 0.05, 0.1)
 """Dropout rates tried: those of Gal's experiments on the same sets."""
 
 PASSES = 100
-_FOLDS = 5
 _ACTIVATION_ENTRIES = 2**24
 
 
@@ -86,10 +84,7 @@ def run(problem: Problem, tuned: Tuned) -> dict[str, Outcome]:
 def choose(problem: Problem, tuned: Tuned) -> tuple[Choice, int]:
     """The rate with the least NLL of the averaged passes on out-of-fold rows, each rate with its own best noise or
     temperature; and the gradients that it took."""
-    # One round of few folds sees every row once; a build's two rounds of ten would be four times the work to no end.
-    folds = problem.config.map.model_copy(update={"anchors": _FOLDS, "folds": _FOLDS})
-    config = problem.config.model_copy(update={"map": folds})
-    member = assign_members(config, problem.network.module, problem.y)
+    member = own_folds(problem)
     weights, taken = train(problem, tuned, RATES, member)
     y = torch.cat([problem.y[~seen] for seen in member])
     found = []

@@ -8,6 +8,7 @@ from torch import Tensor
 from benchmarks.quality.methods.ensemble import predict
 from benchmarks.quality.predictive import Cost, Outcome, Predictive, answered
 from benchmarks.quality.problem import Problem
+from benchmarks.quality.tuning import Tuned
 from builder.predictive import contracted, sample_outputs
 from builder.trained import Trained
 
@@ -15,11 +16,11 @@ MANY = 512
 
 
 def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome]:
-    """What a build learned, drawn from in four ways, each answered as a server does: for regression the Gaussian of
+    """What a build learned, drawn from in three ways, each answered as a server does: for regression the Gaussian of
     mean and variance, which is what calibration chose the noise for.
 
     `fiberwalk`: what a server answers by default; `fiberwalk_many`: from 512 decoded samples; `fiberwalk_fiber`: from
-    the fiber samples themselves; `fiberwalk_anchors`: from the anchors without fibers, calibrated alike.
+    the fiber samples themselves.
     """
     plan = trained.plans["predict"]
     nodes = _evenly(trained.fibers.nodes[: trained.reach.node + 1])
@@ -27,9 +28,16 @@ def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome
         "fiberwalk": trained.posterior.draw(plan, plan.samples)[0],
         "fiberwalk_many": trained.posterior.draw(plan, MANY)[0],
         "fiberwalk_fiber": nodes.flatten(0, 2),
-        "fiberwalk_anchors": trained.anchors,
     }
     return {name: Outcome(answered(_predict(problem, trained, thetas)), cost) for name, thetas in weights.items()}
+
+
+def anchors_alone(problem: Problem, trained: Trained, cost: Cost, tuned: Tuned) -> dict[str, Outcome]:
+    """`fiberwalk_anchors`: the anchors without fibers, an ensemble, with the noise or temperature that suits so many
+    networks: what suits fibers would be too little."""
+    count, outputs = len(trained.anchors), _outputs(problem, trained.anchors)
+    beside = tuned.noise_beside(count), tuned.temperature_beside(count), tuned.dispersion_beside(count)
+    return {"fiberwalk_anchors": Outcome(answered(predict(problem, outputs, *beside)), cost)}
 
 
 def served(problem: Problem, trained: Trained, cost: Cost) -> Outcome:

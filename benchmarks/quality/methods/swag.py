@@ -16,12 +16,11 @@ from torch import Tensor
 from benchmarks.quality.methods.ensemble import predict, train_full
 from benchmarks.quality.predictive import Cost, Outcome, figures
 from benchmarks.quality.problem import Problem
-from benchmarks.quality.tuning import Choice, Tuned
+from benchmarks.quality.tuning import Choice, Tuned, own_folds
 from builder.likelihood import CategoricalLikelihood
-from builder.map import initial_weights, train_members, training_steps
+from builder.map import Members, initial_weights, train_members, training_steps
 from builder.out_of_fold import DISPERSIONS
 from builder.predictive import sample_outputs
-from builder.preparation import assign_members
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """Learning rates tried, the same for all sets: from too small to leave the MAP network to where SGD often diverges."""
@@ -59,12 +58,12 @@ class Collected:
 
 
 def run(problem: Problem, tuned: Tuned, share: float = SHARE) -> dict[str, Outcome]:
-    """`swag`: from the MAP network, at the learning rate that serves a held-out part of the training rows best."""
+    """`swag`: from the MAP network, at the learning rate that serves unseen training rows best."""
     cost = Cost()
     with cost.clock():
         choice, tried = choose(problem, tuned, share)
         trained = train_full(problem, tuned, 1)
-        collected, taken = _settled(problem, tuned, trained.weights, trained.noise_std, choice.rate, share)
+        collected, taken = _settled(problem, tuned, trained, choice.rate, share)
         weights = collected.draw(0, SAMPLES, torch.Generator().manual_seed(problem.seed + 43))
         outputs = sample_outputs(problem.network, weights, problem.x_test)
     cost.gradient_evaluations = tried + trained.gradient_evaluations + taken
@@ -73,26 +72,30 @@ def run(problem: Problem, tuned: Tuned, share: float = SHARE) -> dict[str, Outco
 
 
 def choose(problem: Problem, tuned: Tuned, share: float = SHARE) -> tuple[Choice, int]:
-    """The rate, and the noise or temperature, with the least NLL of the mixture on a held-out part, for a network
-    trained on the other rows; and the gradients that it took.
+    """The rate, and the noise or temperature, with the least NLL of the mixture on unseen rows, for networks trained on
+    the others, fold by fold; and the gradients that it took.
 
     The noise is one network's less the samples' variance, never less than a fifth of it; the temperature
     is one network's or 1, for what the samples spread already softens the classes, with the dispersion that suits it.
     """
-    seen = assign_members(problem.config, problem.network.module, problem.y)[:1]
-    rows, held = seen[0], ~seen[0]
-    start = initial_weights(problem.factory, problem.network, [problem.seed * 1009 + 400])
-    precision = torch.tensor([tuned.precision])
+    member = own_folds(problem)
+    folds = len(member)
+    start = initial_weights(problem.factory, problem.network, [problem.seed * 1009 + 400 + a for a in range(folds)])
+    precision = torch.full((folds,), tuned.precision)
     trained = train_members(
-        problem.network, start, problem.x, problem.y, seen, precision, problem.config.map, problem.seed + 2
+        problem.network, start, problem.x, problem.y, member, precision, problem.config.map, problem.seed + 2
     )
-    many = len(RATES)
-    start, noise_std = trained.weights.repeat(many, 1), trained.noise_std.repeat(many)
-    collected = collect(problem, start, noise_std, torch.tensor(RATES), tuned, rows, share)
+    taken, drawn = trained.gradient_evaluations, []
+    for seen, theta, noise_std in zip(member, trained.weights, trained.noise_std, strict=True):
+        collected = collect(problem, theta[None], noise_std[None], torch.tensor(RATES), tuned, seen, share)
+        taken += collected.gradient_evaluations
+        generators = [torch.Generator().manual_seed(problem.seed + 41) for _ in RATES]
+        weights = [collected.draw(place, SAMPLES, generator) for place, generator in enumerate(generators)]
+        drawn.append([sample_outputs(problem.network, w, problem.x[~seen]) for w in weights])
+    y = torch.cat([problem.y[~seen] for seen in member])
     found = []
-    for place, rate in enumerate(RATES):
-        weights = collected.draw(place, SAMPLES, torch.Generator().manual_seed(problem.seed + 41))
-        outputs = sample_outputs(problem.network, weights, problem.x[held])
+    for rate, parts in zip(RATES, zip(*drawn, strict=True), strict=True):
+        outputs = torch.cat(parts, dim=1)
         noise = tuned.noise_variance
         if problem.regression:
             noise = max(noise - float(outputs[..., 0].var(0).mean()), _LEAST_NOISE_SHARE * noise)
@@ -101,9 +104,9 @@ def choose(problem: Problem, tuned: Tuned, share: float = SHARE) -> tuple[Choice
             # A rate that SGD diverges at is the worst, not an error.
             nll = math.inf
             if bool(outputs.isfinite().all()):
-                nll = figures(predict(problem, outputs, noise, temperature, dispersion), problem.y[held])["nll"]
+                nll = figures(predict(problem, outputs, noise, temperature, dispersion), y)["nll"]
             found.append((nll, rate, noise, temperature, dispersion))
-    return Choice(*min(found)[1:]), trained.gradient_evaluations + collected.gradient_evaluations
+    return Choice(*min(found)[1:]), taken
 
 
 def collect(
@@ -115,13 +118,14 @@ def collect(
     rows: Tensor,
     share: float = SHARE,
 ) -> Collected:
-    """Runs SGD from start (M, P) at constant rates (M,) on the rows (n,) that are marked, for a share of the steps
-    of training, and collects 100 times.
+    """Runs SGD from start (M, P), or (1, P) for all, at constant rates (M,) on the rows (n,) that are marked, for a
+    share of the steps of training, and collects 100 times.
 
     The loss is the MAP loss, for regression times the MAP noise (M,) squared: half the squared error, so that one rate
     means the same at any noise. Batches are at most a tenth of the rows: SGD on all rows at once has no gradient noise
     that a Gaussian could be fitted to.
     """
+    start, noise_std = start.expand(len(rates), -1), noise_std.expand(len(rates))
     x, y = problem.x[rows], problem.y[rows]
     batch = min(problem.config.map.batch_rows, max(1, len(x) // _LEAST_BATCHES))
     steps = max(2, round(share * training_steps(problem.config.map, problem.network, len(problem.x))))
@@ -153,15 +157,13 @@ def collect(
     return Collected(start + mean, variance, torch.stack(deviations, dim=1), steps * batch * len(start))
 
 
-def _settled(
-    problem: Problem, tuned: Tuned, start: Tensor, noise_std: Tensor, rate: float, share: float
-) -> tuple[Collected, int]:
+def _settled(problem: Problem, tuned: Tuned, trained: Members, rate: float, share: float) -> tuple[Collected, int]:
     """What SGD on all rows collects at the chosen rate, or at the next lower one where it diverges; and the gradients
     of all attempts."""
     rows = torch.ones(len(problem.x), dtype=torch.bool)
     taken = 0
     for tried in sorted((r for r in RATES if r <= rate), reverse=True):
-        collected = collect(problem, start, noise_std, torch.tensor([tried]), tuned, rows, share)
+        collected = collect(problem, trained.weights, trained.noise_std, torch.tensor([tried]), tuned, rows, share)
         taken += collected.gradient_evaluations
         if bool(collected.mean.isfinite().all() and collected.variance.isfinite().all()):
             break

@@ -18,8 +18,8 @@ TUNED = Tuned(
     precision=1.0,
     noise_variance=0.2,
     pair_noise_variance=0.18,
-    temperatures={1: 1.2, 5: 1.04, 10: 1.02},
-    dispersions={1: 1.0, 5: 1.0, 10: 0.5},
+    temperatures={1: 1.2, 5: 1.04, 10: 1.02, 20: 1.01},
+    dispersions={1: 1.0, 5: 1.0, 10: 0.5, 20: 0.5},
     cost=Cost(1000, 0.5),
 )
 

@@ -121,17 +121,49 @@ def test_predictions_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(again.probabilities, whole.probabilities)
 
 
+def test_class_probabilities_are_those_of_weights_drawn_from_the_posterior() -> None:
+    """Of a linear network, whose linearisation it is. Outputs that all shift at once are no doubt."""
+    problem = linear(tiny_problem("classification"))
+    theta = problem.network.current()
+    posterior = laplace.fit(problem, theta, "all", "full")
+    posterior.prior_precision = 0.01
+    found = laplace.predict(problem, posterior, problem.x_test, temperature=1.5)
+    assert isinstance(found, Classes) and found.information is not None
+    weights = posterior.sample(20_000, generator=torch.Generator().manual_seed(0)).float()
+    outputs = torch.einsum("bi,soi->sbo", problem.x_test, weights[:, :6].reshape(-1, 3, 2)) + weights[:, None, 6:]
+    expected = (outputs / 1.5).softmax(-1).mean(0)
+    torch.testing.assert_close(found.probabilities, expected, atol=0.08, rtol=0)
+    _, covariance = laplace.moments(problem, posterior, problem.x_test)
+    # The shift holds but the prior back: a link of each output's own variance would see little else.
+    shift = covariance.sum((1, 2)) / 9
+    assert (shift > 0.5 * covariance.diagonal(dim1=1, dim2=2).mean(1)).all()
+
+
+def test_the_precision_is_that_which_unseen_rows_want(monkeypatch: pytest.MonkeyPatch) -> None:
+    for task in ("regression", "classification"):
+        problem = tiny_problem(task)
+        folds = laplace._train_folds(problem, TUNED)
+        assert (folds.member.sum(0) == len(folds.member) - 1).all()
+        monkeypatch.setattr(laplace, "PRECISIONS", (1e-4, 3.0))
+        choice = laplace.choose(problem, TUNED, folds, "all", "full")
+        assert choice.rate == 3.0 * TUNED.precision and choice.temperature in (1.0, 1.2)
+        # The variance of the posterior takes the place of a part of the noise.
+        assert 0.2 * TUNED.noise_variance <= choice.noise_variance <= TUNED.noise_variance
+
+
 @pytest.mark.parametrize("task", ["regression", "classification"])
 def test_all_variants_answer(task: Task) -> None:
     problem = tiny_problem(task)
     found = laplace.run(problem, TUNED)
-    tuned = {f"{name}_tuned" for name in laplace.VARIANTS} if task == "regression" else set()
-    assert set(found) == {*laplace.VARIANTS, *tuned}
+    assert set(found) == {name + end for name in laplace.VARIANTS for end in ("", "_tuned")}
     outputs = 1 if problem.regression else 3
-    for outcome in found.values():
+    for name, outcome in found.items():
         scores = figures(outcome.predictive, problem.y_test)
         assert all(math.isfinite(score) for score in scores.values())
         assert scores["rmse"] < 0.8 if problem.regression else scores["accuracy"] > 0.5
-        # 200 steps on all 60 rows, the curvature, and the tuning.
-        assert outcome.cost.gradient_evaluations == 200 * 60 + 60 * outputs + 1000
+        # 200 steps of 60 rows, the curvature, and the tuning; to choose, five times as much on 48 of the rows.
+        expected = 200 * 60 + 60 * outputs + 1000
+        if name.endswith("_tuned"):
+            expected += 5 * (200 * 60 + 48 * outputs)
+        assert outcome.cost.gradient_evaluations == expected
         assert outcome.cost.seconds > TUNED.cost.seconds

@@ -23,7 +23,7 @@ def test_a_build_that_serves_fewer_anchors_tunes_all(options: dict[str, int]) ->
     built = build(replace(problem, config=config.model_copy(update=stages)))
     tuned = tune(problem, built)
     assert tuned.precision == 3.0 and tuned.cost.gradient_evaluations == built.trained.judged.gradient_evaluations
-    assert tuned.temperatures.keys() == tuned.dispersions.keys() == {1, *SIZES}
+    assert tuned.temperatures.keys() == tuned.dispersions.keys() == {1, *SIZES, 3}
     assert all(0.1 < t < 5 for t in tuned.temperatures.values())
     # Peers of a run that goes on find it in the file.
     assert Tuned.of_json(json.loads(json.dumps(asdict(tuned)))) == tuned
