@@ -24,7 +24,10 @@ _LEAST_AUROC: Final = 0.97
 _MOST_OFF: Final = 0.005
 _CALLED: Final = {
     "doubt": "mutual information, or entropy",
-    "nearest_neighbours": "nearest neighbours in features",
+    "nearest_neighbours": "50th nearest neighbour in features",
+    "nearest_neighbours_5": "5th nearest neighbour in features",
+    "nearest_neighbours_1": "nearest neighbour in features",
+    "mahalanobis": "Mahalanobis distance in features",
     "max_probability": "maximum probability",
     "mutual_information": "mutual information",
 }
