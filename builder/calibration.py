@@ -23,7 +23,7 @@ from builder.fiber import Fibers
 from builder.moments import disagreement, moments, moments_of, moments_within, who_disagree
 from builder.network import FunctionalNetwork
 from builder.out_of_fold import FITTED_ROWS, SEARCH_ROWS, OutOfFold, gather, outputs_on_unseen, rows_to_judge
-from builder.predictive import conformal_quantile, mixture_probabilities, sample_outputs
+from builder.predictive import mixture_probabilities, sample_outputs
 from builder.runtime import values_at_once
 from model_store.manifest import LatentPlan
 from model_store.plan import draw_latents
@@ -138,7 +138,6 @@ class Calibrated:
         conformity_scores: (n,) sorted scores behind the intervals or prediction sets.
         points: rows behind all of it.
         nll: out-of-fold NLL of the posterior; map_nll: of the anchors alone, calibrated alike.
-        coverage: out-of-fold share of rows in the 90 % interval (regression).
     """
 
     spread: float
@@ -148,7 +147,6 @@ class Calibrated:
     points: int
     nll: float
     map_nll: float
-    coverage: float
 
 
 @dataclass(frozen=True)
@@ -232,7 +230,7 @@ def calibrate(
     labels = torch.cat([target[judged[u]] for u in at])
     map_spread, map_rows = OutOfFold([torch.cat(each, dim=1)], labels, 1).fit()
 
-    coverage, dispersion = math.nan, 1.0
+    dispersion = 1.0
     if regression:
         asked = unseen | who_disagree(unseen)
         within, means = of_anchors(
@@ -249,7 +247,6 @@ def calibrate(
         found = moments(means, within, unseen, target, disagreement(means, unseen), served, apart)
         spread, rows_nll = found.fit()
         scores = found.scores(spread)
-        coverage = float((scores <= conformal_quantile(scores, 0.9)).float().mean())
         spread, map_spread = math.sqrt(spread), math.sqrt(map_spread)
     else:
         few = own = outputs_on_unseen(posterior.network, drawn, inputs, at)
@@ -268,7 +265,7 @@ def calibrate(
         true = p.gather(1, target[:, None]).squeeze(1)
         scores = (1 - true).double().clamp(0, 1).sort().values
     nll, map_nll = float(rows_nll.mean()), float(map_rows.mean())
-    return Calibrated(spread, dispersion, map_spread, scores, len(target), nll, map_nll, coverage)
+    return Calibrated(spread, dispersion, map_spread, scores, len(target), nll, map_nll)
 
 
 def _averaged(outputs: list[Tensor], unseen: Tensor, temperature: float, dispersion: float) -> Tensor:

@@ -55,7 +55,7 @@ def test_the_noise_of_true_anchors_is_the_truth(noise: float) -> None:
     assert found.spread == pytest.approx(noise, rel=0.07) and found.map_spread == pytest.approx(noise, rel=0.07)
     assert found.nll == pytest.approx(math.log(noise) + 0.5 * math.log(2 * math.pi * math.e), abs=0.06)
     assert found.nll == pytest.approx(found.map_nll, abs=1e-4)
-    assert found.points == 2000 and found.coverage == pytest.approx(0.9, abs=0.001)
+    assert found.points == 2000
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.5])

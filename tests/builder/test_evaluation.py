@@ -96,7 +96,6 @@ def made(task: str = "regression", nodes: Array | None = None, tested: int = TES
             points=57,
             nll=1.25,
             map_nll=1.5,
-            coverage=0.9,
         ),
         detection=unused,
         features=unused,
