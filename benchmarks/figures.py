@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,19 @@ def auroc(familiar: NDArray[Any], unfamiliar: NDArray[Any]) -> float:
     """How often an unfamiliar row scores higher than a familiar one; ties count half."""
     truth = np.repeat([0, 1], [len(familiar), len(unfamiliar)])
     return float(roc_auc_score(truth, np.concatenate([familiar, unfamiliar]).astype(np.float64)))
+
+
+def auroc_error(value: float, familiar: int, unfamiliar: int) -> float:
+    """Standard error of an AUROC found with so many rows of each kind (Hanley and McNeil 1982)."""
+    two_unfamiliar, two_familiar = value / (2 - value), 2 * value**2 / (1 + value)
+    spread = value * (1 - value)
+    spread += (unfamiliar - 1) * (two_unfamiliar - value**2) + (familiar - 1) * (two_familiar - value**2)
+    return math.sqrt(spread / (familiar * unfamiliar))
+
+
+def rate_error(rate: float, rows: int) -> float:
+    """Standard error of the share found among so many rows, where the true one is the rate (binomial)."""
+    return math.sqrt(rate * (1 - rate) / rows)
 
 
 def of_regression(answers: dict[float, dict[str, Any]], y: NDArray[Any]) -> dict[str, float]:

@@ -13,6 +13,9 @@ from rich import table as rich_table
 from rich.console import Console
 
 MET, NOT_MET = "met", "not met"
+NOT_DECIDED = "not decided"
+"""Of what the means meet and chance may explain."""
+_ERRORS = 2
 _PLAIN_WIDTH = 200
 
 
@@ -27,6 +30,10 @@ class Estimate:
         """As `0.904 ± 0.011`, or the mean alone."""
         mean = f"{self.mean:.{digits}f}"
         return mean if self.standard_error is None else f"{mean} ± {self.standard_error:.{digits}f}"
+
+    def surely_below(self, most: float) -> bool:
+        """Whether the mean is below by more than two standard errors; where there is none, nothing is sure."""
+        return self.standard_error is not None and self.mean + _ERRORS * self.standard_error < most
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,11 @@ def mark(met: bool) -> str:
     return MET if met else NOT_MET
 
 
+def verdict(sure: bool, by_the_mean: bool) -> str:
+    """What a goal is marked with that is met where figures say so beyond chance, and left open where only means do."""
+    return NOT_DECIDED if by_the_mean and not sure else mark(sure)
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table in Markdown, the first column to the left."""
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---", *["---:"] * (len(header) - 1)], *rows)]
@@ -60,7 +72,7 @@ def render(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], fi
     table = rich_table.Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
-    colours = {MET: "[green]met[/green]", NOT_MET: "[red]not met[/red]"}
+    colours = {MET: "[green]met[/green]", NOT_MET: "[red]not met[/red]", NOT_DECIDED: "[yellow]not decided[/yellow]"}
     for row in rows:
         table.add_row(*(colours.get(cell, cell) for cell in row))
     Console(file=file, width=None if file.isatty() else _PLAIN_WIDTH, highlight=False).print(table)
