@@ -1,6 +1,7 @@
 """The goals of calibration, each judged from a summary as met, not met or not measured.
 
-A goal on rates is met where the mean over the splits is as near as it asks; chance is not allowed for, but told.
+A goal on rates is met where the mean over the splits is as near as it asks. Chance is not allowed for, but told: how
+many of all rates, within the tolerance or not, are off by more than two binomial standard errors of all test rows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from benchmarks.calibration.cost import BATCHES, RATIOS
 from benchmarks.calibration.monitored import MONITOR, SOUND_ROWS
 from benchmarks.calibration.run import METHODS, OOD_SETS, OURS_EMPTY
 from benchmarks.calibration.summary import Summary, figure
+from benchmarks.figures import rate_error
 from benchmarks.quality.goals import CLASSIFICATION_SETS, REGRESSION_SETS, Goal, make_goal
 from benchmarks.served import ALARM_RATES, LEVELS
 from benchmarks.table import Estimate
@@ -51,11 +53,6 @@ def judge(summary: Sequence[Summary]) -> list[Goal]:
 def valid(coverage: float, level: float) -> bool:
     """Whether regions fall no further short of their level than is allowed."""
     return coverage >= level - COVERAGE_TOLERANCE - _EXACT
-
-
-def standard_error(rate: float, rows: int) -> float:
-    """Of the share found among so many rows, where the true one is the rate."""
-    return math.sqrt(rate * (1 - rate) / rows)
 
 
 def best_peer(s: Summary, level: float) -> tuple[str, float] | None:
@@ -104,10 +101,10 @@ def _near(
     def met() -> tuple[bool, str]:
         off = {(s["set"], rate): _ours(s, name).mean - rate for s in sets for rate, name in wanted.items()}
         wrong = {k: gap for k, gap in off.items() if abs(gap) > tolerance + _EXACT}
-        beyond = [k for k, gap in wrong.items() if abs(gap) > tolerance + 2 * standard_error(k[1], rows[k[0]])]
+        beyond = sum(abs(gap) > 2 * rate_error(rate, rows[name]) + _EXACT for (name, rate), gap in off.items())
         (name, rate), gap = max(off.items(), key=lambda item: abs(item[1]))
         return not wrong, (
-            f"{len(off) - len(wrong)} of {len(off)} rates, {len(beyond)} off by more than chance explains; "
+            f"{len(off) - len(wrong)} of {len(off)} rates; {beyond} of all are off by more than two standard errors; "
             f"furthest {name} at {rate:.0%}: {100 * gap:+.1f} points"
         )
 

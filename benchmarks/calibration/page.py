@@ -45,8 +45,9 @@ that may be empty too.
 some: the table beside it has the mean ECE of the same probabilities for classes that are drawn from them.
 
 **False alarms** stand with the standard error that a rate of exactly what was asked has over all test rows of the
-splits. Splits share test rows, so the true one is larger. Goals take no account of it, but say how many rates
-it does not explain (two standard errors).
+splits (binomial). Splits share test rows, so the true one is larger. Goals on coverage and on false alarms take no
+account of it, but count how many of all rates, whether within the goal's tolerance or not, are further from what was
+asked than two of these errors: by chance alone that is about one in twenty.
 
 **Unfamiliar rows**, told from the split's test rows by the score of `/ood` and by detectors fitted on the same encoded
 training rows (scikit-learn: an isolation forest with its defaults; the distance to the {NEIGHBOURS}th nearest

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.calibration.cost import BATCHES, RATIOS
-from benchmarks.calibration.goals import KINDS, OURS, standard_error
+from benchmarks.calibration.goals import KINDS, OURS
 from benchmarks.calibration.monitored import MONITOR
 from benchmarks.calibration.run import METHODS
 from benchmarks.calibration.summary import Summary, figure
+from benchmarks.figures import rate_error
 from benchmarks.served import ALARM_RATES, LEVELS
 from benchmarks.table import Table
 
@@ -55,8 +56,7 @@ def _false_alarms(summary: Sequence[Summary]) -> Table:
     for s in summary:
         found = {rate: figure(s, OURS, f"flagged_{rate:g}") for rate in ALARM_RATES}
         cells = [
-            "–" if e is None else f"{e.mean:.1%} ± {standard_error(rate, s['test_rows']):.1%}"
-            for rate, e in found.items()
+            "–" if e is None else f"{e.mean:.1%} ± {rate_error(rate, s['test_rows']):.1%}" for rate, e in found.items()
         ]
         rows.append([f"{s['set']} ({s['splits']})", f"{s['test_rows']:,}", *cells])
     return Table("False alarms of /ood", ["set", "test rows", *(f"{rate:.0%} asked" for rate in ALARM_RATES)], rows)
