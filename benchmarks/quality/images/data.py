@@ -54,6 +54,14 @@ SOURCES: Final = {
     "cifar10": Source("cifar10_subset", "CIFAR-10 (10,000 images), ResNet-20", resnet20, {"cifar100": "cifar100_ood"}),
     "cifar10_whole": Source("cifar10", "CIFAR-10, whole, ResNet-18", resnet18, {"cifar100": "cifar100_ood"}),
 }
+FOREIGN_IMAGES: Final = {
+    "mnist_20k": 10_000,
+    "kmnist_test": 10_000,
+    "notmnist_2k": 2_000,
+    "fashion_mnist": 10_000,
+    "cifar100_ood": 500,
+}
+"""Test images in the files of foreign sets."""
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
+from benchmarks.figures import auroc_error, rate_error
 from benchmarks.quality.goals import NOT_MEASURED, Goal
-from benchmarks.quality.images.data import SOURCES
+from benchmarks.quality.images.data import FOREIGN_IMAGES, SOURCES
 from benchmarks.quality.images.doubts import SERVED
 from benchmarks.quality.images.run import METHODS
 from benchmarks.quality.published import FASHION_ENSEMBLE
 from benchmarks.results import Run
-from benchmarks.table import Estimate, estimate, mark
+from benchmarks.table import Estimate, estimate, mark, verdict
 
 Summary = dict[str, Any]
 
@@ -147,7 +149,10 @@ def title(summary: Summary) -> str:
 
 
 def judge(summary: Sequence[Summary]) -> list[Goal]:
-    """The goals of both sets, each met, not met or not measured."""
+    """The goals of both sets, each met, not met, not decided or not measured, with what chance there is.
+
+    Chance is that of so few images, where what is stored tells: figures of one run say nothing of other starts.
+    """
     sets = {s["set"]: s for s in summary}
     fashion, cifar, whole = (sets.get(name) for name in ("fashion_mnist", "cifar10", "fashion_mnist_whole"))
     if whole is not None and whole["rows"] < WHOLE:
@@ -195,19 +200,38 @@ def _knows(text: str, s: Summary | None, ours: str, enough: bool) -> Goal:
     peers = [each for m, f in s["methods"].items() if not m.startswith("fiberwalk") for each in _scores(f).values()]
     best = {name: max(peer[name] for peer in peers) for name in own}
     mean = sum(own.values()) / len(own)
-    met = all(own[name] > best[name] for name in own) and (not enough or mean >= _LEAST_AUROC)
-    each = ", ".join(f"{own[name]:.3f} against {best[name]:.3f} ({name})" for name in own)
-    return Goal(text, mark(met), f"{mean:.3f}: {each}" if len(own) > 1 else each)
+    behind = {name: _behind(s, name, own[name], best[name]) for name in own}
+    good = not enough or mean >= _LEAST_AUROC
+    state = verdict(
+        good and all(e.surely_below(0) for e in behind.values()), good and all(e.mean < 0 for e in behind.values())
+    )
+    each = ", ".join(f"{own[name]:.3f} against {best[name]:.3f} ({name}, {_lead(e)})" for name, e in behind.items())
+    return Goal(text, state, f"{mean:.3f}: {each}" if len(own) > 1 else each)
+
+
+def _behind(s: Summary, foreign: str, own: float, other: float) -> Estimate:
+    """By how much our AUROC is below another on a foreign set, with the standard error of the difference of two that
+    are independent: of the same images, as these are, it is less."""
+    images = min(FOREIGN_IMAGES[SOURCES[s["set"]].foreign[foreign]], s["test_rows"])
+    return Estimate(other - own, math.hypot(*(auroc_error(value, s["test_rows"], images) for value in (own, other))))
+
+
+def _lead(behind: Estimate) -> str:
+    return f"{-behind.mean:+.3f} ± {behind.standard_error or 0.0:.3f}"
 
 
 def _alarms(name: str, s: Summary | None, ours: str) -> Goal:
     """Whether `/ood` flags as many test images as was asked for."""
     text = f"{name}: false alarms of /ood within {100 * _MOST_OFF:g} points of what was asked"
     rates = s["methods"].get(ours, {}).get("false_alarms", {}) if s is not None else {}
-    if not rates:
+    if s is None or not rates:
         return Goal(text, NOT_MEASURED, "")
     met = all(abs(share - float(rate)) <= _MOST_OFF for rate, share in rates.items())
-    return Goal(text, mark(met), ", ".join(f"{share:.1%} at {float(rate):.0%}" for rate, share in rates.items()))
+    told = [
+        f"{share:.1%} at {float(rate):.0%} ± {rate_error(float(rate), s['test_rows']):.1%}"
+        for rate, share in rates.items()
+    ]
+    return Goal(text, mark(met), ", ".join(told))
 
 
 def _calibrated(name: str, s: Summary | None, ours: str) -> Goal:
@@ -215,19 +239,34 @@ def _calibrated(name: str, s: Summary | None, ours: str) -> Goal:
     text = f"{name}: ECE at most {_MOST_SUBSET_ECE:.1%}"
     if s is None or ours not in s["methods"]:
         return Goal(text, NOT_MEASURED, "")
-    found = s["methods"][ours]["figures"]
-    ece, chance = found["ece"]["mean"], found.get("ece_by_chance")
-    alone = "" if chance is None else f"; calibrated ones would show {chance['mean']:.1%}"
-    return Goal(text, mark(ece <= _MOST_SUBSET_ECE), f"{ece:.1%} ({s['rows']:,} training rows){alone}")
+    ece = s["methods"][ours]["figures"]["ece"]["mean"]
+    return Goal(text, mark(ece <= _MOST_SUBSET_ECE), f"{ece:.1%} ({s['rows']:,} training rows){_by_chance(s, ours)}")
+
+
+def _by_chance(s: Summary, *methods: str) -> str:
+    """The ECE that probabilities of methods would show by chance, if they were right; nothing where it is not known."""
+    found = [s["methods"][m]["figures"].get("ece_by_chance") for m in methods]
+    if None in found:
+        return ""
+    return "; calibrated ones would show " + " and ".join(f"{f['mean']:.1%}" for f in found)
+
+
+def _runs(s: Summary) -> str:
+    return "; one run" if s["seeds"] == 1 else f"; {s['seeds']} runs"
 
 
 def _better(text: str, s: Summary | None, ours: str, peer: str, figure: str) -> Goal:
-    """Whether our figure is the better one: the lower, or of AUROC the higher."""
+    """Whether our figure is the better one: the lower, or of AUROC the higher by more than two standard errors."""
     if s is None or not {ours, peer} <= set(s["methods"]):
         return Goal(text, NOT_MEASURED, "")
-    own, other = (s["methods"][m]["figures"][figure]["mean"] for m in (ours, peer))
-    better = own > other if figure.startswith("auroc") else own < other
-    return Goal(text, mark(better), f"{own:.3f} against {other:.3f} ({s['rows']:,} training rows)")
+    both = [Estimate(**s["methods"][m]["figures"][figure]) for m in (ours, peer)]
+    own, other = (e.mean for e in both)
+    state, chance = mark(own < other), _by_chance(s, ours, peer) if figure == "ece" else _runs(s)
+    if figure.startswith("auroc_"):
+        behind = _behind(s, figure.removeprefix("auroc_"), own, other)
+        state, chance = verdict(behind.surely_below(0), behind.mean < 0), f"; {_lead(behind)}"
+    found = " against ".join(e.text() for e in both)
+    return Goal(text, state, f"{found} ({s['rows']:,} training rows){chance}")
 
 
 def _reached(text: str, s: Summary | None, most: float) -> Goal:
@@ -237,4 +276,5 @@ def _reached(text: str, s: Summary | None, most: float) -> Goal:
         return Goal(text, NOT_MEASURED, "")
     found = s["methods"]["fiberwalk_5"]["figures"]
     nll, ece = found["nll"]["mean"], found["ece"]["mean"]
-    return Goal(text, mark(nll <= most and ece <= _MOST_ECE), f"{nll:.3f}, {ece:.1%}")
+    told = f"{nll:.3f}, {ece:.1%}{_runs(s)}{_by_chance(s, 'fiberwalk_5')}"
+    return Goal(text, mark(nll <= most and ece <= _MOST_ECE), told)

@@ -19,12 +19,12 @@ import benchmarks.quality.images.__main__ as command
 from benchmarks.networks import lenet5, resnet18, resnet20
 from benchmarks.quality.goals import NOT_MEASURED
 from benchmarks.quality.images import problem, run
-from benchmarks.quality.images.data import SOURCES, read_images
+from benchmarks.quality.images.data import FOREIGN_IMAGES, SOURCES, read_images
 from benchmarks.quality.images.doubts import NEIGHBOURS, SERVED
 from benchmarks.quality.images.run import METHODS, build_ours
 from benchmarks.quality.images.summary import _CALLED, beyond_reach, judge, reach_table, summarize
 from benchmarks.quality.page import page
-from benchmarks.table import MET, NOT_MET
+from benchmarks.table import MET, NOT_DECIDED, NOT_MET
 from builder.network import FunctionalNetwork
 from model_store.errors import DataError
 
@@ -216,7 +216,7 @@ def measured(rows: int, ours: float, peers: float) -> Any:
     return {
         "split": 0,
         "rows": rows,
-        "test_rows": 10,
+        "test_rows": 2000,
         "failed": {},
         "methods": {m: {**r, "gradient_evaluations": 1, "seconds": 1.0} for m, r in methods.items()},
     }
@@ -243,3 +243,49 @@ def test_goals(rows: int, ours: float, peers: float, states: list[str]) -> None:
     (told,) = beyond_reach(summary[0])
     assert told.startswith(METHODS["fiberwalk_5"])
     assert [g.state for g in judge(summary)] == states
+
+
+def of_fashion(ours: float, peers: float, test_rows: int = 2000, seeds: int = 1) -> dict[str, Any]:
+    """By text, without the set's name."""
+    runs = [measured(5000, ours, peers) | {"split": i, "test_rows": test_rows} for i in range(seeds)]
+    for r in runs:
+        for found in r["methods"].values():
+            found["figures"]["ece_by_chance"] = 0.03
+    one = summarize("fashion_mnist", runs)
+    assert one is not None
+    return {g.text.partition(": ")[2]: g for g in judge([one]) if "one anchor" in g.text}
+
+
+def test_an_auroc_that_leads_by_less_than_two_standard_errors_decides_nothing() -> None:
+    # Of 2,000 images each, .96 and .95 have errors of .0031 and .0035; of a hundred five times as large ones.
+    mnist, known = (
+        "AUROC mnist above the ensemble of 5",
+        f"AUROC of {SERVED} at least 0.97, and above every peer's score on each",
+    )
+    goals = of_fashion(0.04, 0.05)
+    assert (
+        goals[mnist].state == MET and "0.960 against 0.950 (5,000 training rows); +0.010 ± 0.005" in goals[mnist].found
+    )
+    goals = of_fashion(0.02, 0.03, test_rows=100)
+    assert goals[mnist].state == goals[known].state == NOT_DECIDED
+    assert "0.980 against 0.970 (notmnist, +0.010 ± 0.0" in goals[known].found
+    assert of_fashion(0.05, 0.05)[mnist].state == NOT_MET
+    # Leads that nobody doubts are not enough where the mean is too low.
+    assert of_fashion(0.04, 0.4)[known].state == NOT_MET
+
+
+def test_goals_say_how_large_chance_is() -> None:
+    goals = of_fashion(0.04, 0.05)
+    assert goals["ECE below the ensemble of 5"].found.endswith("; calibrated ones would show 3.0% and 3.0%")
+    assert goals["NLL below the tempered MAP"].found.endswith("; one run")
+    several = of_fashion(0.04, 0.05, seeds=2)["NLL below the tempered MAP"].found
+    assert several == "0.040 ± 0.000 against 0.050 ± 0.000 (5,000 training rows); 2 runs"
+    (alarms,) = [g for text, g in goals.items() if "false alarms" in text]
+    assert alarms.found == "1.0% at 1% ± 0.2%, 3.0% at 5% ± 0.5%"
+    whole = summarize("fashion_mnist_whole", [measured(60_000, 0.005, 0.2)])
+    assert whole is not None
+    assert next(g.found for g in judge([whole]) if "whole set" in g.text) == "0.005, 0.5%; one run"
+
+
+def test_every_foreign_set_has_its_number_of_images() -> None:
+    assert {f for source in SOURCES.values() for f in source.foreign.values()} == set(FOREIGN_IMAGES)
