@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ Summary = dict[str, Any]
 
 OURS = "fiberwalk"
 PEERS = [m for m in METHODS if not m.startswith(OURS)]
+RESAMPLES = 10_000
 
 
 def summarize(name: str, runs: Sequence[Run]) -> Summary | None:
@@ -67,12 +69,52 @@ def nll_reading(figures: Sequence[Mapping[str, float]]) -> str:
     return min(means, key=lambda k: float(np.nan_to_num(means[k], nan=np.inf)))
 
 
-def mean_ranks(summary: Sequence[Summary], figure: str, methods: Sequence[str]) -> dict[str, float]:
-    """Mean rank (1 is best, lower figures are better, ties share) of methods over sets that have all of them."""
-    ranks = []
-    for s in summary:
-        if all(m in s["methods"] for m in methods):
-            values = np.array([s["methods"][m][figure]["mean"] for m in methods])
-            ranks.append([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])
-    means = np.mean(ranks, axis=0) if ranks else []
-    return {m: float(r) for m, r in zip(methods, means, strict=False)}
+@dataclass(frozen=True)
+class Ranks:
+    """How methods rank among each other: 1 is best, lower figures are better, ties share.
+
+    Attributes:
+        methods: those that more than half of the sets have.
+        sets: those that have all of these; a set that lacks one does not count.
+        each: (sets, methods) ranks.
+    """
+
+    methods: list[str]
+    sets: list[Summary]
+    each: NDArray[np.float64]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """By method, over the sets; none without sets."""
+        return dict(zip(self.methods, self.each.mean(0).tolist(), strict=True)) if self.sets else {}
+
+    def best_share(self, method: str) -> float:
+        """In what share of resamples of at least one set (bootstrap, always the same) a method's mean rank is below
+        all others'."""
+        n = len(self.sets)
+        drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+        sums = drawn @ self.each
+        own = self.methods.index(method)
+        # Sums of ranks are multiples of a half, so that ties are exact.
+        return float((sums[:, [own]] < np.delete(sums, own, axis=1)).all(1).mean())
+
+
+def rank(summary: Sequence[Summary], figure: str, methods: Sequence[str]) -> Ranks:
+    """Ranks of those of the methods that most sets have, over the sets that have all of these.
+
+    So a peer that only few sets have is no peer yet, and a set where one failed that all others have is left out: a
+    peer is never dropped for one set that lacks it.
+    """
+    common = [m for m in methods if 2 * sum(m in s["methods"] for s in summary) > len(summary)]
+    sets = [s for s in summary if all(m in s["methods"] for m in common)]
+    values = np.array([[s["methods"][m][figure]["mean"] for m in common] for s in sets]).reshape(
+        len(sets), len(common), 1
+    )
+    others = values.transpose(0, 2, 1)
+    each = (others < values).sum(2) + ((others == values).sum(2) + 1) / 2
+    return Ranks(common, sets, each)
+
+
+def rank_ours(summary: Sequence[Summary], figure: str, ours: str = OURS) -> Ranks:
+    """Ranks of ours, or of a variant in its place, among the peers."""
+    return rank(summary, figure, [*PEERS, ours])
