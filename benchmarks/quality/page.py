@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.data import ROOT
 from benchmarks.quality.curves.picture import picture
 from benchmarks.quality.curves.summary import judge as judge_curves
+from benchmarks.quality.curves.summary import summarize_all
 from benchmarks.quality.curves.summary import table as curve_table
 from benchmarks.quality.goals import judge
 from benchmarks.quality.images.summary import alarm_table, beyond_reach, doubt_table, reach_table
@@ -24,8 +25,9 @@ from benchmarks.quality.images.summary import judge as judge_images
 from benchmarks.quality.images.summary import table as image_table
 from benchmarks.quality.images.summary import title as image_title
 from benchmarks.quality.tables import FIGURES, cost_table, published_table, table
-from benchmarks.results import measured_with
+from benchmarks.results import Results, measured_with
 from benchmarks.table import markdown
+from model_store.errors import ConfigError
 
 Content = dict[str, Any]
 
@@ -54,7 +56,7 @@ def page(content: Content, curves: Content | None = None, images: Content | None
     """The page, in Markdown, of the content of the files of results."""
     summary = content["summary"]
     of_curves, of_images = (c["summary"] if c is not None else [] for c in (curves, images))
-    goals = [*judge(summary), judge_curves(of_curves), *judge_images(of_images)]
+    goals = [*judge(summary), *judge_curves(of_curves), *judge_images(of_images)]
     lines = [
         "# Benchmarks: the quality of the posterior beside its peers",
         "",
@@ -158,7 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     target = Path(given[1]) if len(given) > 1 else ROOT / "docs" / "benchmarks.md"
     try:
         content, curves, images = (_read(source.with_name(n)) for n in (source.name, "curves.json", "images.json"))
-    except (OSError, ValueError) as e:
+        if curves is not None:  # its runs say more than the summary of an older file
+            curves["summary"] = summarize_all(Results(source.with_name("curves.json"), "curves", {}))
+    except (OSError, ValueError, ConfigError) as e:
         print(f"Results cannot be read ({e}).", file=sys.stderr)
         return 2
     if content is None:

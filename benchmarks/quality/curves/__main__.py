@@ -6,7 +6,7 @@
 It can be stopped at any time and goes on from the splits that the file holds, as `python -m benchmarks.quality` does;
 `--methods` runs some of the methods alone; what the file has of the others stays, with the commit that it was measured
 with.
-Prints the points and the goal that is judged from them; `python -m benchmarks.quality.page` renders them, with a
+Prints the points and the goals that are judged from them; `python -m benchmarks.quality.page` renders them, with a
 picture, as part of docs/benchmarks.md.
 """
 
@@ -24,7 +24,7 @@ import builder  # noqa: F401  settles threads and memory before torch is importe
 from benchmarks.data import PUBLISHED, ROOT
 from benchmarks.exit import exit_status
 from benchmarks.quality.curves.points import FAMILIES, has_all, merged, run_points
-from benchmarks.quality.curves.summary import judge, summarize, table
+from benchmarks.quality.curves.summary import judge, summarize_all, table
 from benchmarks.quality.splits import read_options, run_splits, splits_of_sets
 from benchmarks.quality.tables import render_goals
 from benchmarks.table import render
@@ -66,13 +66,13 @@ def _run(options: argparse.Namespace, log: Console) -> int:
         lambda run: has_all(run, options.methods),
     )
     runs = {n: [r for r in results.current(n) if r["split"] < count] for n, count in counts.items()}
-    summary = [s for s in (summarize(n, results.latest(n)) for n in results.sets) if s is not None]
+    summary = summarize_all(results)
     results.save(summary)
     for s in summary:
         render(f"{s['set']}: NLL (cost)", *table([s]))
         for family, text in s["failed"].items():
             print(f"{s['set']}: {family} failed: {text}")
-    render_goals([judge(summary)])
+    render_goals(judge(summary))
     log.print(f"Written to {options.output}.", markup=False, soft_wrap=True)
     return int(any("error" in r or r.get("failed") for each in runs.values() for r in each))
 

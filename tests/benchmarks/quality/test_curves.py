@@ -20,7 +20,7 @@ from benchmarks.quality.page import page
 from benchmarks.quality.predictive import Cost
 from benchmarks.quality.problem import Problem, make_problem
 from benchmarks.results import EARLIER
-from benchmarks.table import MET, NOT_MET
+from benchmarks.table import MET, NOT_DECIDED, NOT_MET
 from tests.benchmarks.quality.problems import TUNED, tiny_problem
 
 STEPS = 40
@@ -92,11 +92,12 @@ def test_the_shortest_walk_of_five_takes_the_work_of_four_trainings(monkeypatch:
     assert asked == [(3, 4 * gradients * operations), (8, None), (32, None)]
 
 
-def run(split: int, ensemble: float, **ours: tuple[float, int]) -> Any:
-    """Of a set with an ensemble of ten at 100 gradients, and our points' NLL and gradients by label."""
+def run(split: int, ensemble: float, **ours: tuple[float, ...]) -> Any:
+    """Of a set with an ensemble of ten at 100 gradients and 2 seconds, and our points' NLL, gradients and, where they
+    are not 2, seconds by label."""
 
-    def point(nll: float, gradients: int) -> Any:
-        return {"figures": {"nll": nll}, "gradient_evaluations": gradients * 1_000_000, "seconds": 2.0}
+    def point(nll: float, gradients: float, seconds: float = 2.0) -> Any:
+        return {"figures": {"nll": nll}, "gradient_evaluations": gradients * 1_000_000, "seconds": seconds}
 
     curves = {
         "ensemble": {"1": point(9.0, 50), "10": point(ensemble, 100)},
@@ -120,7 +121,7 @@ def test_a_point_is_the_mean_over_splits() -> None:
     assert summarize("uci_a", [{"split": 0, "error": "no"}]) is None
 
 
-def test_a_curve_of_fewer_splits_says_so_and_is_not_judged() -> None:
+def test_a_curve_of_fewer_splits_says_so_and_is_judged_on_those() -> None:
     both, one = run(0, 2.0, n4=(1.0, 50)), run(1, 4.0)
     del one["curves"]["fiberwalk_5"]
     found = summary("uci_a", both, one)
@@ -131,24 +132,49 @@ def test_a_curve_of_fewer_splits_says_so_and_is_not_judged() -> None:
     _, rows = table([found])
     assert ["fiberwalk, 5 anchors (fibers an anchor): 4", "1.000 (50 M, 2 s, 1 of 2 splits)"] in rows
     assert ["deep ensemble (members): 10", "3.000 ± 1.000 (100 M, 2 s)"] in rows
-    assert judge([found]).state == NOT_MEASURED
+    # Beside the ensemble's 2 on the same split, not beside its mean of 3.
+    assert "a -1.000 (1 of 2 splits)" in judge([found])[0].found
     assert picture([found]) != picture([summary("uci_a", both)])
 
 
 def test_ours_is_chosen_by_its_cost_and_not_by_its_nll() -> None:
-    points = summary("uci_a", run(0, 2.0, n2=(1.0, 40), n8=(3.0, 90), n32=(0.5, 101)))["curves"]["fiberwalk_5"]
-    chosen = within(points, 100e6)
-    assert chosen is not None and chosen["label"] == "8"
-    assert within(points, 30e6) is None
+    points = summary("uci_a", run(0, 2.0, n2=(1.0, 40, 1.5), n8=(3.0, 90, 2.5), n32=(0.5, 101, 4.0)))["behind"]
+    chosen = within(points, 1.0, "gradient_evaluations")
+    assert chosen is not None and chosen["label"] == "8" and chosen["nll"]["mean"] == 1.0
+    quick = within(points, 1.0, "seconds")
+    assert quick is not None and quick["label"] == "2" and quick["seconds"] == 0.75
+    assert within(points, 0.3, "gradient_evaluations") is None
 
 
-def test_the_goal_wants_six_sets_at_the_ensembles_cost() -> None:
-    better = [summary(f"uci_{i}", run(0, 2.0, n8=(1.9, 100))) for i in range(6)]
-    dear = summary("uci_dear", run(0, 2.0, n8=(1.0, 101)))
-    assert judge([]).state == NOT_MEASURED
-    goal = judge([*better[:5], dear])
-    assert goal.state == NOT_MET and "better on 5" in goal.found and "dear no point that cheap" in goal.found
-    assert judge([*better, dear]).state == MET
+def two(name: str, *ours: float, gradients: float = 100, seconds: float = 2.0) -> dict[str, Any]:
+    """A set of two splits on which the ensemble of ten is far apart."""
+    return summary(name, *(run(i, 2.0 + 5 * i, n8=(v + 5 * i, gradients, seconds)) for i, v in enumerate(ours)))
+
+
+def test_the_goal_wants_six_sets_at_the_ensembles_cost_beyond_two_standard_errors() -> None:
+    # Paired, -0.1 ± 0.02 and -0.1 ± 0.06: what splits differ by is no error of the difference.
+    sure, barely = [[two(f"uci_{n}{i}", 1.9 - d, 1.9 + d) for i in range(6)] for n, d in (("s", 0.02), ("b", 0.06))]
+    dear = two("uci_dear", 1.0, 1.0, gradients=101)
+    single = summary("uci_single", run(0, 2.0, n8=(1.0, 100)))
+    assert [g.state for g in judge([])] == [NOT_MEASURED] * 2
+    goal, _ = judge([*sure[:5], dear])
+    assert (
+        goal.state == NOT_MET and "better on 5, on 5 by more than two standard errors: s0 -0.100 ± 0.020" in goal.found
+    )
+    assert goal.found.endswith("; no point that cheap on dear (6 of 9 sets)")
+    assert judge([*sure, dear])[0].state == MET
+    goal, _ = judge([*sure[:5], barely[0], two("uci_worse", 2.1, 2.1)])
+    assert goal.state == NOT_DECIDED and "better on 6, on 5" in goal.found and "worse +0.100 ± 0.000" in goal.found
+    goal, _ = judge([*sure[:5], single])
+    assert goal.state == NOT_DECIDED and "single -1.000 (1 split)" in goal.found
+
+
+def test_the_same_is_asked_at_the_ensembles_time() -> None:
+    slow = [two(f"uci_{i}", 1.0, 1.0, seconds=2.1) for i in range(6)]
+    gradients, seconds = judge(slow)
+    assert "cost in gradients" in gradients.text and gradients.state == MET
+    assert "cost in seconds" in seconds.text and seconds.state == NOT_MET and "better on 0" in seconds.found
+    assert judge([two(f"uci_{i}", 1.0, 1.0, seconds=1.9) for i in range(6)])[1].state == MET
 
 
 def test_table_page_and_picture_show_the_points() -> None:
@@ -160,7 +186,7 @@ def test_table_page_and_picture_show_the_points() -> None:
     where = {"x": {"commit": "abcdef0123456789", "preset": "default", "libraries": {"torch": "1"}, "machine": machine}}
     text = page({"summary": [], "environments": {}}, {"summary": sets, "environments": where})
     assert "| deep ensemble (members): 10 | 2.000 (100 M, 2 s) |" in text and "abcdef012345" in text
-    assert judge(sets).text in text
+    assert all(goal.text in text for goal in judge(sets))
     drawn = picture(sets)
     assert drawn.startswith(b"\x89PNG") and drawn == picture(sets) != picture(sets[:1])
 
@@ -182,11 +208,11 @@ def test_single_methods_are_measured_anew_beside_what_is_there(
     monkeypatch.setattr(command, "run_points", measure)
     arguments = ["--sets", "uci_tiny", "--workers", "1", "--output", str(tmp_path / "curves.json")]
     assert command.main(arguments) == 0
-    assert "better on 0: tiny 2.500 against 2.000" in capsys.readouterr().out
+    assert "tiny +0.500 (1 split)" in capsys.readouterr().out
     # Of another commit, five anchors alone; then it is there, and only the others are not.
     for _ in range(2):
         assert command.main([*arguments, "--methods", "fiberwalk_5"]) == 0
-        assert "better on 1: tiny 1.900 against 2.000" in capsys.readouterr().out
+        assert "tiny -0.100 (1 split)" in capsys.readouterr().out
     assert asked == [[], ["fiberwalk_5"]]
     (one,) = json.loads((tmp_path / "curves.json").read_text())["runs"]
     assert list(one["curves"]) == ["ensemble", "fiberwalk_5"] and list(one[EARLIER]) == ["ensemble"]
@@ -204,7 +230,7 @@ def test_the_command_tells_the_goal(
     monkeypatch.setattr(command, "has_all", lambda *_: True)  # of a few points
     arguments = ["--sets", "uci_tiny", "--workers", "1", "--output", str(tmp_path / "curves.json")]
     assert command.main(arguments) == 0
-    assert "better on 1: tiny 1.900 against 2.000" in capsys.readouterr().out
+    assert "tiny -0.100 (1 split)" in capsys.readouterr().out
     monkeypatch.setattr(command, "run_points", lambda *_: pytest.fail("it is done already"))
     assert command.main(arguments) == 0
     assert command.main(["--sets", "uci_none", "--output", str(tmp_path / "curves.json")]) == 2

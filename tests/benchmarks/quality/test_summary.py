@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.quality.goals import NOT_MEASURED, Goal, judge
+from benchmarks.quality.page import main as write_page
 from benchmarks.quality.page import page
 from benchmarks.quality.published import MC_DROPOUT, SUBSPACE
 from benchmarks.quality.run import METHODS
 from benchmarks.quality.summary import OURS, PEERS, Summary, rank, rank_ours, summarize
 from benchmarks.quality.tables import published_table, table
+from benchmarks.results import Results
 from benchmarks.table import MET, NOT_DECIDED, NOT_MET
 
 
@@ -197,3 +201,21 @@ def test_the_page_shows_every_method_goal_and_set() -> None:
     assert all(f"| {name} |" in text for name in METHODS.values())
     assert all(goal.text in text for goal in judge(sets))
     assert "uci_boston (1)" in text and "cls_glass (1)" in text and "abcdef012345" in text and "not met" in text
+
+
+def test_the_page_takes_curves_from_their_runs(tmp_path: Path) -> None:
+    def point(nll: float) -> dict[str, Any]:
+        return {"figures": {"nll": nll}, "gradient_evaluations": 1_000_000, "seconds": 2.0}
+
+    (tmp_path / "quality.json").write_text(json.dumps({"summary": [], "environments": {}, "runs": []}))
+    machine = {"cores": 2, "architecture": "x86_64"}
+    where = {"commit": "abcdef0123456789", "preset": "default", "libraries": {"torch": "1"}, "machine": machine}
+    results = Results(tmp_path / "curves.json", "curves", where)
+    curves = {"ensemble": {"10": point(2.0)}, "fiberwalk_5": {"8": point(1.9)}}
+    # Saved without a summary, as one that an older command wrote may lack what is shown now.
+    results.add("uci_boston", 0, {"task": "regression", "curves": curves, "failed": {}})
+    target = tmp_path / "page.md"
+    assert write_page([str(tmp_path / "quality.json"), str(target)]) == 0
+    assert "boston -0.100 (1 split)" in target.read_text()
+    (tmp_path / "curves.json").write_text(json.dumps({"benchmark": "other", "summary": []}))
+    assert write_page([str(tmp_path / "quality.json"), str(target)]) == 2
