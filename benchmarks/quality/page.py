@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data import ROOT
+from benchmarks.data import ROOT, SEEN
 from benchmarks.quality.curves.picture import picture
 from benchmarks.quality.curves.summary import judge as judge_curves
 from benchmarks.quality.curves.summary import summarize_all
@@ -24,6 +24,7 @@ from benchmarks.quality.images.summary import alarm_table, beyond_reach, doubt_t
 from benchmarks.quality.images.summary import judge as judge_images
 from benchmarks.quality.images.summary import table as image_table
 from benchmarks.quality.images.summary import title as image_title
+from benchmarks.quality.summary import OURS, Summary, rank_ours
 from benchmarks.quality.tables import FIGURES, cost_table, published_table, table
 from benchmarks.results import Results, measured_with
 from benchmarks.table import markdown
@@ -74,7 +75,7 @@ def page(content: Content, curves: Content | None = None, images: Content | None
         "peer's is that of the mixture of its samples or of the Gaussian of its mean and variance, whichever is less.",
         "",
     ]
-    lines += [*measured_with(content), "## Goals", "", *_GOALS, ""]
+    lines += [*_seen(summary, of_images), *measured_with(content), "## Goals", "", *_GOALS, ""]
     lines += markdown(["goal", "state", "found"], [[g.text, g.state, g.found] for g in goals])
     for task, figures in FIGURES.items():
         sets = [s for s in summary if s["task"] == task]
@@ -91,6 +92,20 @@ def page(content: Content, curves: Content | None = None, images: Content | None
     if images is not None:
         lines += _images(images)
     return "\n".join(lines) + "\n"
+
+
+def _seen(summary: Sequence[Summary], images: Sequence[Content]) -> list[str]:
+    """Which of the sets had their test figures looked at, and how ours ranks on the others."""
+    names = [s["set"] for s in (*summary, *images) if s["set"] in SEEN]
+    if not names:
+        return []
+    told = []
+    for task in FIGURES:
+        ranks = rank_ours([s for s in summary if s["task"] == task and s["set"] not in SEEN], "nll")
+        if OURS in ranks.means:
+            told.append(f"{ranks.means[OURS]:.2f} in {task} ({len(ranks.sets)})")
+    others = f"; over the other sets our mean rank in test NLL is {' and '.join(told)}" if told else ""
+    return [f"Test figures of {', '.join(names)} were seen while the method was made{others}.", ""]
 
 
 def _curves(content: Content) -> list[str]:

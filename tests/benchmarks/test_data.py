@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.data import PUBLISHED, SEEN, SYNTHETIC, check_available, read_set
+from benchmarks.quality.images.data import SOURCES
 from model_store.errors import DataError
 
 
@@ -115,4 +116,6 @@ def test_synthetic_regression_is_friedmans_function_and_unit_noise() -> None:
 
 def test_names_do_not_collide() -> None:
     assert not set(PUBLISHED) & set(SYNTHETIC)
-    assert set(PUBLISHED) >= SEEN
+    assert {*PUBLISHED, *SOURCES} >= SEEN
+    # What docs/method.md tells of test rows of.
+    assert {"cls_ionosphere", "cls_vehicle", "cls_glass", "cls_coupon", "uci_naval", "fashion_mnist", "cifar10"} <= SEEN

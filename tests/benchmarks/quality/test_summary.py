@@ -201,6 +201,20 @@ def test_the_page_shows_every_method_goal_and_set() -> None:
     assert all(f"| {name} |" in text for name in METHODS.values())
     assert all(goal.text in text for goal in judge(sets))
     assert "uci_boston (1)" in text and "cls_glass (1)" in text and "abcdef012345" in text and "not met" in text
+    assert "\nTest figures of uci_boston, cls_glass were seen while the method was made.\n" in text
+
+
+def test_the_page_tells_the_rank_on_sets_that_were_not_seen() -> None:
+    sets = [
+        summary("uci_boston", run(0, everyone(9.0, 2.5))),
+        summary("uci_power", run(0, everyone(2.0, 2.5))),
+        *(summary(f"cls_{name}", run(0, everyone(1.0, 0.9), "classification")) for name in ("banana", "australian")),
+    ]
+    images = {"summary": [], "environments": {}}
+    text = page({"summary": sets, "environments": {}}, None, images)
+    others = f"1.00 in regression (1) and {len(PEERS) + 1:.2f} in classification (2)"
+    assert "of uci_boston were seen while the method was made; over the other sets our mean rank" in text
+    assert f"our mean rank in test NLL is {others}." in text
 
 
 def test_the_page_takes_curves_from_their_runs(tmp_path: Path) -> None:
