@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -17,12 +15,13 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from builder import pictures
+from builder import histograms, pictures
 from builder.canvas import SIZE, png
 from builder.predictive import expected_calibration_error
 from builder.report import ReportData, make_pictures
 from model_store.manifest import Manifest, NumericColumn, RegressionTarget, TableInput
 from tests import bundles
+from tests.builder.png import size_of
 
 Array = NDArray[Any]
 T, A, N, K = 9, 5, 32, 16
@@ -122,7 +121,8 @@ def one_column(seed: int = 0) -> ReportData:
 def sketch(data: ReportData, name: str) -> tuple[Callable[[Figure], None], tuple[float, float]]:
     """What draws one picture, and its size, so that a test need not wait for the others."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "png", lambda draw, size=SIZE: (draw, size))
+        for module in (histograms, pictures):
+            patch.setattr(module, "png", lambda draw, size=SIZE: (draw, size))
         return make_pictures(data)[name]  # type: ignore[return-value]
 
 
@@ -130,29 +130,16 @@ def picture(data: ReportData, name: str) -> bytes:
     return png(*sketch(data, name))
 
 
+def of_rows(data: ReportData) -> list[bytes]:
+    """The pictures of the test rows."""
+    return [picture(data, name) for name in ("calibration.png", "sharpness.png")]
+
+
 def panels(data: ReportData, name: str) -> list[Any]:
     """The axes of one picture."""
     figure = Figure()
     sketch(data, name)[0](figure)
     return figure.axes
-
-
-def size_of(content: bytes) -> tuple[int, int]:
-    """Width and height of a PNG, all of whose chunks are checked."""
-    assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    at, kinds, pixels = 8, [], b""
-    while at < len(content):
-        (length,) = struct.unpack(">I", content[at : at + 4])
-        kind, data = content[at + 4 : at + 8], content[at + 8 : at + 8 + length]
-        assert struct.unpack(">I", content[at + 8 + length : at + 12 + length])[0] == zlib.crc32(kind + data)
-        kinds.append(kind)
-        pixels += data if kind == b"IDAT" else b""
-        at += 12 + length
-    assert kinds[0] == b"IHDR" and kinds[-1] == b"IEND"
-    width, height, depth, color = struct.unpack(">IIBB", content[16:26])
-    assert (depth, color) == (8, 6)
-    assert len(zlib.decompress(pixels)) == height * (4 * width + 1)
-    return width, height
 
 
 # ---- pictures
@@ -323,7 +310,7 @@ def test_without_test_rows_there_is_no_calibration_picture(data: ReportData) -> 
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_few_rows(rows: int) -> None:
     for data in (regression(rows), classified(rows), classified(rows, classes=2)):
-        size_of(picture(data, "calibration.png"))
+        assert all(map(size_of, of_rows(data)))
 
 
 def test_one_row_is_called_one_row() -> None:
@@ -332,13 +319,13 @@ def test_one_row_is_called_one_row() -> None:
 
 
 def test_a_hundred_classes() -> None:
-    size_of(picture(classified(rows=400, classes=100), "calibration.png"))
+    assert all(map(size_of, of_rows(classified(rows=400, classes=100))))
 
 
 def test_certain_and_wrong() -> None:
     data = classified(rows=40, classes=2)
     sure = {"y": np.zeros(40, dtype=np.int64), "probabilities": np.tile([0.0, 1.0], (40, 1))}
-    size_of(picture(replace(data, predictions=sure), "calibration.png"))
+    assert all(map(size_of, of_rows(replace(data, predictions=sure))))
 
 
 def test_no_conformity_scores_mean_gaussian_intervals() -> None:
@@ -394,4 +381,4 @@ def test_latents_that_are_not_finite_are_left_out() -> None:
 def test_names_are_shown_letter_for_letter(name: str) -> None:
     target = RegressionTarget(name=name, unit="€/$", mean=0.0, scale=1.0)
     manifest = bundles.mixed_regression().manifest.model_copy(update={"target": target})
-    assert size_of(picture(regression(manifest=manifest), "calibration.png"))[0] == 1200
+    assert all(size_of(found)[0] == 1200 for found in of_rows(regression(manifest=manifest)))
