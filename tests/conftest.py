@@ -1,7 +1,9 @@
-"""The order of the test files: those that take longest first, so that no process is left with one at the end."""
+"""The order of the test files, those that take longest first, so that no process is left with one at the end; and
+pictures that cost less."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,16 +11,23 @@ import pytest
 ROOT = Path(__file__).parent
 LONGEST = (
     "fiberwalk/test_demo.py",
-    "benchmarks/calibration/test_run.py",
-    "builder/test_export_graph.py",
-    "builder/test_export.py",
-    "benchmarks/test_served.py",
     "builder/test_pipeline.py",
     "fiberwalk/test_own_network.py",
     "builder/test_distributed.py",
-    "benchmarks/quality/test_record.py",
+    "builder/test_export.py",
+    "benchmarks/calibration/test_run.py",
+    "benchmarks/test_served.py",
+    "benchmarks/quality/test_images.py",
     "test_clean_install.py",
     "fiberwalk/test_edge_cases.py",
+    "benchmarks/quality/test_record.py",
+    "builder/test_calibration.py",
+    "builder/test_export_blocked.py",
+    "builder/test_entry.py",
+    "builder/test_fiber.py",
+    "benchmarks/fidelity/test_agreement.py",
+    "builder/test_export_graph.py",
+    "benchmarks/serving/test_curves.py",
 )
 
 
@@ -31,3 +40,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {ROOT / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(scope="module")
+def rough_pictures() -> Iterator[None]:
+    """Pictures of builds that nobody looks at: drawn small, and with no room found for their parts, which together
+    takes a fifth of a tiny build. What they show and how is the matter of `builder/test_report.py`."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from builder import canvas
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
+        patch.setitem(canvas._STYLE, "figure.dpi", 30)
+        yield

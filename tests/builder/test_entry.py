@@ -14,6 +14,8 @@ from model_store.errors import ConfigError, DataError
 from model_store.manifest import ClassificationTarget, TensorInput
 from tests.builder.builds import TINY, classes, serve, table
 
+pytestmark = pytest.mark.usefixtures("rough_pictures")
+
 
 def build(folder: Path, data: Any, **arguments: Any) -> BuildResult:
     options = {**TINY, **arguments.pop("options", {})}

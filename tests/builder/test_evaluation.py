@@ -33,6 +33,8 @@ from model_store.plan import draw_latents
 from tests.builder.builds import classes, config, serve, table
 from tests.builder.decoders import Identity
 
+pytestmark = pytest.mark.usefixtures("rough_pictures")
+
 # What pytest would take for a test.
 part_for_tests = test_part
 del test_part

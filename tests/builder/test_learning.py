@@ -14,6 +14,8 @@ from model_store.errors import ConfigError
 from tests.builder.builds import build_table, classes, config
 from tests.builder.test_pipeline import fail
 
+pytestmark = pytest.mark.usefixtures("rough_pictures")
+
 
 def test_what_an_option_does_not_touch_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_table(tmp_path)

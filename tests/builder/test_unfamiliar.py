@@ -42,6 +42,8 @@ TABLE = TableInput(
     columns=[NumericColumn(name="a"), CategoricalColumn(name="c", categories=["u", "v", "w"]), NumericColumn(name="b")]
 )
 
+pytestmark = pytest.mark.usefixtures("rough_pictures")
+
 
 def table_rows(rows: int = 500) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     rng = np.random.default_rng(0)

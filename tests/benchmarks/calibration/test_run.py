@@ -15,6 +15,8 @@ from benchmarks.quality.problem import Problem, make_problem
 from benchmarks.served import LEVELS
 from tests.benchmarks.quality.problems import TUNED, tiny_problem
 
+pytestmark = pytest.mark.usefixtures("rough_pictures")
+
 QUICK: dict[str, Any] = {
     "map": {"steps": 60, "anchors": 10, "folds": 5, "prior_precision": [1.0]},
     "fiber": {"trajectories": 2, "steps": 3, "refinement": 4},
