@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,48 @@ from model_store.errors import ConfigError
 from model_store.manifest import TRUNK_FILE, CategoricalColumn, TableInput
 from tests.builder.builds import build_table, config, serve, table
 
+pytestmark = pytest.mark.usefixtures("rough_pictures")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A build, what it published as torch has it, and the rows (A, n) that the anchors of each walk have seen."""
+
+    result: BuildResult
+    trained: Trained
+    members: list[torch.Tensor]
+
+
+def watched_build(folder: Path, **changes: Any) -> Watched:
+    members: list[torch.Tensor] = []
+    walk = learning.walk_fibers
+
+    def watch(network: Any, anchors: torch.Tensor, x: Any, y: Any, member: torch.Tensor, *rest: Any) -> Any:
+        members.append(member)
+        return walk(network, anchors, x, y, member, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        seen = watched(patch)
+        patch.setattr(learning, "walk_fibers", watch)
+        result = build_table(folder, **changes)
+    return Watched(result, seen[0], members)
+
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """A regression on a number and a category, from a CSV file."""
-    return build_table(tmp_path_factory.mktemp("built"))
+    return watched_build(tmp_path_factory.mktemp("built"))
+
+
+@pytest.fixture(scope="module")
+def of_one(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """The same with one anchor."""
+    return watched_build(tmp_path_factory.mktemp("one"), map={"anchors": 1})
+
+
+@pytest.fixture(scope="module")
+def built(of_two: Watched) -> BuildResult:
+    return of_two.result
 
 
 def contents(result: BuildResult) -> dict[str, Any]:
@@ -88,9 +126,14 @@ def test_no_file_names_of_the_builder_are_published(built: BuildResult) -> None:
     assert "table.csv" not in text
 
 
-def test_the_same_inputs_give_the_same_bundle(tmp_path: Path, built: BuildResult) -> None:
-    again = build_table(tmp_path / "again")
+def test_the_same_inputs_give_the_same_bundle(
+    tmp_path: Path, built: BuildResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    again = build_table(tmp_path / "again", work=None)
     assert contents(again) == contents(built)
+    # Work of no named folder is cleared.
+    assert not (tmp_path / ".fiberwalk" / "tiny").exists()
     other = build_table(tmp_path / "other", seed=1)
     files = [r.bundle.manifest.files for r in (built, other)]
     assert files[0]["arrays.safetensors"] != files[1]["arrays.safetensors"]
@@ -120,9 +163,10 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, built: BuildResult, monkey
         build_table(tmp_path, seed=1)
 
 
-def test_a_build_interrupted_while_refitting_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"anchors": 1, "steps": 300}
-    whole = build_table(tmp_path / "whole", map=options)
+def test_a_build_interrupted_while_refitting_goes_on(
+    tmp_path: Path, of_one: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"anchors": 1}
     for stage in ("refit_anchors", "train_autoencoder"):
         with monkeypatch.context() as patch:
             patch.setattr(learning, stage, interrupt)
@@ -130,19 +174,13 @@ def test_a_build_interrupted_while_refitting_goes_on(tmp_path: Path, monkeypatch
                 build_table(tmp_path, map=options)
     for stage in ("train_anchors", "walk_fibers", "refit_anchors"):
         monkeypatch.setattr(learning, stage, fail)
-    assert contents(build_table(tmp_path, map=options)) == contents(whole)
+    assert contents(build_table(tmp_path, map=options)) == contents(of_one.result)
 
 
 def test_a_damaged_work_file_is_ignored(tmp_path: Path, built: BuildResult) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "map.safetensors").write_bytes(b"\x08cut off")
     assert contents(build_table(tmp_path)) == contents(built)
-
-
-def test_work_of_no_named_folder_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    build_table(tmp_path, work=None)
-    assert not (tmp_path / ".fiberwalk" / "tiny").exists()
 
 
 # ---- networks of the user's own
@@ -175,20 +213,10 @@ def watched(patch: pytest.MonkeyPatch) -> list[Trained]:
 
 
 def test_what_is_served_has_seen_all_rows_and_what_chose_it_has_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, of_two: Watched, of_one: Watched
 ) -> None:
-    seen = watched(monkeypatch)
-    starts: list[torch.Tensor] = []
-    walk = learning.walk_fibers
-
-    def watch(network: Any, anchors: torch.Tensor, x: Any, y: Any, member: torch.Tensor, *rest: Any) -> Any:
-        starts.append(member)
-        return walk(network, anchors, x, y, member, *rest)
-
-    monkeypatch.setattr(learning, "walk_fibers", watch)
-    build_table(tmp_path, map={"anchors": 2, "steps": 300})
-    (trained,) = seen
-    assert not starts[0].all() and starts[1].all()
+    trained, members = of_two.trained, of_two.members
+    assert not members[0].all() and members[1].all()
     assert torch.equal(trained.anchors, trained.fibers.nodes[0, :, 0])
     assert len(trained.fibers.nodes) == trained.reach.used + 1 < len(trained.cross_fitted.nodes)
     first = trained.cross_fitted.nodes[0, :, 0]
@@ -196,16 +224,16 @@ def test_what_is_served_has_seen_all_rows_and_what_chose_it_has_not(
     walks = trained.cross_fitted.gradient_evaluations + trained.fibers.gradient_evaluations
     assert trained.gradient_evaluations == trained.training_gradients + walks
 
-    build_table(tmp_path / "own", map={"anchors": 2, "steps": 300, "refit": False})
-    assert torch.equal(seen[1].anchors, first) and seen[1].fibers is seen[1].cross_fitted
+    own = watched_build(tmp_path, map={"refit": False}).trained
+    assert torch.equal(own.anchors, first) and own.fibers is own.cross_fitted
     # One anchor alone would lack many rows.
-    build_table(tmp_path / "one", map={"anchors": 1, "steps": 300})
-    assert starts[-1].all() and not starts[-2].all() and seen[2].fibers is not seen[2].cross_fitted
+    one, members = of_one.trained, of_one.members
+    assert members[-1].all() and not members[-2].all() and one.fibers is not one.cross_fitted
 
 
 def test_fewer_anchors_may_be_served_than_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watched(monkeypatch)
-    options: dict[str, Any] = {"anchors": 4, "folds": 2, "steps": 300}
+    options: dict[str, Any] = {"anchors": 4, "folds": 2}
     few = build_table(tmp_path / "few", map={**options, "served": 2}, fiber={"trajectories": 6})
     few.bundle.verify()
     assert few.bundle.manifest.latent.anchors == 2 and few.bundle.manifest.latent.trajectories == 6
@@ -226,7 +254,7 @@ def test_fewer_anchors_may_be_served_than_judged(tmp_path: Path, monkeypatch: py
 
 def test_all_anchors_may_leave_out_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watched(monkeypatch)
-    options = {"anchors": None, "folds": 1, "holdout": 0.25, "served": 3, "steps": 300}
+    options = {"anchors": None, "folds": 1, "holdout": 0.25, "served": 3}
     result = build_table(tmp_path / "part", map=options)
     result.bundle.verify()
     (trained,) = seen
@@ -278,8 +306,8 @@ class Wide(nn.Module):
 def test_a_wide_first_layer_is_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watched(monkeypatch)
     table().to_csv(tmp_path / "table.csv", index=False)
-    mapped = {"anchors": 1, "learning_rate": 0.003, "prior_precision": [3.0]}
-    options = {"map": mapped, "autoencoder": {"first_rank": 3}}
+    mapped = {"anchors": 1, "steps": 100, "learning_rate": 0.003, "prior_precision": [3.0]}
+    options = {"map": mapped, "fiber": {"trajectories": 3}, "autoencoder": {"first_rank": 3}}
     result = run_build(config(tmp_path, **options), factory=Wide)
     network = result.bundle.manifest.network
     assert list(network.mixed) == ["weights.first.weight"]
