@@ -13,6 +13,18 @@ import benchmarks.served as served
 from benchmarks.data import DataSet, read_set
 from model_store.errors import FiberwalkError
 
+QUICK = """
+[map]
+steps = 300
+anchors = 5
+[fiber]
+trajectories = 4
+steps = 4
+refinement = 5
+[autoencoder]
+steps = 50
+"""
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -33,7 +45,10 @@ def run(folder: Path, *arguments: str) -> int:
 
 
 @pytest.mark.parametrize("name", ["uci_tiny", "cls_tiny"])
-def test_from_a_csv_to_scored_answers(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_from_a_csv_to_scored_answers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.setattr(served, "RECIPE", served.RECIPE + QUICK)
     assert run(folder, "--sets", name, "--splits", "1", "--preset", "fast") == 0
     content = json.loads((folder / "served.json").read_text())
     (found,) = content["runs"]

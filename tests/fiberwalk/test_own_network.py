@@ -77,8 +77,9 @@ steps = 1000
 [fiber]
 trajectories = 4
 steps = 5
+refinement = 10
 [autoencoder]
-steps = 100
+steps = 50
 """
 
 

@@ -103,7 +103,7 @@ def test_peers_never_train_on_what_they_conformalise() -> None:
 
 
 def test_conformal_peers_cover(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conformal, "GRID", {"max_iter": [50], "min_samples_leaf": [5, 20]})
+    monkeypatch.setattr(conformal, "GRID", {"max_iter": [20], "min_samples_leaf": [5, 20]})
     problem = tiny_problem("regression", rows=300)
     for answer in conformal.regression(problem, TUNED).values():
         figures = regions.figures(answer.regions, problem.y_test.numpy())

@@ -114,7 +114,7 @@ def test_a_missing_file_is_told(folder: Path) -> None:
 
 
 def test_a_build_that_was_stopped_goes_on_and_its_cost_is_that_of_all_parts(folder: Path) -> None:
-    asked = problem.make_problem("fashion_mnist", read_images("fashion_mnist"), 40.0, 0)
+    asked = problem.make_problem("fashion_mnist", read_images("fashion_mnist"), 5.0, 0)
     first, again = (build_ours(asked, 1, folder / "kept") for _ in range(2))
     assert torch.equal(first.trained.fibers.nodes, again.trained.fibers.nodes)
     assert again.seconds["map"] > 0.9 * first.seconds["map"]
@@ -125,7 +125,7 @@ def test_every_method_answers_and_knows_foreign_images(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = folder / "images.json"
-    arguments = ["--rows", "60", "--test-rows", "30", "--epochs", "40", "--output", str(file)]
+    arguments = ["--rows", "60", "--test-rows", "30", "--epochs", "20", "--output", str(file)]
     assert command.main([*arguments, "--families", "ensemble", "laplace", "swag"]) == 0
     assert command.main(arguments) == 0
     log = capsys.readouterr().err
