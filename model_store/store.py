@@ -23,6 +23,9 @@ from model_store.manifest import Manifest
 CHAMPION = "champion"
 """The alias that a bare NAME means, where it is set; otherwise NAME means the newest version."""
 
+Stamp = tuple[int, ...]
+"""See `ModelStore.stamp`."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -40,9 +43,10 @@ class ModelStore:
 
     def names(self) -> list[str]:
         """The names of all models with at least one version, sorted."""
-        if not self.root.is_dir():
+        try:
+            found = [p.name for p in self.root.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        found = (p.name for p in self.root.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
         return sorted(n for n in found if self._has_versions(n))
 
     def _has_versions(self, name: str) -> bool:
@@ -58,12 +62,12 @@ class ModelStore:
             StoreError: its folder cannot be read.
         """
         folder = self.root / checked_name(name)
-        if not folder.is_dir():
-            return []
         with _reading(name):
-            return sorted(
-                int(p.name) for p in folder.iterdir() if _VERSION.fullmatch(p.name) and (p / MANIFEST_FILE).is_file()
-            )
+            try:
+                found = [p for p in folder.iterdir() if _VERSION.fullmatch(p.name)]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            return sorted(int(p.name) for p in found if (p / MANIFEST_FILE).is_file())
 
     def aliases(self, name: str) -> dict[str, int]:
         """The aliases of a model and the versions they mean.
@@ -84,6 +88,8 @@ class ModelStore:
     def resolve(self, reference: str) -> tuple[str, int]:
         """The (name, version) that `NAME`, `NAME@VERSION` or `NAME@ALIAS` means.
 
+        A bare name whose champion is gone means nothing: whoever set one did not want the newest version unasked.
+
         Raises:
             InvalidNameError: the reference is not of that form.
             UnknownModelError: there is no such model, version or alias; the message lists what there is.
@@ -96,15 +102,16 @@ class ModelStore:
                 f"There is no model {name!r}.", field="model", expected=f"one of: {known}", got=reference[:80]
             )
         aliases = self.aliases(name)
+        alias: str | None = wanted if "@" in reference else CHAMPION
         if _VERSION.fullmatch(wanted):
-            version = int(wanted)
-        elif wanted:
-            version = aliases.get(wanted, 0)
-        elif "@" in reference:
-            version = 0
+            alias, version = None, int(wanted)
+        elif alias in aliases:
+            version = aliases[alias]
         else:
-            version = aliases.get(CHAMPION, versions[-1])
+            alias, version = None, 0 if "@" in reference else versions[-1]
         if version not in versions:
+            if alias is not None:
+                raise _dangling(reference, name, alias, version, versions)
             known = ", ".join([*(str(v) for v in versions[-8:]), *sorted(aliases)])
             raise UnknownModelError(
                 f"Model {name!r} has no version or alias {wanted[:80]!r}.",
@@ -113,6 +120,24 @@ class ModelStore:
                 got=reference[:80],
             )
         return name, version
+
+    def stamp(self, name: str, version: int) -> Stamp:
+        """What differs, without a look into them, between a bundle and another that takes its place.
+
+        Equal stamps mean the same bundle. The same bundle may come to have another: when a backup of it is restored.
+
+        Raises:
+            UnknownModelError: there is no such version any more.
+            StoreError: it cannot be read.
+        """
+        path = self.root / checked_name(name) / str(version) / MANIFEST_FILE
+        with _reading(f"{name}@{version}"):
+            try:
+                found = path.stat()
+            except (FileNotFoundError, NotADirectoryError) as e:
+                raise UnknownModelError(f"There is no {name}@{version} any more.", field="model") from e
+        # A copy may keep the time of writing, and a file get the number of one before it; only ctime cannot be set.
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def open(self, reference: str) -> Bundle:
         """Opens a bundle by `NAME`, `NAME@VERSION` or `NAME@ALIAS`.
@@ -273,6 +298,20 @@ class ModelStore:
         with (folder / ".lock").open("w") as f:
             fcntl.flock(f, fcntl.LOCK_EX)
             yield
+
+
+def _dangling(reference: str, name: str, alias: str, version: int, versions: list[int]) -> UnknownModelError:
+    """The error of an alias whose version is no more, which only happens behind the store's back."""
+    means = f"Model {name!r} means its {alias}, version {version}"
+    if reference != name:
+        means = f"{name}@{alias} means version {version}"
+    return UnknownModelError(
+        f"{means}, which is gone; run `fiberwalk models alias {name}@VERSION {alias}` with a version that there is, "
+        "or with --remove.",
+        field="model",
+        expected=f"{name}@ one of: {', '.join(map(str, versions[-8:]))}",
+        got=reference[:80],
+    )
 
 
 @contextmanager
