@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
 import structlog
 
 from model_store.errors import FiberwalkError, InputError, IntegrityError, StoreError, UnknownModelError
-from model_store.store import ModelStore
+from model_store.store import ModelStore, Stamp
 from service.cache import Flights
-from service.memory import give_back
+from service.memory import forget_frames, give_back
 from service.metrics import ServiceMetrics
 from service.model import Asked, ServedModel
 from service.settings import Settings
@@ -33,6 +35,23 @@ _WATCH_SECONDS = 2.0
 _MAX_REMEMBERED = 1024
 
 
+@dataclass(frozen=True)
+class _Held:
+    """A loaded version, and what the store had in its place."""
+
+    model: ServedModel
+    stamp: Stamp
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """Why a version did not load, what the store had in its place, and when that was."""
+
+    error: StoreError
+    stamp: Stamp
+    time: float
+
+
 class Models:
     """Loaded versions by reference. Thread-safe; a version is loaded once, however many threads ask."""
 
@@ -45,8 +64,10 @@ class Models:
     ) -> None:
         self.store = ModelStore(settings.store)
         self._settings, self._weights, self._metrics, self._log = settings, weights, metrics, log
-        self._loaded: dict[Version, ServedModel] = {}
-        self._failed: dict[Version, tuple[StoreError, float]] = {}
+        self._loaded: dict[Version, _Held] = {}
+        self._failed: dict[Version, _Failed] = {}
+        self._meaningless: dict[str, StoreError] = {}
+        self._leaving: list[tuple[str, weakref.ref[ServedModel]]] = []
         self._remembered: dict[str, tuple[object, float]] = {}
         self._flights: Flights[Version, ServedModel] = Flights()
         self._lock = threading.Lock()
@@ -58,8 +79,8 @@ class Models:
     def watch(self, stop: threading.Event) -> None:
         """Loads what the store means now, and from then on what it comes to mean, until told to stop.
 
-        So a version that is published, or that an alias moves to, is warm before most requests for it, and one that
-        did not verify is taken up once it is repaired.
+        So a version that is published, that takes another's place, or that an alias moves to, is warm before most
+        requests for it; one that did not verify is taken up once it is repaired, and one that is gone is let go.
         """
         while not stop.is_set():
             try:
@@ -75,26 +96,33 @@ class Models:
         Args:
             stop: set when the rest need not be loaded any more.
         """
+        wanted, meaningless, failure = set[Version](), dict[str, StoreError](), ""
         try:
             if not self.store.root.is_dir():
                 raise StoreError(f"There is no model store at {self.store.root}; build a model first.")
-            wanted = self._wanted()
+            wanted, meaningless = self._wanted()
         except (StoreError, OSError) as e:
+            failure = str(e)
+        self._let_go_of_gone(wanted)
+        self._meaningless = meaningless
+        with self._lock:
+            self._failed = {v: failed for v, failed in self._failed.items() if v in wanted}
+        if failure:
             if self._state != "failed":
-                self._log.error("store_not_readable", reason=str(e))
+                self._log.error("store_not_readable", reason=failure)
             self._state = "failed"
             return
-        with self._lock:
-            self._failed = {v: failure for v, failure in self._failed.items() if v in wanted}
         for version in sorted(wanted):
             if stop is not None and stop.is_set():
                 return
-            with suppress(StoreError):  # logged where it happened
-                self._get(version)
+            try:
+                self._get(version, self.store.stamp(*version))
+            except StoreError as e:  # logged where it happened
+                forget_frames(e)
         # A damaged bundle must not take the healthy ones out of service, unless none is healthy.
-        state: State = "failed" if self._failed and not self._loaded else "ready"
+        state: State = "failed" if (self._failed or self._meaningless) and not self._loaded else "ready"
         if state != self._state:
-            self._log.info("models_" + state, models=self.loaded(), failed=[_reference(v) for v in self._failed])
+            self._log.info("models_" + state, models=self.loaded(), failed=[p["model"] for p in self.problems()])
         self._state = state
 
     @property
@@ -108,10 +136,10 @@ class Models:
             return sorted(_reference(v) for v in self._loaded)
 
     def problems(self) -> list[dict[str, str]]:
-        """Versions that are not served, and why, without the machine's paths."""
+        """Versions that are not served, and references that mean none, and why, without the machine's paths."""
         with self._lock:
-            failed = sorted(self._failed.items())
-        return [{"model": _reference(v), "code": e.code, "message": e.message} for v, (e, _) in failed]
+            failed = {_reference(v): failed.error for v, failed in sorted(self._failed.items())}
+        return [{"model": r, "code": e.code, "message": e.message} for r, e in (failed | self._meaningless).items()]
 
     # ---- finding
 
@@ -126,7 +154,7 @@ class Models:
         if reference is None:
             reference = self._only()
         wanted = reference
-        return self._get(self._recall(f"@{wanted}", lambda: self.store.resolve(wanted)))
+        return self._get(*self._recall(f"@{wanted}", lambda: self._find(wanted)))
 
     def names(self) -> list[str]:
         """The names of all models in the store."""
@@ -137,9 +165,9 @@ class Models:
         found = []
         for name in self.names():
             with suppress(StoreError):
-                version = self._recall(f"@{name}", lambda wanted=name: self.store.resolve(wanted))  # type: ignore[misc]
+                version, _ = self._recall(f"@{name}", lambda wanted=name: self._find(wanted))  # type: ignore[misc]
                 with self._lock:
-                    found += [self._loaded[version]] if version in self._loaded else []
+                    found += [self._loaded[version].model] if version in self._loaded else []
         return found
 
     def _only(self) -> str:
@@ -174,36 +202,53 @@ class Models:
 
     # ---- inside
 
-    def _get(self, version: Version) -> ServedModel:
+    def _find(self, reference: str) -> tuple[Version, Stamp]:
+        version = self.store.resolve(reference)
+        return version, self.store.stamp(*version)
+
+    def _get(self, version: Version, stamp: Stamp) -> ServedModel:
+        """The model of a version, where the store was seen to have what the stamp tells."""
+        return self._known(version, stamp) or self._flights.run(version, lambda: self._load(version))
+
+    def _known(self, version: Version, stamp: Stamp) -> ServedModel | None:
+        """A loaded model; None where it has to be loaded. Raises what kept it from loading a short while ago."""
         with self._lock:
-            model = self._loaded.pop(version, None)
-            if model is not None:
-                self._loaded[version] = model  # last is the most recently used
-                return model
-            failed = self._failed.get(version)
-        if failed is not None and time.monotonic() - failed[1] < _RETRY_SECONDS:
-            raise failed[0]
-        return self._flights.run(version, lambda: self._load(version))
+            held, failed = self._loaded.get(version), self._failed.get(version)
+            if held is not None and held.stamp == stamp:
+                self._loaded[version] = self._loaded.pop(version)  # last is the most recently used
+                return held.model
+        if failed is not None and failed.stamp == stamp and time.monotonic() - failed.time < _RETRY_SECONDS:
+            raise failed.error
+        return None
 
     def _load(self, version: Version) -> ServedModel:
+        # Seen before the bundle is read: what takes its place meanwhile has another.
+        stamp = self.store.stamp(*version)
+        # Whoever asks may have seen what was there before.
+        known = self._known(version, stamp)
+        if known is not None:
+            return known
         with self._lock:
-            if version in self._loaded:
-                return self._loaded[version]
+            held = self._loaded.get(version)
         started = time.perf_counter()
         try:
-            model = self._warmed(version)
+            model = self._warmed(version, held)
         except StoreError as e:
             self._metrics.failures.inc()
             public = type(e)(_public(version, e), code=e.code, field="model")
             with self._lock:
-                known = version in self._failed
-                self._failed[version] = (public, time.monotonic())
-            log = self._log.debug if known else self._log.error
+                before = self._failed.get(version)
+                self._failed[version] = _Failed(public, stamp, time.monotonic())
+            log = self._log.debug if before is not None and before.stamp == stamp else self._log.error
             log("model_not_served", model=_reference(version), code=e.code, reason=e.message)
+            self._let_go({version})
             raise public from e
         with self._lock:
             self._failed.pop(version, None)
-            self._loaded[version] = model
+            self._loaded[version] = _Held(model, stamp)
+        if held is not None and held.model is model:
+            return model
+        self._leave([held.model] if held is not None else [])
         self._forget_surplus(version)
         give_back()
         self._metrics.models.set(len(self._loaded))
@@ -211,10 +256,13 @@ class Models:
         self._log.info("model_loaded", model=model.reference, device=model.engine.device, seconds=seconds)
         return model
 
-    def _warmed(self, version: Version) -> ServedModel:
+    def _warmed(self, version: Version, held: _Held | None) -> ServedModel:
+        """A version ready to be asked; the one that is held where the store has the same bundle still."""
         settings = self._settings
         try:
             bundle = self.store.open(_reference(version))
+            if held is not None and held.model.bundle.digest == bundle.digest:
+                return held.model
             model = ServedModel(bundle, threads=settings.threads, run_size=settings.run_size, device=settings.device)
             x = model.encoder.typical()
             weights = self._weights.get(model, PLAN, default_samples(model, settings), 0)
@@ -228,33 +276,82 @@ class Models:
             raise IntegrityError(f"{_reference(version)} cannot be run ({e}); build it again.") from e
         return model
 
+    # ---- letting go
+
+    def _let_go_of_gone(self, wanted: Collection[Version]) -> None:
+        """Lets go of versions that the store has no more, or has something else in place of that nothing means."""
+        with self._lock:
+            loaded = dict(self._loaded)
+        gone = set()
+        for version, held in loaded.items():
+            try:
+                if self.store.stamp(*version) != held.stamp and version not in wanted:
+                    gone.add(version)
+            except UnknownModelError:
+                gone.add(version)
+            except StoreError:
+                continue  # it may come to be readable again
+        self._let_go(gone)
+        self._forget_again()
+
+    def _let_go(self, versions: Collection[Version]) -> None:
+        with self._lock:
+            gone = [self._loaded.pop(v).model for v in versions if v in self._loaded]
+        self._leave(gone)
+        if gone:
+            give_back()
+
+    def _leave(self, models: Collection[ServedModel]) -> None:
+        """Forgets models that are served no more; requests in flight go on with theirs."""
+        for model in models:
+            with self._lock:
+                self._leaving.append((model.bundle.digest, weakref.ref(model)))
+            self._weights.forget(model.bundle.digest)
+            self._log.info("model_unloaded", model=model.reference)
+        self._metrics.models.set(len(self._loaded))
+
+    def _forget_again(self) -> None:
+        """Forgets what requests that were in flight had decoded of models that had left already."""
+        with self._lock:
+            leaving = self._leaving
+            self._leaving = [each for each in leaving if each[1]() is not None]
+            # A backup may have brought it back.
+            back = {held.model.bundle.digest for held in self._loaded.values()}
+        for digest, _ in leaving:
+            if digest not in back:
+                self._weights.forget(digest)
+
     def _forget_surplus(self, latest: Version) -> None:
         """Lets go of the least recently used versions that no name and no alias means any more."""
         try:
-            wanted = self._wanted() | {latest}
+            wanted = self._wanted()[0] | {latest}
         except (StoreError, OSError):
             return  # `load_all` tells of it
         with self._lock:
             surplus = [v for v in self._loaded if v not in wanted]
-            gone = [self._loaded.pop(v) for v in surplus[: max(len(surplus) - self._settings.spare_models, 0)]]
-        for model in gone:
-            self._weights.forget(model)
+            gone = [self._loaded.pop(v).model for v in surplus[: max(len(surplus) - self._settings.spare_models, 0)]]
+        self._leave(gone)
 
-    def _wanted(self) -> set[Version]:
-        """Every version that a bare name or an alias means."""
+    def _wanted(self) -> tuple[set[Version], dict[str, StoreError]]:
+        """Every version that a bare name or an alias means, and why those mean none that do not."""
         wanted: set[Version] = set()
+        meaningless: dict[str, StoreError] = {}
         for name in self.store.names():
             try:
                 references = [name, *(f"{name}@{alias}" for alias in self.store.aliases(name))]
             except StoreError as e:
                 self._tell_once("aliases_not_readable", name, e)
+                meaningless[name] = e
                 continue
             for reference in references:
                 try:
                     wanted.add(self.store.resolve(reference))
                 except StoreError as e:
                     self._tell_once("alias_means_nothing", reference, e)
-        return wanted
+                    meaningless[reference] = e
+        for error in meaningless.values():
+            forget_frames(error)
+        return wanted, meaningless
 
     def _tell_once(self, event: str, model: str, error: StoreError) -> None:
         """Logs what each look at the store would find again."""

@@ -225,7 +225,10 @@ async def healthz() -> Health:
     responses={200: {"model": Readiness}, 503: {"model": Readiness}},
 )
 async def readyz(request: Request) -> Response:
-    """200 once every model is loaded and warmed; versions that do not verify are listed, the others go on serving."""
+    """200 once every model is loaded and warmed; versions that do not verify are listed, the others go on serving.
+
+    A store without any model is ready too, and lists none: the first one is taken up as it comes.
+    """
     models = _runtime(request).models
     state = models.state
     body = to_json({"status": state, "models": models.loaded(), "problems": models.problems()})

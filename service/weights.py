@@ -50,9 +50,9 @@ class WeightSource:
         self._metrics.misses.labels("process").inc()
         return self._flights.run(key, lambda: self._fetch(model, key))
 
-    def forget(self, model: ServedModel) -> None:
-        """Lets go of the sets of a model that is served no more, which keep its networks."""
-        self._cache.drop(lambda key: key.digest == model.bundle.digest)
+    def forget(self, digest: str) -> None:
+        """Lets go of the sets of a bundle that is served no more, which keep its networks."""
+        self._cache.drop(lambda key: key.digest == digest)
         self._metrics.cache_bytes.set(self._cache.nbytes)
 
     def _fetch(self, model: ServedModel, key: WeightKey) -> WeightSet:
