@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import itertools
 import re
@@ -151,6 +152,7 @@ def _packed(value: Any) -> Any:
 
 
 def _from_json(body: bytes) -> dict[str, Any]:
+    body = body.removeprefix(codecs.BOM_UTF8)  # as some editors and shells write it
     return _quick_json(body) or _slow_json(body)
 
 
@@ -162,10 +164,22 @@ def _slow_json(body: bytes) -> dict[str, Any]:
         # NaN and Infinity are let through, to be refused with the place they stand at.
         content = pydantic_core.from_json(body, allow_inf_nan=True)
     except ValueError as e:
+        wrong, expected = str(e), "a JSON object"
+        if not _is_utf8(body):
+            wrong, expected = "it is not in UTF-8; encode it so", "a JSON object in UTF-8"
         raise InputError(
-            f"The body is not valid JSON: {e}.", code="invalid_json", expected="a JSON object", got="invalid JSON"
+            f"The body is not valid JSON: {wrong}.", code="invalid_json", expected=expected, got="invalid JSON"
         ) from e
     return _object(content, "JSON")
+
+
+def _is_utf8(body: bytes) -> bool:
+    """Whether JSON may be in UTF-8: in UTF-16 and UTF-32 the first of its characters have bytes of zero."""
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in body[:4]
 
 
 def _quick_json(body: bytes) -> dict[str, Any] | None:
