@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_store.errors import FiberwalkError, InputError, OverloadedError
 from service.documentation import document
@@ -62,6 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.runtime = runtime
     app.include_router(router)
     app.go_straight(router, runtime)
+    app.add_middleware(_HeadAsGet)
     app.add_middleware(ObserveRequests, runtime=runtime)
     app.add_exception_handler(FiberwalkError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -92,6 +93,28 @@ class _Application(FastAPI):
                 await straight(scope, receive, send)
                 return
         await super().__call__(scope, receive, send)
+
+
+class _HeadAsGet:
+    """ASGI middleware: HEAD is answered as GET is, without the body. The framework's routes do not know it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def bodiless(message: Message) -> None:
+            await send(dict(message, body=b"") if message["type"] == "http.response.body" else message)
+
+        asked = dict(scope, method="GET")
+        try:
+            await self._app(asked, receive, bodiless)
+        finally:
+            # Whoever counts requests by their routes looks for it here.
+            scope["route"] = asked.get("route")
 
 
 class _Straight:
@@ -126,14 +149,17 @@ async def _on_error(_: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-    allowed = (error.headers or {}).get("Allow")
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"
+    allowed = headers.get("Allow")
     shown = InputError(
         f"There is no {request.method} {request.url.path[:120]} here; /docs lists what there is.",
         code=code,
         expected=f"the method {allowed}" if allowed else "a path that /docs lists",
         got=f"{request.method[:16]} {request.url.path[:120]}",
     )
-    return Response(error_body(shown), error.status_code, headers=error.headers, media_type="application/json")
+    return Response(error_body(shown), error.status_code, headers=headers, media_type="application/json")
 
 
 async def _on_invalid(_: Request, error: Exception) -> Response:
