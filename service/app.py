@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_store.errors import FiberwalkError, InputError, OverloadedError
 from service.documentation import document
+from service.linger import LingeringResponse
 from service.memory import forget_frames, keep_large_apart, share_arenas
 from service.observe import ObserveRequests
 from service.protocol import error_body, status_of
@@ -133,17 +134,20 @@ class _Straight:
         await response(scope, receive, send)
 
 
-async def _on_error(_: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, FiberwalkError)
     forget_frames(error)
     status = status_of(error)
     headers = None
-    if status == 413:
+    if error.code == "unsupported_content_encoding":
+        headers = {"Accept-Encoding": "identity"}
+    elif status == 413:
         # A body that was refused half-way cannot be followed by another request on the same connection.
         headers = {"Connection": "close"}
     elif isinstance(error, OverloadedError):
         headers = {"Retry-After": "1"}
-    return Response(error_body(error), status, headers=headers, media_type="application/json")
+    kind = LingeringResponse if getattr(request.state, "unread", False) else Response
+    return kind(error_body(error), status, headers=headers, media_type="application/json")
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -159,7 +163,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         expected=f"the method {allowed}" if allowed else "a path that /docs lists",
         got=f"{request.method[:16]} {request.url.path[:120]}",
     )
-    return Response(error_body(shown), error.status_code, headers=headers, media_type="application/json")
+    # Nobody has read a body that came with it.
+    return LingeringResponse(error_body(shown), error.status_code, headers=headers, media_type="application/json")
 
 
 async def _on_invalid(_: Request, error: Exception) -> Response:

@@ -30,6 +30,7 @@ _STATUS: Final = {
     "method_not_allowed": 405,
     "body_too_large": 413,
     "unsupported_media_type": 415,
+    "unsupported_content_encoding": 415,
 }
 
 

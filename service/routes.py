@@ -11,10 +11,11 @@ from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from model_store.errors import InputError
+from model_store.errors import FiberwalkError, InputError
 from service import catalog, examples
 from service.formats import JSON, MSGPACK, NPY, OCTETS, WRITERS, Body, answer_type, to_json
 from service.inference import Inference
+from service.inputs import brief
 from service.runtime import Runtime
 from service.schemas import (
     ClassificationAnswer,
@@ -90,7 +91,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         403: "A browser sends it for a page of another site.",
         404: "There is no such model, version, alias or prediction.",
         413: "The body is larger than the server accepts.",
-        415: "The body is of a media type that is not taken.",
+        415: "The body is of a media type that is not taken, or compressed.",
         422: "A value is not acceptable; the error names it.",
         503: "The model does not verify and is not served, or too many requests wait; then there is a `Retry-After`.",
     }.items()
@@ -255,8 +256,13 @@ def _runtime(request: Request) -> Runtime:
 async def _computed(request: Request, answer: Callable[[Inference, Body], Steps]) -> Response:
     """The answer to a request's body, once it is its turn."""
     runtime = _runtime(request)
-    _refuse_other_sites(request)
-    data = await runtime.bodies.read(request)
+    try:
+        _refuse_other_sites(request)
+        _refuse_compressed(request)
+        data = await runtime.bodies.read(request)
+    except FiberwalkError:
+        request.state.unread = True
+        raise
     try:
         given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         body = Body(data, given, tuple(request.query_params.multi_items()))
@@ -279,6 +285,18 @@ def _refuse_other_sites(request: Request) -> None:
             field="Sec-Fetch-Site",
             expected="same-origin, same-site or none",
             got="cross-site",
+        )
+
+
+def _refuse_compressed(request: Request) -> None:
+    coding = request.headers.get("content-encoding", "")
+    if coding.strip().lower() not in {"", "identity"}:
+        raise InputError(
+            "The body is compressed, which is not taken here; send it as it is, without Content-Encoding.",
+            code="unsupported_content_encoding",
+            field="Content-Encoding",
+            expected="identity, or no Content-Encoding",
+            got=brief(coding),
         )
 
 
