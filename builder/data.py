@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.config import DataConfig
-from builder.source import Array, RawData, from_arrays, from_frame, one_each, read_file, refuse_duplicates
+from builder.csv_table import refuse_duplicates
+from builder.source import Array, RawData, from_arrays, from_frame, one_each, read_file
 from model_store.encoding import TableEncoder, TensorEncoder
 from model_store.errors import DataError
 from model_store.manifest import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from builder.config import DataConfig
+from builder.csv_table import read_csv, refuse_duplicates, without_nameless
 from model_store.encoding import category_of
 from model_store.errors import DataError
 
@@ -70,22 +71,16 @@ def read_file(config: DataConfig) -> RawData:
         if path.suffix == ".npz":
             return _read_npz(path, config)
         if path.suffix in {".parquet", ".pq"}:
-            return from_frame(pd.read_parquet(path), config)
-        # pandas would rename the second column of a name, and a copy of the target would predict the target.
-        header = pd.read_csv(path, skipinitialspace=True, header=None, nrows=1, dtype=str).iloc[0].dropna()
-        refuse_duplicates(header.tolist())
-        return from_frame(pd.read_csv(path, skipinitialspace=True), config)
+            table = pd.read_parquet(path)
+            return from_frame(table.reset_index([name for name in table.index.names if name is not None]), config)
+        asked = {config.target or "", *config.drop, *config.categorical}
+        table, notes = without_nameless(read_csv(path, config.categorical), asked)
+        raw = from_frame(table, config)
+        return replace(raw, notes=(*notes, *raw.notes))
     except DataError:
         raise
     except (ValueError, OSError, zipfile.BadZipFile, pd.errors.ParserError) as e:
         raise DataError(f"{path} cannot be read: {e}", field="--data", expected="a CSV, Parquet or .npz file") from e
-
-
-def refuse_duplicates(names: Sequence[str], what: str = "column", field: str = "--data") -> None:
-    """Raises DataError where a name stands twice."""
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            raise DataError(f"The {what} {name!r} appears twice; rename or remove one of them.", field=field, got=name)
 
 
 def _read_npz(path: Path, config: DataConfig) -> RawData:
@@ -164,13 +159,6 @@ def from_frame(frame: pd.DataFrame, config: DataConfig) -> RawData:
     frame = frame.rename(columns=str)
     refuse_duplicates(list(frame.columns))
     if target not in frame.columns:
-        if len(frame.columns) == 1 and any(mark in frame.columns[0] for mark in ";\t|"):
-            raise DataError(
-                "The file's columns are not separated by commas; write it with commas, or as Parquet.",
-                field="--data",
-                expected="a CSV file with commas, in UTF-8",
-                got=frame.columns[0][:80],
-            )
         known = f"one of: {_few(frame.columns)}"
         raise DataError(f"There is no column {target!r}.", field="--target", expected=known, got=target)
     for option, names in (("--drop", config.drop), ("data.categorical", config.categorical)):
@@ -185,7 +173,8 @@ def from_frame(frame: pd.DataFrame, config: DataConfig) -> RawData:
     gaps: dict[str, int] = {}
     keep = np.array(frame[target].notna())
     for name in frame.columns.drop(target):
-        series = _without_bool(frame[name])
+        # A truth value that is a category keeps its name, as in a request and in a CSV file.
+        series = frame[name] if name in config.categorical else _without_bool(frame[name])
         numeric = pd.api.types.is_numeric_dtype(series.dtype) and name not in config.categorical
         if numeric:
             values = series.astype("float64").to_numpy(na_value=np.nan)

@@ -112,6 +112,17 @@ def test_npz_images_become_one_tensor_input(tmp_path: Path) -> None:
     assert abs(float(data.x[~data.test].mean())) < 1e-3 and abs(float(data.x[~data.test].std()) - 1) < 1e-3
 
 
+def test_a_parquet_index_with_a_name_is_a_column(tmp_path: Path) -> None:
+    table = frame(b=np.arange(40.0))
+    table.set_index("b").to_parquet(tmp_path / "named.parquet")
+    table.sample(frac=1, random_state=0).to_parquet(tmp_path / "nameless.parquet")
+    named, nameless = (read_file(options(file=tmp_path / f"{n}.parquet")) for n in ("named", "nameless"))
+    assert list(named.columns) == ["b", "a"] and list(nameless.columns) == ["a", "b"]
+    with pytest.raises(DataError, match="cannot be read"):
+        table.rename_axis("a").to_parquet(tmp_path / "twice.parquet")
+        read_file(options(file=tmp_path / "twice.parquet"))
+
+
 def test_npz_of_pickles_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", x=np.array([[object()]] * 30), y=np.zeros(30))
     with pytest.raises(DataError, match="cannot be read"):
