@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from builder.config import DataConfig
 from builder.csv_table import refuse_duplicates
-from builder.source import Array, RawData, from_arrays, from_frame, one_each, read_file
+from builder.source import Array, RawData, from_arrays, from_frame, numbers_with_commas, one_each, read_file
 from model_store.encoding import TableEncoder, TensorEncoder
 from model_store.errors import DataError
 from model_store.manifest import (
@@ -171,8 +172,10 @@ def _shuffled_by_stratum(strata: Array, rng: np.random.Generator) -> NDArray[np.
 
 def _numbers(raw: RawData) -> NDArray[np.float64]:
     if not np.issubdtype(raw.y.dtype, np.number):
+        commas = numbers_with_commas(pd.Series(raw.y))
         raise DataError(
-            f"The target {raw.target!r} holds text, which regression cannot predict; use --task classification.",
+            f"The target {raw.target!r} holds text, which regression cannot predict; "
+            + (commas or "use --task classification."),
             field=raw.target,
             expected="numbers",
             got=repr(raw.y[0]),

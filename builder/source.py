@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from model_store.errors import DataError
 Array = NDArray[Any]
 MIN_ROWS = 20
 _FEW_TEXTS, _NEARLY_ALL = 10, 0.8
+_COMMAS = r"[-+]?\d+(,\d+)+(\.\d*)?"
+_NOTHING = {"na", "n/a", "nan", "none", "null", "<na>"}
 _DATE = r"\d{1,4}[-./]\d{1,2}[-./]\d{1,4}([ T].*)?"
 
 
@@ -131,6 +133,8 @@ def from_arrays(
         raw = from_frame(frame, config.model_copy(update={"target": target, "units": {**units, **config.units}}))
         labels = [str(v) for v in class_names] if class_names is not None else None
         return RawData(raw.columns, None, raw.y, target, raw.units, labels, raw.notes)
+    _refuse_complex({"x": x, target: y})
+    x = x.astype(np.uint8) if x.dtype == np.bool_ else x
     if not np.issubdtype(x.dtype, np.number) or not np.isfinite(x).all():
         raise DataError("x holds values that are no finite numbers; remove those rows.", field="--data")
     labels = [str(v) for v in class_names] if class_names is not None else None
@@ -168,6 +172,7 @@ def from_frame(frame: pd.DataFrame, config: DataConfig) -> RawData:
                     f"There is no column {name!r}.", field=option, expected=f"some of: {_few(frame.columns)}", got=name
                 )
     frame = frame.drop(columns=config.drop)
+    _refuse_complex({name: frame[name] for name in frame.columns})
     notes: list[str] = []
     columns: dict[str, Array] = {}
     gaps: dict[str, int] = {}
@@ -184,9 +189,12 @@ def from_frame(frame: pd.DataFrame, config: DataConfig) -> RawData:
             values = np.array([category_of(None if pd.isna(v) else v) for v in series], dtype=object)
             found = len(set(values))
             if found > config.max_categories:
+                advice = numbers_with_commas(series.dropna().map(str)) or (
+                    f"leave it out with --drop {name}, make numbers of them (of dates too), or raise "
+                    "data.max_categories in a recipe."
+                )
                 raise DataError(
-                    f"Column {name!r} holds {found} different texts; leave it out with --drop {name}, make numbers of "
-                    "them (of dates too), or raise data.max_categories in a recipe.",
+                    f"Column {name!r} holds {found} different texts; {advice}",
                     field=name,
                     expected=f"at most {config.max_categories} categories",
                     got=str(found),
@@ -215,6 +223,17 @@ def from_frame(frame: pd.DataFrame, config: DataConfig) -> RawData:
     return RawData({n: v[keep] for n, v in columns.items()}, None, y, target, dict(config.units), notes=tuple(notes))
 
 
+def _refuse_complex(columns: Mapping[str, Array | pd.Series]) -> None:
+    for name, values in columns.items():
+        if pd.api.types.is_complex_dtype(values.dtype):
+            raise DataError(
+                f"{name!r} holds complex numbers; give their real and imaginary parts as numbers of their own.",
+                field=name,
+                expected="real numbers",
+                got=str(values.dtype),
+            )
+
+
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
@@ -224,9 +243,12 @@ def _numbers_or_dates(series: pd.Series, name: str, found: int) -> list[str]:
     given = series.dropna().map(str)
     if found <= _FEW_TEXTS or not len(given):
         return []
+    if commas := numbers_with_commas(given):
+        return [f"Column {name!r} is taken for {found} categories: {commas}"]
     number = pd.to_numeric(given, errors="coerce").notna()
     if number.mean() > _NEARLY_ALL:
-        other = f", as it holds {given[~number].iloc[0]!r} beside numbers" if not number.all() else ""
+        rest = given[~number & ~given.str.lower().isin(_NOTHING)]
+        other = f", as it holds {rest.iloc[0]!r} beside numbers" if len(rest) else ""
         return [f"Column {name!r} is taken for {found} categories{other}; leave what is no number empty."]
     if given.str.fullmatch(_DATE).mean() > _NEARLY_ALL:
         return [
@@ -234,6 +256,18 @@ def _numbers_or_dates(series: pd.Series, name: str, found: int) -> list[str]:
             "numbers of them, such as days since the first."
         ]
     return []
+
+
+def numbers_with_commas(texts: pd.Series) -> str:
+    """What to do about texts that are nearly all numbers, many of them with a comma; nothing where they are not."""
+    comma = texts.str.fullmatch(_COMMAS)
+    plain = pd.to_numeric(texts, errors="coerce").notna()
+    if not len(texts) or (comma | plain).mean() <= _NEARLY_ALL or comma.mean() <= 1 - _NEARLY_ALL:
+        return ""
+    return (
+        f"it holds numbers with commas, such as {texts[comma].iloc[0]!r}; write them with a decimal point, and none "
+        "between thousands."
+    )
 
 
 def _without_bool(series: pd.Series) -> pd.Series:

@@ -112,6 +112,17 @@ def test_npz_images_become_one_tensor_input(tmp_path: Path) -> None:
     assert abs(float(data.x[~data.test].mean())) < 1e-3 and abs(float(data.x[~data.test].std()) - 1) < 1e-3
 
 
+@pytest.mark.parametrize("shape", [(2,), (2, 3)])
+def test_truth_values_of_arrays_are_0_and_1(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    truth = np.random.default_rng(0).random((40, *shape)) < 0.5
+    np.savez(tmp_path / "b.npz", x=truth, y=truth.reshape(40, -1)[:, 0])
+    config = DataConfig(file=tmp_path / "b.npz", task="classification")
+    raw = read_file(config)
+    found = raw.tensors if raw.tensors is not None else np.stack([raw.columns["x0"], raw.columns["x1"]], axis=1)
+    assert np.array_equal(found, truth.astype(int))
+    assert prepare(raw, config, True, 0).target == ClassificationTarget(name="y", classes=[0, 1])
+
+
 def test_a_parquet_index_with_a_name_is_a_column(tmp_path: Path) -> None:
     table = frame(b=np.arange(40.0))
     table.set_index("b").to_parquet(tmp_path / "named.parquet")
@@ -285,6 +296,10 @@ def test_too_few_rows_are_refused() -> None:
         ({"y": np.zeros((30, 2))}, "one row for each entry"),
         ({"x": np.full((30, 2, 2), np.nan)}, "no finite numbers"),
         ({"x": np.full((30, 2, 2), "a")}, "no finite numbers"),
+        ({"x": np.full((30, 2, 2), 1 + 1j)}, "'x' holds complex numbers"),
+        ({"x": np.full((30, 2), 1 + 1j)}, "'x0' holds complex numbers"),
+        ({"y": np.full(30, 1 + 1j)}, "'y' holds complex numbers"),
+        ({"x": np.ones((30, 2, 2)), "y": np.full(30, 1 + 1j)}, "'y' holds complex numbers"),
         ({"feature_names": ["only"]}, "feature_names needs one entry for each column"),
         ({"feature_names": ["a", "b", "c"]}, "feature_names needs one entry for each column"),
         ({"feature_names": ["a", "a"]}, "'a' appears twice"),
@@ -321,6 +336,21 @@ def test_dates_and_numbers_with_a_text_among_them_are_told() -> None:
     numbers = [str(i) for i in range(40)]
     assert "as it holds '?' beside numbers" in noted([*numbers[:-1], "?"])
     assert noted(numbers, categorical=["when"]) == noted(["red", "blue"] * 20) == ""
+
+
+def test_numbers_with_commas_are_told() -> None:
+    assert "such as '0,0'; write them with a decimal point" in noted(
+        [f"{i / 10:.1f}".replace(".", ",") for i in range(40)]
+    )
+    assert "none between thousands" in noted([f"{i * 300:,}" for i in range(40)])
+    assert noted(["1,5", "2,5"] * 20) == ""
+    assert noted([f"{i},{'ab'[i % 2]}" for i in range(40)]) == ""
+    assert "as it holds '?' beside" in noted([*map(str, range(37)), "NA", "None", "?"])
+    with pytest.raises(DataError, match="400 different texts; it holds numbers with commas"):
+        from_frame(frame(rows=400, a=[f"{i},5" for i in range(400)]), options())
+    config = options()
+    with pytest.raises(DataError, match="regression cannot predict; it holds numbers with commas"):
+        prepare(from_frame(frame().assign(y=[f"{i},5" for i in range(40)]), config), config, True, 0)
 
 
 def test_columns_that_no_comma_separates_are_told(tmp_path: Path) -> None:
