@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,10 +20,18 @@ from torch import Tensor
 
 from builder.decoder import growth_of, scale_at
 from builder.fiber import Fibers
-from builder.moments import disagreement, moments, moments_of, moments_within, who_disagree
+from builder.moments import disagreement, mean_of, moments, moments_of, moments_within, who_disagree
 from builder.network import FunctionalNetwork
-from builder.out_of_fold import FITTED_ROWS, SEARCH_ROWS, OutOfFold, gather, outputs_on_unseen, rows_to_judge
-from builder.predictive import mixture_probabilities, sample_outputs
+from builder.out_of_fold import (
+    FITTED_ROWS,
+    SEARCH_ROWS,
+    OutOfFold,
+    UnseenRows,
+    gather,
+    outputs_on_unseen,
+    rows_to_judge,
+)
+from builder.predictive import conformal_quantile, mixture_probabilities, sample_outputs
 from builder.runtime import values_at_once
 from model_store.manifest import LatentPlan
 from model_store.plan import draw_latents
@@ -138,6 +146,7 @@ class Calibrated:
         conformity_scores: (n,) sorted scores behind the intervals or prediction sets.
         points: rows behind all of it.
         nll: out-of-fold NLL of the posterior; map_nll: of the anchors alone, calibrated alike.
+        unseen: the answers behind the scores, row by row.
     """
 
     spread: float
@@ -147,6 +156,7 @@ class Calibrated:
     points: int
     nll: float
     map_nll: float
+    unseen: UnseenRows | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -247,6 +257,7 @@ def calibrate(
         found = moments(means, within, unseen, target, disagreement(means, unseen), served, apart)
         spread, rows_nll = found.fit()
         scores = found.scores(spread)
+        answered = UnseenRows(target, mean_of(means, unseen), (spread + found.within + found.between).sqrt())
         spread, map_spread = math.sqrt(spread), math.sqrt(map_spread)
     else:
         few = own = outputs_on_unseen(posterior.network, drawn, inputs, at)
@@ -263,9 +274,12 @@ def calibrate(
             outputs = outputs_on_unseen(posterior.network, drawn, x[rows[part]], unseen[:, part])
             p[part] = _averaged(outputs, unseen[:, part], spread, dispersion)
         true = p.gather(1, target[:, None]).squeeze(1)
-        scores = (1 - true).double().clamp(0, 1).sort().values
+        each_score = (1 - true).double().clamp(0, 1)
+        scores = each_score.sort().values
+        held = (each_score <= conformal_quantile(scores, 0.9)) | (p.argmax(1) == target)
+        answered = UnseenRows(target, covered=held)
     nll, map_nll = float(rows_nll.mean()), float(map_rows.mean())
-    return Calibrated(spread, dispersion, map_spread, scores, len(target), nll, map_nll)
+    return Calibrated(spread, dispersion, map_spread, scores, len(target), nll, map_nll, answered)
 
 
 def _averaged(outputs: list[Tensor], unseen: Tensor, temperature: float, dispersion: float) -> Tensor:

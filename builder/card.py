@@ -302,8 +302,8 @@ def _build(m: Manifest) -> str:
 
 def _limits(m: Manifest) -> str:
     lines = [
-        "Calibration holds on average over rows like those of the training data, not for every group of them; when "
-        "the world behind the data changes, calibrate anew.",
+        "Calibration holds on average over rows like those of the training data, not for every group or class of them; "
+        "when the world behind the data changes, calibrate anew.",
         "Far from the training data the epistemic part should grow, but no figure above was measured there: ask "
         "`/ood`, and do not rely on the width of an error bar for a flagged row.",
         "The epistemic part covers the weights of this one network. What no such network can represent, columns that "
@@ -311,7 +311,7 @@ def _limits(m: Manifest) -> str:
     ]
     if isinstance(m.target, RegressionTarget):
         lines.append(
-            "The noise is taken to be equally large everywhere; where it is not, intervals are too wide or narrow."
+            "Noise is taken to be as large everywhere and on both sides; else intervals are too wide or narrow there."
         )
     else:
         lines.append("A row of a class that is not in the list gets one of those that are.")

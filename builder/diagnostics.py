@@ -24,10 +24,11 @@ MOST_NLL_LOSS = 0.02
 
 @dataclass(frozen=True)
 class Finding:
-    """One failure signature that was seen.
+    """One failure signature that was seen, or something else that whoever uses the model should know.
 
     Attributes:
-        code: `clustering`, `divergence`, `reconstruction`, `calibration` or `flags`.
+        code: `clustering`, `divergence`, `reconstruction`, `calibration` or `flags`; of `builder.groups` `noise` or
+            `classes`.
         message: what was measured.
         advice: what to change.
     """

@@ -44,6 +44,22 @@ _LEAST_SHARE = 0.2
 
 
 @dataclass(frozen=True)
+class UnseenRows:
+    """What is answered to n rows that the answering anchors did not see.
+
+    Attributes:
+        y: (n,) standardised targets, or class indices.
+        mean, std: (n,) of a regression, in standardised units.
+        covered: (n,) whether the prediction set of level 90 % holds the class.
+    """
+
+    y: Tensor
+    mean: Tensor | None = None
+    std: Tensor | None = None
+    covered: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class OutOfFold:
     """Outputs of the samples of anchors on m rows that these anchors did not see.
 

@@ -10,6 +10,7 @@ from builder.data import RawData, prepare, read_file
 from builder.diagnostics import Finding, examine
 from builder.distributed import first
 from builder.evaluation import evaluate, predict_test
+from builder.groups import uneven
 from builder.learning import Clock, learn
 from builder.network import NetworkFactory
 from builder.preparation import make_factory, standardized
@@ -27,7 +28,7 @@ class BuildResult:
     Attributes:
         bundle: the published bundle.
         metrics: as in its manifest.
-        findings: failure signatures seen, with advice.
+        findings: failure signatures seen, and promises that parts of the rows do not keep, with advice.
     """
 
     bundle: Bundle
@@ -65,9 +66,11 @@ def run_build(
     with bars.stage("Test metrics"), Clock(seconds)("evaluation"):
         test = predict_test(trained)
         metrics = evaluate(trained, test)
-    findings = examine(
-        trained.cross_fitted, trained.reach, trained.latent, trained.calibrated, trained.detection.described
-    )
+    calibrated = trained.calibrated
+    findings = [
+        *examine(trained.cross_fitted, trained.reach, trained.latent, calibrated, trained.detection.described),
+        *uneven(calibrated.unseen, dataset.target),
+    ]
     for finding in findings:
         bars.say(f"[yellow]{finding}[/yellow]")
     with bars.stage("Export"):

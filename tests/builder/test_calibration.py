@@ -56,6 +56,10 @@ def test_the_noise_of_true_anchors_is_the_truth(noise: float) -> None:
     assert found.nll == pytest.approx(math.log(noise) + 0.5 * math.log(2 * math.pi * math.e), abs=0.06)
     assert found.nll == pytest.approx(found.map_nll, abs=1e-4)
     assert found.points == 2000
+    rows = found.unseen
+    assert rows is not None and rows.mean is not None and rows.std is not None
+    assert torch.equal(rows.y, y) and torch.allclose(rows.mean, 2 * x[:, 0], atol=1e-5)
+    assert torch.allclose(rows.std, torch.full_like(y, found.spread), rtol=1e-4)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.5])
@@ -121,6 +125,9 @@ def test_every_row_has_its_score_however_few_decide_the_temperature(monkeypatch:
     p = probabilities(torch.stack([own[~seen, row] for row, seen in enumerate(member.T)], dim=1), found)
     expected = (1 - p.gather(1, y[:, None])[:, 0]).double().sort().values
     assert found.points == 400 and torch.allclose(found.conformity_scores, expected, atol=1e-5)
+    assert found.unseen is not None and found.unseen.covered is not None and torch.equal(found.unseen.y, y)
+    held = (p >= 1 - float(expected[math.ceil(401 * 0.9) - 1]) - 1e-6) | (p == p.amax(1, keepdim=True))
+    assert float((found.unseen.covered == held.gather(1, y[:, None])[:, 0]).float().mean()) > 0.99
 
 
 # ---- many anchors, in two rounds of folds: every row is unseen by two

@@ -272,9 +272,9 @@ def limits(manifest: Manifest) -> str:
 
 
 def test_limits_are_those_of_the_model() -> None:
-    assert "noise is taken to be equally large" in limits(KINDS["mixed"])
+    assert "Noise is taken to be as large everywhere and on both sides" in limits(KINDS["mixed"])
     assert "categories" in limits(KINDS["mixed"])
     assert "weights are fixed" in limits(KINDS["mixed"])
     assert "class that is not in the list" in limits(KINDS["classes"])
-    for absent in ("noise is taken", "categories", "weights are fixed"):
+    for absent in ("Noise is taken", "categories", "weights are fixed"):
         assert absent not in limits(KINDS["classes"])

@@ -1,0 +1,132 @@
+"""Whether what is promised over all rows holds in parts of them too, judged on rows that networks had not seen.
+
+One noise level holds for all rows of a regression, and its intervals lie evenly about the mean. Where noise grows with
+what is predicted, as that of prices and counts does, or is skewed, as many intervals as promised hold their target, but
+others than should. Prediction sets leave out most rows of a rare class where few rows are of it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from builder.diagnostics import Finding
+from builder.evaluation import LEVEL
+from builder.out_of_fold import UnseenRows
+from builder.predictive import conformal_quantile
+from model_store.manifest import ClassificationTarget, RegressionTarget, Target
+
+_FEWEST_ROWS, _FEWEST_OF_CLASS = 100, 10
+LEAST_OF_THIRD, MOST_ON_A_SIDE, LEAST_OF_CLASS = 0.85, 0.8, 0.8
+_ERRORS, _CHANCE = 3.5, 0.001
+"""Standard errors that a third or a side is off by, and the probability of what is seen of any class: by chance alone,
+one build in a thousand is told."""
+_SHOWN = 10
+
+
+def uneven(rows: UnseenRows | None, target: Target) -> list[Finding]:
+    """Where promises of level 90 % hold over all rows, but not over parts of them: by more than chance, and enough to
+    matter.
+
+    A regression's rows are cut into thirds by the predicted mean. The third covered least is told of where it holds at
+    most 85 % of its targets, and misses 3.5 standard errors more than its share of all misses (hypergeometric). A side
+    is told of where at least 80 % of the misses are on it, and 3.5 standard errors more than half (binomial). Both
+    count targets beyond the ends of intervals: skewness and the like are moments, which a few rows far out decide.
+
+    A class of ten rows or more is told of where sets hold it in less than 80 % of them, so rarely that with 90 % it had
+    a probability below a thousandth, shared among the classes (binomial).
+    """
+    if rows is None:
+        return []
+    found = _classes(rows, target) if isinstance(target, ClassificationTarget) else _noise(rows, target)
+    return [] if found is None else [found]
+
+
+def _noise(rows: UnseenRows, target: RegressionTarget) -> Finding | None:
+    assert rows.mean is not None and rows.std is not None
+    y, mean, std = (v.double().cpu() for v in (rows.y, rows.mean, rows.std))
+    error = (y - mean) / std
+    if len(y) < _FEWEST_ROWS or not bool(torch.isfinite(error).all()):
+        return None
+    reach = conformal_quantile(error.abs().sort().values, LEVEL)
+    thirds = _uneven_thirds(mean, error.abs() > reach)
+    above, below = int((error > reach).sum()), int((error < -reach).sum())
+    skewed = max(above, below) >= MOST_ON_A_SIDE * (above + below) and _beyond_half(above, below)
+    if not thirds and not skewed:
+        return None
+    seen, harm = [], []
+    if thirds:
+        low, middle, high = (f"{share:.0%}" for share in thirds)
+        seen.append(
+            f"the 90 % interval holds {low}, {middle} and {high} of the targets where predictions are lowest, "
+            "middling and highest (thirds of the rows)"
+        )
+        harm.append("too narrow for some rows and too wide for others")
+    if skewed:
+        side = "above" if above > below else "below"
+        seen.append(f"{max(above, below) / (above + below):.0%} of the targets outside of intervals lie {side} them")
+        harm.append("too short on one side and too long on the other")
+    positive = float(y.min()) * target.scale + target.mean > 0
+    lower = (mean - reach * std) * target.scale + target.mean
+    if positive and bool((lower < 0).any()):
+        seen.append(f"{float((lower < 0).double().mean()):.0%} of intervals reach below zero, where no target is")
+    grows = thirds.index(min(thirds)) == len(thirds) - 1 if thirds else above > below
+    return Finding(
+        "noise",
+        "One noise level holds for all rows, and intervals lie evenly about the mean, which this target is not like: "
+        f"of rows that networks had not seen, {'; '.join(seen)}. Intervals will be {' and '.join(harm)}.",
+        "Try the logarithm of the target instead; the exponentials of its intervals' ends are those of the target's."
+        if positive and grows
+        else "Try a function of the target whose noise is more even, such as a root or a logarithm.",
+    )
+
+
+def _uneven_thirds(mean: Tensor, missed: Tensor) -> list[float]:
+    """Coverage by thirds of the predicted mean (n,), from the lowest, where one of them is covered too little; else
+    nothing."""
+    share = float(missed.double().mean())
+    # Rows of one prediction must not be cut by where they stand in the data, which may be sorted by the target.
+    shuffled = torch.randperm(len(mean), generator=torch.Generator().manual_seed(0))
+    thirds = [missed[rows].double() for rows in shuffled[mean[shuffled].argsort()].tensor_split(3)]
+    worst = max(thirds, key=lambda third: float(third.mean()))
+    error = math.sqrt(share * (1 - share) * (1 / len(worst) - 1 / len(missed)))
+    excess = float(worst.mean()) - share
+    if float(worst.mean()) < 1 - LEAST_OF_THIRD or excess < _ERRORS * error:
+        return []
+    return [1 - float(third.mean()) for third in thirds]
+
+
+def _beyond_half(above: int, below: int) -> bool:
+    return abs(above - below) >= _ERRORS * math.sqrt(above + below)
+
+
+def _classes(rows: UnseenRows, target: ClassificationTarget) -> Finding | None:
+    assert rows.covered is not None
+    y, covered = rows.y.cpu(), rows.covered.double().cpu()
+    found = []
+    for c, name in enumerate(target.classes):
+        held = covered[y == c]
+        if len(held) < _FEWEST_OF_CLASS or float(held.mean()) >= LEAST_OF_CLASS:
+            continue
+        if _as_many(int((1 - held).sum()), len(held)) < _CHANCE / len(target.classes):
+            found.append((float(held.mean()), f"{name!r} {held.mean():.0%} (of {len(held)} rows)"))
+    if not found:
+        return None
+    told = [text for _, text in sorted(found)]
+    shown = ", ".join(told[:_SHOWN]) + (", ..." if len(told) > _SHOWN else "")
+    return Finding(
+        "classes",
+        "Prediction sets hold the class as often as promised over all rows, not class by class: of rows that networks "
+        f"had not seen, sets of level 90 % hold {shown}.",
+        "Where these classes matter go by their probabilities instead, or collect more of their rows.",
+    )
+
+
+def _as_many(misses: int, rows: int) -> float:
+    """Probability of so many misses or more among rows that are each missed with 10 %."""
+    k = torch.arange(misses, rows + 1, dtype=torch.float64)
+    n = torch.tensor(float(rows), dtype=torch.float64)
+    choose = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+    return float((choose + k * math.log(1 - LEVEL) + (n - k) * math.log(LEVEL)).exp().sum())
