@@ -204,6 +204,14 @@ def test_the_page_shows_every_method_goal_and_set() -> None:
     assert "\nTest figures of uci_boston, cls_glass were seen while the method was made.\n" in text
 
 
+def test_the_page_tells_on_which_sets_peers_had_less() -> None:
+    few = {m: v for m, v in everyone(2.0, 2.5).items() if m != "ensemble_20"}
+    sets = [summary("uci_boston", run(0, few)), summary("uci_power", run(0, everyone(2.0, 2.5)))]
+    text = page({"summary": sets, "environments": {}})
+    assert "\nNot measured anew since peers were given more: uci_boston. There Laplace" in text
+    assert "since peers were given more" not in page({"summary": sets[1:], "environments": {}})
+
+
 def test_the_page_tells_the_rank_on_sets_that_were_not_seen() -> None:
     sets = [
         summary("uci_boston", run(0, everyone(9.0, 2.5))),
