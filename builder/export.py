@@ -20,7 +20,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
-import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +43,7 @@ from builder.onnx_decoder import decoder_model
 from builder.onnx_graph import Cut, Graph
 from builder.onnx_images import images_model
 from builder.onnx_layers import WIDE_WEIGHTS, columns_model, first_layers, row_model
-from builder.onnx_traced import quiet_exporter, traced_batched, traced_fixed, traced_one
+from builder.onnx_traced import quiet_exporter, traced_batched, traced_fixed, traced_once, traced_one
 from model_store.errors import ConfigError
 from model_store.layout import has_blocks
 from model_store.manifest import NetworkSpec, ParameterSpec
@@ -114,8 +113,8 @@ def export_network(
     network = _on_cpu(network)
     example = example.detach().cpu().float()
     outputs = _output_width(network, example)
-    # All forms but one start from the same graph.
-    one = functools.cache(lambda: traced_one(network, _rows(example, _EXAMPLE_ROWS)))
+    # All forms but one start from the same graph, or fail as it did.
+    one = traced_once(network, _rows(example, _EXAMPLE_ROWS))
     forms: tuple[Form, ...] = ("layers", "images", "batched")
     for form in forms:
         try:

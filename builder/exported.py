@@ -119,7 +119,7 @@ def refusal(what: str, why: str) -> ConfigError:
     """A part of the model that cannot be exported."""
     return ConfigError(
         f"The {what} cannot be exported to ONNX: {why}. Replace that part by layers that ONNX knows, without "
-        "branches on values and without fixed batch sizes.",
+        "branches on values and without fixed batch sizes; the number of rows is x.shape[0].",
         code="export_failed",
         field="network",
         got=why,

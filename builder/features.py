@@ -74,8 +74,15 @@ class FeatureModule(nn.Module):
         with torch.no_grad():
             for name, value in network.unflatten(theta).items():
                 named[name].copy_(value)
+        self._taken: list[Tensor] = []
+        # Not once it runs: the exporter may read the code of that, in which hooks cannot be set.
+        for part in self.module.modules():
+            if isinstance(part, nn.Linear):
+                part.register_forward_hook(self._keep)
 
     def forward(self, x: Tensor) -> Tensor:
-        with _last_linear(self.module) as last:
-            self.module(x)
-        return last[0]
+        self.module(x)
+        return self._taken.pop()
+
+    def _keep(self, _: nn.Module, taken: tuple[Tensor, ...], _given: Tensor) -> None:
+        self._taken[:] = [taken[0]]

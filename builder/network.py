@@ -26,8 +26,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
+from builder.recurrent import in_plain_steps, recurrent_layers
 from builder.runtime import concurrently, side_by_side
 from model_store.errors import ConfigError
 from model_store.manifest import ParameterSpec
@@ -86,6 +88,7 @@ class FunctionalNetwork:
         self.fixed_weights = sum(t.numel() for t in self.fixed.values())
         self.fixed |= {n: b.detach() for n, b in module.named_buffers()}
         self._dense = _dense_layers(module) if self.fixed_weights == 0 else None
+        self._recurrent = recurrent_layers(module)
         self._convolves = self.fixed_weights == 0 and any(len(p.shape) > 2 for p in self.parameters)
         self._channels_last = True
 
@@ -112,7 +115,7 @@ class FunctionalNetwork:
 
     def apply(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Outputs (B, O) for named random parameters and inputs x (B, ...)."""
-        with _plain_attention():
+        with plain_attention(), in_plain_steps(self._recurrent):
             out = functional_call(self.module, {**self.fixed, **parameters}, (x,))
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != x.shape[0]:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -245,7 +248,7 @@ def _streams(device: torch.device) -> list[torch.cuda.Stream]:
 
 
 @contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Attention in plain operators: the fused ones have no batching rule (vmap loops over them) and no ONNX form."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -340,7 +343,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
         ConfigError: the file is unreadable, its names or shapes are not the module's, or a weight is not finite.
     """
     try:
-        module.load_state_dict(load_file(path))
+        module.load_state_dict(_with_tied(load_file(path), module))
     except OSError as e:
         raise ConfigError(f"--weights {path} cannot be read: {e.strerror or e}.", field="weights") from e
     except SafetensorError as e:
@@ -354,6 +357,29 @@ def load_weights(module: nn.Module, path: Path) -> None:
         if not bool(torch.isfinite(parameter).all()):
             raise ConfigError(
                 f"--weights {path} holds NaN or infinity in {name}; train the network again.", field="weights", got=name
+            )
+
+
+def _with_tied(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """A state with every name of a tensor that has several, of which `safetensors.torch.save_model` keeps one."""
+    names: dict[int, list[str]] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(value), []).append(name)
+    for tied in names.values():
+        kept = next((n for n in tied if n in state), None)
+        state |= {n: state[kept] for n in tied if kept is not None and n not in state}
+    return state
+
+
+def refuse_unknown_shapes(module: nn.Module) -> None:
+    """Raises ConfigError where parameters get their shapes at the first run only."""
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if is_lazy(value):
+            raise ConfigError(
+                f"{name} has no shape before the network first runs (nn.LazyLinear and its like). Give the layer its "
+                "numbers of inputs and outputs.",
+                field="network",
+                got=name,
             )
 
 

@@ -6,18 +6,23 @@ Lengths: S weight vectors, B rows, O outputs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
-from torch.func import vmap
+from torch.func import functional_call, vmap
 
-from builder.network import FunctionalNetwork
+from builder.network import FunctionalNetwork, plain_attention
 from builder.onnx_chain import chain_graph
 from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Graph
+from builder.recurrent import in_plain_steps, recurrent_layers
+
+T = TypeVar("T")
 
 _EXAMPLE_SAMPLES = 3
 
@@ -26,7 +31,11 @@ def traced_fixed(module: nn.Module, x: Tensor, output: str | None = OUTPUTS) -> 
     """The graph of a module as it is: `inputs` (B, ...) -> `outputs` (B, O), or an output of another name; None is the
     name of the operator that computes it."""
     outputs = None if output is None else [output]
-    return _to_onnx(_Fixed(module), (x,), {"x": {0: torch.export.Dim("B")}}, [INPUTS], outputs)
+
+    def trace(strict: bool) -> ModelProto:
+        return _to_onnx(_Fixed(module), (x,), {"x": {0: torch.export.Dim("B")}}, [INPUTS], outputs, strict)
+
+    return _in_either_way(trace)
 
 
 class _Fixed(nn.Module):
@@ -53,11 +62,18 @@ class _Batched(nn.Module):
         return vmap(lambda own: self.network.apply(dict(zip(self.names, own, strict=True)), x))(weights)
 
 
-class _Single(_Batched):
+class _Single(nn.Module):
     """The network for parameters of their own shapes."""
 
+    def __init__(self, network: FunctionalNetwork) -> None:
+        super().__init__()
+        self.names = [p.name for p in network.parameters]
+        self.module, self.fixed = network.module, network.fixed
+
     def forward(self, x: Tensor, *weights: Tensor) -> Tensor:
-        return self.network.apply(dict(zip(self.names, weights, strict=True)), x)
+        own = dict(zip(self.names, weights))  # noqa: B905
+        out: Tensor = functional_call(self.module, {**self.fixed, **own}, (x,))
+        return out
 
 
 def traced_batched(network: FunctionalNetwork, x: Tensor) -> Graph:
@@ -74,12 +90,47 @@ def traced_one(network: FunctionalNetwork, x: Tensor) -> Graph:
     return known if known is not None else _one_by_torch(network, x)
 
 
+def traced_once(network: FunctionalNetwork, x: Tensor) -> Callable[[], Graph]:
+    """As `traced_one`, which runs at the first call; later ones give the same graph, or raise the same error."""
+
+    @functools.cache
+    def traced() -> Graph | Exception:
+        try:
+            return traced_one(network, x)
+        except Exception as e:  # as of `builder.export`
+            return e
+
+    def give() -> Graph:
+        found = traced()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return give
+
+
 def _one_by_torch(network: FunctionalNetwork, x: Tensor) -> Graph:
     weights = network.unflatten(network.current())
     names = [p.input + ONE for p in network.parameters]
     dynamic = {"x": {0: torch.export.Dim.DYNAMIC}, "weights": tuple({} for _ in names)}
-    model = _to_onnx(_Single(network), (x, *weights.values()), dynamic, [INPUTS, *names], [OUTPUTS + ONE])
-    return Graph.read(model, names)
+
+    def trace(strict: bool) -> Graph:
+        args = (x, *weights.values())
+        return Graph.read(_to_onnx(_Single(network), args, dynamic, [INPUTS, *names], [OUTPUTS + ONE], strict), names)
+
+    return _in_either_way(trace)
+
+
+def _in_either_way(trace: Callable[[bool], T]) -> T:
+    """What a trace gives: of tensors that pass through the module's code or, where that fails, of the code itself,
+    which takes longer, but to which `len(x)` is no fixed number."""
+    try:
+        return trace(False)
+    except Exception as e:  # as of `builder.export`
+        try:
+            return trace(True)
+        except Exception:
+            raise e from e.__cause__
 
 
 def _to_onnx(
@@ -88,9 +139,10 @@ def _to_onnx(
     dynamic: Mapping[str, object],
     inputs: list[str],
     outputs: list[str] | None,
+    strict: bool = False,
 ) -> ModelProto:
-    with torch.no_grad():
-        program = torch.export.export(module.eval(), args, dynamic_shapes=dict(dynamic), strict=False)
+    with torch.no_grad(), plain_attention(), in_plain_steps(recurrent_layers(module)):
+        program = torch.export.export(module.eval(), args, dynamic_shapes=dict(dynamic), strict=strict)
         onnx_program = torch.onnx.export(
             program,
             dynamo=True,
@@ -116,6 +168,8 @@ def quiet_exporter() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
             warnings.filterwarnings("ignore", r"# The axis name", UserWarning)
+            warnings.filterwarnings("ignore", r"The tensor attributes? .* during export", UserWarning)
+            warnings.filterwarnings("ignore", r"While compiling, we found certain side effects", UserWarning)
             yield
     finally:
         logger.setLevel(level)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -291,6 +291,31 @@ def test_weights_are_loaded_in_place(tmp_path: Path) -> None:
     source, target = mlp(), mlp()
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     load_weights(target, tmp_path / "w.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+
+
+class Tied(nn.Module):
+    """Two layers of the same weights, (B, 3) -> (B, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.b(torch.tanh(self.a(x)))
+        return out
+
+
+@pytest.mark.parametrize("every_name", [False, True])
+def test_tied_weights_are_loaded_as_they_are_saved(tmp_path: Path, every_name: bool) -> None:
+    source, target = Tied(), Tied()
+    if every_name:
+        save_file({n: t.clone() for n, t in source.state_dict().items()}, tmp_path / "w.safetensors")
+    else:
+        save_model(source, str(tmp_path / "w.safetensors"))
+    load_weights(target, tmp_path / "w.safetensors")
+    assert target.b.weight is target.a.weight
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
 
 
