@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from builder.distributed import first, from_first, go_on_alone
 from builder.features import FeatureNetworks
 from builder.fiber import Fibers, walk_fibers
 from builder.fiber_plan import work_of
+from builder.fingerprint import network_digest
 from builder.likelihood import Likelihood, likelihood_of
 from builder.map import Anchors, given_anchor, refit_anchors, train_anchors
 from builder.metric import PredictiveMetric
@@ -35,8 +35,11 @@ from builder.preparation import assign_members, choose_device, default_memory, m
 from builder.progress import StageBars, StepReport
 from builder.runtime import limit_memory
 from builder.trained import Trained
+from builder.trial import notes_on, try_network
 from builder.work import WorkFolder, keep, make_key, on_device, resume
 from model_store.errors import ConfigError
+
+_ROWS_OF_A_DIGEST = 32
 
 
 def learn(
@@ -62,22 +65,25 @@ def learn(
     """
     device = choose_device(config)
     limit_memory(config.memory or default_memory(device))
-    module = make_module(config, dataset, factory)
-
+    module, given = make_module(config, dataset, factory), config.network.weights is not None
     refuse_other_than_images(config.map.augment, dataset.x.shape[1:])
     train = torch.from_numpy(~dataset.test)
     x = torch.from_numpy(dataset.x)[train].to(device)
     y = torch.from_numpy(dataset.y)[train].to(device)
     member = assign_members(config, module, y).to(device)
-    refit = config.map.refit and config.network.weights is None  # given weights are answered with as they are
+    refit = config.map.refit and not given  # given weights are answered with as they are
     count = _served(config.map, len(member), refit)
+    with bars.stage("Trial"):
+        try_network(module, config.network.posterior, given, dataset)
+    notes = notes_on(module, given, dataset)
+    for note in notes:
+        bars.say(note)
     clock = Clock(seconds, work)
     key = make_key(
         dataset.fingerprint,
         config.data.model_dump(mode="json", exclude={"file"}),
         config.network.model_dump(mode="json"),
-        repr(module),
-        _digest(module),
+        network_digest(module, torch.from_numpy(dataset.x[:_ROWS_OF_A_DIGEST])),
         config.seed,
         device.type,
         torch.__version__,
@@ -89,7 +95,7 @@ def learn(
     with bars.stage("MAP training") as report, clock("map"):
 
         def first_anchors() -> Anchors:
-            if config.network.weights is not None:
+            if given:
                 return given_anchor(full, x, y, member, config.map)
             return train_anchors(full, factory, x, y, member, config.map, config.seed, report)
 
@@ -203,16 +209,8 @@ def learn(
         detection,
         networks,
         evaluations,
+        notes,
     )
-
-
-def _digest(module: nn.Module) -> str:
-    """Of all that a network starts with, buffers such as those of batch normalisation included."""
-    found = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        found.update(name.encode())
-        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _served(config: MapConfig, anchors: int, refit: bool) -> int:

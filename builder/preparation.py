@@ -14,8 +14,10 @@ from builder.network import (
     NetworkFactory,
     import_factory,
     load_weights,
+    refuse_unknown_shapes,
     refuse_untrained_batch_norm,
 )
+from builder.predictive import sample_outputs
 from model_store.errors import ConfigError
 
 _MEMORY = 0.5
@@ -66,14 +68,21 @@ def make_module(config: BuildConfig, dataset: Dataset, factory: NetworkFactory) 
         load_weights(module, config.network.weights)
     else:
         refuse_untrained_batch_norm(module)
+    refuse_unknown_shapes(module)
     network = FunctionalNetwork(module)
+    looks_up = any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules())
     try:
-        outputs = network(network.current(), torch.from_numpy(dataset.x[:2])).shape[1]
+        outputs = network(network.current(), torch.from_numpy(dataset.x[:2].copy())).shape[1]
+        if looks_up:  # any row may hold a code that is not there
+            sample_outputs(network, network.current()[None], torch.from_numpy(dataset.x))
     except ConfigError:
         raise
     except Exception as e:  # the network is the user's own code, and may raise anything
+        codes = ""
+        if looks_up and standardized(config):
+            codes = ". Numbers reach it as z-scores; where they are codes, say --set data.standardize=false"
         raise ConfigError(
-            f"The network does not take the data: {type(e).__name__}: {e}",
+            f"The network does not take the data: {type(e).__name__}: {e}{codes}",
             field="network",
             expected=f"a network for inputs of shape (rows, {', '.join(map(str, dataset.x.shape[1:]))})",
         ) from e

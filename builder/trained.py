@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -34,6 +35,7 @@ class Trained:
         posterior: the decoded posterior, as a server draws from it.
         features: the networks whose features detectors look at, where inputs are no table.
         training_gradients: row gradients that training took.
+        notes: what a user should know of the network.
     """
 
     config: BuildConfig
@@ -54,6 +56,7 @@ class Trained:
     detection: Detection
     features: FeatureNetworks
     training_gradients: int
+    notes: Sequence[str] = ()
 
     @property
     def sampling_gradients(self) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import builder.learning as learning
@@ -53,12 +54,43 @@ def test_a_network_that_flattens_what_it_is_given(tmp_path: Path, test_fraction:
     assert len(result.metrics) == (5 if test_fraction else 2)
 
 
-def test_other_statistics_of_the_same_weights_are_another_network(tmp_path: Path) -> None:
-    torch.manual_seed(3)
-    found = []
-    for variance in (1.0, 25.0):
-        module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-        module[1].running_var.fill_(variance)
-        found.append(learning._digest(module.requires_grad_(False)))
-        torch.manual_seed(3)
-    assert found[0] != found[1]
+class Waves(Flattening):
+    """The same layers, of which it makes something else."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(torch.cos(self.body(x)))
+        return out
+
+
+def test_another_forward_of_the_same_layers_is_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes().to_csv(tmp_path / "table.csv", index=False)
+    options = config(tmp_path, data={"target": "kind", "task": "classification"})
+    run_build(options, factory=Flattening)
+    Waves.__name__ = Flattening.__name__  # as after an edit
+    monkeypatch.setattr(learning, "train_anchors", fail)
+    run_build(options, factory=Flattening)
+    with pytest.raises(AssertionError):
+        run_build(options, factory=Waves)
+
+
+class Probable(Flattening):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).softmax(1)
+
+
+def test_what_a_user_should_know_of_the_network_is_noted(tmp_path: Path) -> None:
+    classes().to_csv(tmp_path / "table.csv", index=False)
+    torch.manual_seed(0)
+    save_file(Probable().state_dict(), tmp_path / "trained.safetensors")
+    options = config(
+        tmp_path,
+        data={"target": "kind", "task": "classification"},
+        map={"anchors": None},
+        network={"weights": tmp_path / "trained.safetensors"},
+    )
+    build = run_build(options, factory=Probable).bundle.manifest.build
+    assert build.given_weights
+    assert [w.split(":")[0].split(" (")[0] for w in build.warnings[:2]] == [
+        "Weights were given",
+        "The network's outputs are probabilities",
+    ]

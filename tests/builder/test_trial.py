@@ -1,0 +1,144 @@
+"""What networks must bear, and what is said before any training of those that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from builder.config import make_config
+from builder.data import Dataset, from_arrays, prepare
+from builder.preparation import make_module
+from builder.trial import notes_on, try_network
+from model_store.errors import ConfigError
+
+CONFIG = make_config({"name": "a", "data": {"task": "classification"}})
+
+
+def dataset_of(x: NDArray[np.float64], standardized: bool = True) -> Dataset:
+    return prepare(from_arrays(x, np.arange(60) % 3, CONFIG.data), CONFIG.data, standardized, 0)
+
+
+def sequences() -> Dataset:
+    """Rows (5, 3) of three classes."""
+    return dataset_of(np.random.default_rng(0).normal(size=(60, 5, 3)))
+
+
+def codes(standardized: bool) -> Dataset:
+    """Rows (2, 1) of codes from 0 to 6, the largest not at first."""
+    return dataset_of((np.arange(120.0) % 7).reshape(60, 2, 1), standardized)
+
+
+class Own(nn.Module):
+    """A network that does something to its rows or its hidden values."""
+
+    def __init__(self, first: Callable[[Tensor], Tensor] = torch.clone, then: Callable[[Tensor], Tensor] = torch.tanh):
+        super().__init__()
+        self.first, self.then = first, then
+        self.body, self.head = nn.Linear(15, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.then(self.body(self.first(x).flatten(1))))
+        return out
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.layer, self.head = layer(3, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.layer(x)[0][:, -1])
+        return out
+
+
+class Codes(nn.Module):
+    def __init__(self, codes: int = 7) -> None:
+        super().__init__()
+        self.codes, self.head = nn.Embedding(codes, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.codes(x[:, :, 0].long()).mean(1))
+        return out
+
+
+def changes(x: Tensor) -> Tensor:
+    x[:, 0] = 2 * x[:, 0]
+    return x
+
+
+def counted(x: Tensor) -> Tensor:
+    return x.view(len(x), -1)
+
+
+def branching(h: Tensor) -> Tensor:
+    return 2 * h if h.mean() > 0 else h
+
+
+def overwriting(h: Tensor) -> Tensor:
+    out = torch.zeros(h.shape)
+    out[:, 0] = h[:, 0]
+    return out
+
+
+def tried(module: nn.Module, posterior: str = ".*", dataset: Dataset | None = None) -> None:
+    dataset = dataset or sequences()
+    try_network(make_module(CONFIG, dataset, lambda: module), posterior, False, dataset)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (lambda: Own(changes), r"Own changes the rows it is given in place\. .* x = x\.clone\(\)"),
+        (lambda: Own(then=functional.dropout), r"Own gives other outputs .* training=self\.training"),
+        (lambda: Own(then=branching), r"Own cannot run with several weight vectors .* by torch\.where"),
+        (lambda: Own(then=overwriting), r"Own cannot run with several weight vectors .* without changing tensors"),
+        (lambda: Own(then=torch.special.bessel_j0), "The network cannot be exported to ONNX: .*bessel_j0"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), r"1\.weight has no shape .* numbers of inputs"),
+    ],
+)  # fmt: skip
+def test_what_a_network_cannot_do_is_said_in_one_message(module: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        tried(module())
+    assert caught.value.field == "network"
+
+
+@pytest.mark.parametrize("posterior", [".*", r"head\."])
+@pytest.mark.parametrize("module", [lambda: Recurrent(nn.GRU), lambda: Own(counted)])
+def test_what_a_network_may_do(module: Callable[[], nn.Module], posterior: str) -> None:
+    tried(module(), posterior)
+
+
+def test_codes_must_be_whole_numbers_that_are_there() -> None:
+    with pytest.raises(ConfigError, match=r"does not take the data: .* say --set data\.standardize=false"):
+        tried(Codes(), dataset=codes(True))
+    config = make_config({"name": "a", "data": {"task": "classification", "standardize": False}})
+    make_module(config, codes(False), Codes)
+    # Of which the first rows know nothing.
+    with pytest.raises(ConfigError, match="does not take the data: IndexError") as caught:
+        make_module(config, codes(False), lambda: Codes(6))
+    assert "standardize" not in caught.value.message
+
+
+def test_the_users_rows_are_left_as_they_are() -> None:
+    dataset = sequences()
+    before = dataset.x.copy()
+    with pytest.raises(ConfigError):
+        tried(Own(changes), dataset=dataset)
+    np.testing.assert_array_equal(dataset.x, before)
+
+
+def test_notes() -> None:
+    dataset, module = sequences(), Own()
+    assert notes_on(module, False, dataset) == []
+    (given,) = notes_on(module, True, dataset)
+    assert given.startswith("Weights were given")
+    (probable,) = notes_on(nn.Sequential(module, nn.Softmax(1)), False, dataset)
+    assert probable.startswith("The network's outputs are probabilities")
+    assert notes_on(nn.Sequential(module, nn.Sigmoid()), False, dataset) == []
+    assert notes_on(nn.Sequential(module, nn.LogSoftmax(1)), False, dataset) == []
