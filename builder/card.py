@@ -29,9 +29,9 @@ _PREDICTORS: Final = {
     "posterior should be better",
 }
 _SPLITS: Final = {
-    "test": "rows that neither training nor any choice has seen",
-    "out_of_fold": "training rows, each predicted by an anchor that was not trained on it; calibration was chosen on "
-    "them, so they flatter a little",
+    "test": "rows that neither training nor any choice of this build has seen",
+    "out_of_fold": "training rows, each predicted by an anchor that this build did not train on it; calibration was "
+    "chosen on them, so they flatter a little",
 }
 _METRICS: Final = {
     "nll": "negative log likelihood in nats a row (a number's, of mean and variance): judges both, lower is better",
@@ -235,7 +235,7 @@ def _figures(m: Manifest) -> str:
 
 def _calibrated(m: Manifest) -> str:
     c = m.calibration
-    behind = f"{c.points:,} rows, each predicted by an anchor that was not trained on it."
+    behind = f"{c.points:,} rows, each predicted by an anchor that this build did not train on it."
     if isinstance(c, RegressionCalibration):
         unit = f" {escape(_unit(m) or '')}".rstrip()
         first = (
@@ -256,7 +256,7 @@ def _calibrated(m: Manifest) -> str:
         kept = "\n- The bundle holds features of training rows; `calibration.reference_rows = 0` builds one without."
     return (
         f"## Calibration and unfamiliar rows\n\n{first}\n- OOD detection: every detector gives the share of "
-        f"{m.ood.points:,} training rows, unseen by what judged them, that look as unfamiliar as a row does. The score "
+        f"{m.ood.points:,} training rows, kept from what judged them, that look as unfamiliar as a row does. The score "
         "is the mean of -log of these shares, held against that of the same rows: a row is flagged where so high a "
         f"score is rarer than the false alarm rate, {100 * m.ood.false_alarm_rate:.3g}% unless asked otherwise."
         f"{few} The detectors, larger where a row is less familiar:\n{detectors}{kept}"
@@ -310,13 +310,13 @@ def _limits(m: Manifest) -> str:
         "are missing and errors in the data count as noise.",
     ]
     if isinstance(m.target, RegressionTarget):
-        lines.append(
-            "Noise is taken to be as large everywhere and on both sides; else intervals are too wide or narrow there."
-        )
+        lines.append("Noise is taken to be as large everywhere and on both sides; intervals are wrong where it is not.")
     else:
         lines.append("A row of a class that is not in the list gets one of those that are.")
     if isinstance(m.inputs, TableInput) and any(isinstance(c, CategoricalColumn) for c in m.inputs.columns):
         lines.append("New categories are refused, or with `ood` predicted as of none that it knows, and flagged.")
+    if m.build.given_weights:
+        lines.append("Weights were given: if they were trained on rows of this data set, no figure holds for others.")
     if m.network.fixed_weights:
         lines.append(f"{m.network.fixed_weights:,} weights are fixed, and their uncertainty is not in the error bars.")
     return "## What the error bars do not cover\n\n" + "\n".join(f"- {line}" for line in lines)

@@ -73,8 +73,11 @@ def run_build(
     ]
     for finding in findings:
         bars.say(f"[yellow]{finding}[/yellow]")
+    told = [*dataset.notes, *trained.notes, *map(str, findings)]
     with bars.stage("Export"):
-        bundle = publish(trained, metrics, [*dataset.notes, *map(str, findings)], seconds, test)
+        bundle = publish(trained, metrics, told, seconds, test)
+    for warning in bundle.manifest.build.warnings[len(told) :]:
+        bars.say(warning)
     if work is not None and config.work is None:
         work.clear()
     return BuildResult(bundle, metrics, findings)

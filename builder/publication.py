@@ -19,7 +19,7 @@ from builder.page import make_page
 from builder.predictive import conformal_quantile, sample_outputs
 from builder.report import ReportData, make_card, make_pictures
 from builder.trained import Trained
-from builder.unfamiliar import stand_in_scores
+from builder.unfamiliar import stand_in_scores, takes
 from builder.worst import worst_rows
 from model_store.bundle import Bundle
 from model_store.encoding import TableEncoder
@@ -76,8 +76,12 @@ def publish(
     scores = trained.calibrated.conformity_scores.cpu().numpy()
     arrays |= {"conformity_scores": scores, **trained.detection.arrays}
     files[ARRAYS_FILE] = save_arrays(arrays)
+    stand_ins, left_out = stand_in_scores(trained)
+    for kind in left_out:
+        note = f"The network does not take stand-ins for unfamiliar rows ({kind}): the report shows none of them."
+        warnings = [*warnings, note]
     manifest = _manifest(trained, exported.spec, metrics, warnings, seconds)
-    data = _report_data(trained, manifest, scores, test or predict_test(trained))
+    data = _report_data(trained, manifest, scores, stand_ins, test or predict_test(trained))
     pictures = make_pictures(data)
     files |= pictures
     card = make_card(manifest, pictures)
@@ -127,11 +131,18 @@ def _manifest(
             device=trained.x.device.type,
             seconds=seconds,
             warnings=warnings,
+            given_weights=config.network.weights is not None,
         ),
     )
 
 
-def _report_data(trained: Trained, manifest: Manifest, scores: NDArray[Any], test: TestPredictions) -> ReportData:
+def _report_data(
+    trained: Trained,
+    manifest: Manifest,
+    scores: NDArray[Any],
+    stand_ins: dict[str, NDArray[Any]],
+    test: TestPredictions,
+) -> ReportData:
     target = trained.dataset.target
     predictions: dict[str, NDArray[Any]] = {}
     if isinstance(target, RegressionTarget):
@@ -150,7 +161,7 @@ def _report_data(trained: Trained, manifest: Manifest, scores: NDArray[Any], tes
         predictions=predictions,
         test_rows=np.flatnonzero(trained.dataset.test),
         ood_scores=trained.detection.arrays["ood_combined"],
-        stand_ins=stand_in_scores(trained),
+        stand_ins=stand_ins,
         conformity_scores=scores,
         fiber_loss=fibers.loss.cpu().numpy(),
         scales=fibers.scales.cpu().numpy(),
@@ -170,7 +181,8 @@ def posterior_curve(trained: Trained) -> dict[str, NDArray[Any]] | None:
     """The posterior over the one input column, a third of its range beyond the data on either side.
 
     Returns:
-        What `builder.pictures.posterior` takes; None where there is not one numeric column and a real target.
+        What `builder.pictures.posterior` takes; None where there is not one numeric column and a real target, or the
+        network does not take numbers beyond the data.
     """
     inputs, target = trained.dataset.inputs, trained.dataset.target
     if not isinstance(inputs, TableInput) or not isinstance(target, RegressionTarget) or len(inputs.columns) != 1:
@@ -181,6 +193,8 @@ def posterior_curve(trained: Trained) -> dict[str, NDArray[Any]] | None:
     margin = (column.maximum - column.minimum) / 3 or 1.0
     grid = np.linspace(column.minimum - margin, column.maximum + margin, _CURVE_POINTS)
     x = torch.from_numpy(TableEncoder(inputs).encode_matrix(grid[:, None])).to(trained.x.device)
+    if not takes(trained, x):
+        return None
     weights, _ = trained.posterior.draw(trained.plans["predict"], _CURVE_SAMPLES)
     samples = _own(sample_outputs(trained.network, weights, x)[..., 0], target)
     noise = trained.calibrated.spread * target.scale

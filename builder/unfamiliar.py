@@ -6,6 +6,7 @@ nearer. Lengths: n training rows, m stand-ins.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from builder.detection import epistemic_score, samples_served
+from builder.predictive import sample_outputs
 from builder.trained import Trained
 from model_store.detection import Detectors, Unfamiliarity
 from model_store.encoding import TableEncoder
@@ -57,10 +59,26 @@ def _columns(inputs: InputSpec, x: NDArray[np.float32]) -> list[tuple[list[int],
     return [(list(range(g.start, g.stop)), bool(encoder.numeric[g.start])) for g in encoder.groups]
 
 
-def stand_in_scores(trained: Trained) -> dict[str, NDArray[Any]]:
-    """The score (m,) that a server gives to each stand-in, by kind."""
+def stand_in_scores(trained: Trained) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """The score (m,) that a server gives to each stand-in, by kind, and the kinds that the network cannot take: shifted
+    codes of an embedding are none."""
     made = stand_ins(trained.dataset.inputs, trained.x.cpu().numpy(), trained.config.seed)
-    return {kind: judged(trained, torch.from_numpy(rows).to(trained.x.device)).score for kind, rows in made.items()}
+    taken = {kind: rows for kind, rows in made.items() if takes(trained, torch.from_numpy(rows))}
+    scores = {kind: judged(trained, torch.from_numpy(rows).to(trained.x.device)).score for kind, rows in taken.items()}
+    return scores, [kind for kind in made if kind not in taken]
+
+
+def takes(trained: Trained, x: Tensor) -> bool:
+    """Whether the network gives numbers for encoded rows x (m, ...). Tried on the CPU: a code that is not there leaves
+    a CUDA device unusable."""
+    network = trained.network
+    if trained.x.device.type != "cpu":
+        network = copy.deepcopy(network).to("cpu")
+    try:
+        outputs = sample_outputs(network, trained.anchors[:1].cpu(), x.cpu())
+    except Exception:  # the network is the user's own code, and may raise anything
+        return False
+    return bool(outputs.isfinite().all())
 
 
 def judged(trained: Trained, x: Tensor) -> Unfamiliarity:

@@ -287,7 +287,7 @@ class Metrics(_Schema):
 
 
 class BuildInfo(_Schema):
-    """Where the bundle came from."""
+    """Where the bundle came from; `given_weights`: they were trained elsewhere, on rows that are not known."""
 
     created: datetime
     config: dict[str, Any]
@@ -298,6 +298,7 @@ class BuildInfo(_Schema):
     device: str
     seconds: dict[str, float] = {}
     warnings: list[str] = []
+    given_weights: bool = False
 
 
 class FileEntry(_Schema):

@@ -88,7 +88,7 @@ class _Answer(_Schema):
 class AlarmPromise(_Schema):
     """What stands behind p-values and flags."""
 
-    points: Annotated[int, Field(description="Training rows, scored by detectors that had not seen them.")]
+    points: Annotated[int, Field(description="Rows of the build, scored by what it had not fitted to them.")]
     lowest_false_alarm_rate: Annotated[float, Field(description="The lowest rate that so many rows can vouch for.")]
     warning: Annotated[
         str | None, Field(description="Says so where they cannot vouch for the rate asked; null where they can.")
@@ -141,7 +141,9 @@ class Ood(_Schema):
 class Promise(_Schema):
     """What stands behind intervals, quantiles and prediction sets."""
 
-    points: Annotated[int, Field(description="Training rows, predicted by networks that had not seen them.")]
+    points: Annotated[
+        int, Field(description="Rows of the build, predicted by networks that it had not trained on them.")
+    ]
     highest_level: Annotated[float, Field(description="The highest level that so many rows can vouch for.")]
     warning: Annotated[
         str | None, Field(description="Says so where they cannot vouch for the level asked; null where they can.")

@@ -278,3 +278,5 @@ def test_limits_are_those_of_the_model() -> None:
     assert "class that is not in the list" in limits(KINDS["classes"])
     for absent in ("Noise is taken", "categories", "weights are fixed"):
         assert absent not in limits(KINDS["classes"])
+    given = changed(KINDS["mixed"], "build", given_weights=True)
+    assert "Weights were given" in limits(given) and "Weights were given" not in limits(KINDS["mixed"])

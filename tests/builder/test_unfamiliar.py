@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -19,6 +20,7 @@ from torch import nn
 from builder import histograms
 from builder.data import prepare, read_file
 from builder.learning import learn
+from builder.pipeline import run_build
 from builder.preparation import make_factory
 from builder.progress import StageBars
 from builder.publication import publish
@@ -107,7 +109,8 @@ def test_stand_ins_are_scored_as_a_server_does(tmp_path: Path, kind: str) -> Non
     plan = model.plan("predict")
     latents, anchors = draw_latents(plan, model.nodes, plan.samples, 0)
     weights = model.engine.bind(model.engine.decode(latents, anchors), anchors)
-    found = stand_in_scores(trained)
+    found, left_out = stand_in_scores(trained)
+    assert not left_out
     assert set(found) == {"columns shuffled", "rows shifted"}
     for name, rows in stand_ins(dataset.inputs, dataset.x[~dataset.test], 0).items():
         score = model.unfamiliarity(rows, model.predict(weights, rows, Asked(None, scores=True))).score
@@ -130,6 +133,26 @@ def test_a_given_networks_trunk_gives_the_features_too(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = trained.network.module[:3](trained.x)  # type: ignore[index]
     assert ServedModel(bundle).engine.features(trained.x.numpy()) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+class Coded(nn.Module):
+    """A code and a number, (B, 2) -> (B, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes, self.head = nn.Embedding(4, 3), nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(torch.cat([self.codes(x[:, 0].long()), x[:, 1:]], 1))
+        return out
+
+
+def test_what_a_network_does_not_take_is_left_out_of_the_report(tmp_path: Path) -> None:
+    raw = table()
+    pd.DataFrame({"code": np.arange(len(raw)) % 4, "a": raw["a"], "y": raw["y"]}).to_csv(tmp_path / "table.csv")
+    options = config(tmp_path, data={"standardize": False, "drop": ["Unnamed: 0"]})
+    (note,) = run_build(options, factory=Coded).bundle.manifest.build.warnings
+    assert note.startswith("The network does not take stand-ins for unfamiliar rows (rows shifted)")
 
 
 def pictured() -> nn.Module:
