@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
 import structlog
 
-from model_store.errors import FiberwalkError, InputError, IntegrityError, StoreError, UnknownModelError
+from model_store.errors import (
+    FiberwalkError,
+    IncompatibleError,
+    InputError,
+    IntegrityError,
+    StoreError,
+    UnknownModelError,
+)
 from model_store.store import ModelStore, Stamp
 from service.cache import Flights
+from service.held import Failed, Held
 from service.memory import forget_frames, give_back
 from service.metrics import ServiceMetrics
 from service.model import Asked, ServedModel
@@ -29,27 +37,10 @@ PLAN: Final = "predict"
 """The latent plan that all answers draw from."""
 _FRESH_SECONDS = 1.0
 """How old an answer of the store's may be; so long a moved alias takes to be followed."""
-_RETRY_SECONDS = 10.0
-"""How long a version that did not load is left alone."""
+_RETRY_SECONDS: Final = (1.0, 10.0)
+"""How long a version that did not load is left alone: at first, as it may be being copied, and at the most."""
 _WATCH_SECONDS = 2.0
 _MAX_REMEMBERED = 1024
-
-
-@dataclass(frozen=True)
-class _Held:
-    """A loaded version, and what the store had in its place."""
-
-    model: ServedModel
-    stamp: Stamp
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """Why a version did not load, what the store had in its place, and when that was."""
-
-    error: StoreError
-    stamp: Stamp
-    time: float
 
 
 class Models:
@@ -64,8 +55,8 @@ class Models:
     ) -> None:
         self.store = ModelStore(settings.store)
         self._settings, self._weights, self._metrics, self._log = settings, weights, metrics, log
-        self._loaded: dict[Version, _Held] = {}
-        self._failed: dict[Version, _Failed] = {}
+        self._loaded: dict[Version, Held] = {}
+        self._failed: dict[Version, Failed] = {}
         self._meaningless: dict[str, StoreError] = {}
         self._leaving: list[tuple[str, weakref.ref[ServedModel]]] = []
         self._remembered: dict[str, tuple[object, float]] = {}
@@ -105,6 +96,7 @@ class Models:
             failure = str(e)
         self._let_go_of_gone(wanted)
         self._meaningless = meaningless
+        self._told = {told for told in self._told if told[1] in meaningless}  # what is mended may break again
         with self._lock:
             self._failed = {v: failed for v, failed in self._failed.items() if v in wanted}
         if failure:
@@ -214,10 +206,11 @@ class Models:
         """A loaded model; None where it has to be loaded. Raises what kept it from loading a short while ago."""
         with self._lock:
             held, failed = self._loaded.get(version), self._failed.get(version)
-            if held is not None and held.stamp == stamp:
+            # Some file systems never tell the same of a file twice.
+            if held is not None and (held.stamp == stamp or time.monotonic() - held.checked < _FRESH_SECONDS):
                 self._loaded[version] = self._loaded.pop(version)  # last is the most recently used
                 return held.model
-        if failed is not None and failed.stamp == stamp and time.monotonic() - failed.time < _RETRY_SECONDS:
+        if failed is not None and failed.stamp == stamp and time.monotonic() - failed.time < failed.wait:
             raise failed.error
         return None
 
@@ -234,29 +227,34 @@ class Models:
         try:
             model = self._warmed(version, held)
         except StoreError as e:
+            self._let_go({} if held is None else {version: held})
+            if isinstance(e, UnknownModelError):
+                raise  # it went meanwhile
             self._metrics.failures.inc()
             public = type(e)(_public(version, e), code=e.code, field="model")
             with self._lock:
                 before = self._failed.get(version)
-                self._failed[version] = _Failed(public, stamp, time.monotonic())
-            log = self._log.debug if before is not None and before.stamp == stamp else self._log.error
+                again = before is not None and before.stamp == stamp
+                wait = min(2 * before.wait, _RETRY_SECONDS[1]) if before is not None and again else _RETRY_SECONDS[0]
+                self._failed[version] = Failed(public, stamp, time.monotonic(), wait)
+            log = self._log.debug if again else self._log.error
             log("model_not_served", model=_reference(version), code=e.code, reason=e.message)
-            self._let_go({version})
             raise public from e
+        same = held is not None and held.model is model
         with self._lock:
             self._failed.pop(version, None)
-            self._loaded[version] = _Held(model, stamp)
-        if held is not None and held.model is model:
+            self._loaded[version] = Held(model, stamp, time.monotonic() if same else -math.inf)
+        if same:
+            self._metrics.models.set(len(self._loaded))
             return model
         self._leave([held.model] if held is not None else [])
         self._forget_surplus(version)
         give_back()
-        self._metrics.models.set(len(self._loaded))
         seconds = round(time.perf_counter() - started, 3)
         self._log.info("model_loaded", model=model.reference, device=model.engine.device, seconds=seconds)
         return model
 
-    def _warmed(self, version: Version, held: _Held | None) -> ServedModel:
+    def _warmed(self, version: Version, held: Held | None) -> ServedModel:
         """A version ready to be asked; the one that is held where the store has the same bundle still."""
         settings = self._settings
         try:
@@ -282,21 +280,23 @@ class Models:
         """Lets go of versions that the store has no more, or has something else in place of that nothing means."""
         with self._lock:
             loaded = dict(self._loaded)
-        gone = set()
+        gone = {}
         for version, held in loaded.items():
             try:
-                if self.store.stamp(*version) != held.stamp and version not in wanted:
-                    gone.add(version)
-            except UnknownModelError:
-                gone.add(version)
+                changed = self.store.stamp(*version) != held.stamp and version not in wanted
+                if changed and self.store.open(_reference(version)).digest != held.model.bundle.digest:
+                    gone[version] = held
+            except (UnknownModelError, IntegrityError, IncompatibleError):
+                gone[version] = held
             except StoreError:
                 continue  # it may come to be readable again
         self._let_go(gone)
         self._forget_again()
 
-    def _let_go(self, versions: Collection[Version]) -> None:
+    def _let_go(self, versions: Mapping[Version, Held]) -> None:
+        """Lets go of versions, unless something else has been loaded in their place meanwhile."""
         with self._lock:
-            gone = [self._loaded.pop(v).model for v in versions if v in self._loaded]
+            gone = [self._loaded.pop(v).model for v, held in versions.items() if self._loaded.get(v) is held]
         self._leave(gone)
         if gone:
             give_back()

@@ -6,6 +6,7 @@ import gc
 import shutil
 import weakref
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import httpx
 import pytest
 import structlog
 
+from model_store.bundle import MANIFEST_FILE
 from model_store.errors import UnknownModelError
 from model_store.manifest import BASE_FILE
 from model_store.store import CHAMPION, ModelStore
 from service.metrics import ServiceMetrics
+from service.model import ServedModel
 from service.models import PLAN, Models
 from service.settings import Settings
 from service.weights import WeightSource
 from tests import bundles
-from tests.servers import Server, serving, wait_until
+from tests.servers import Server, counter, serving, wait_until
 from tests.service.test_models import BODY, damage, version
 
 REQUEST = {"X-Request-ID": "before"}
@@ -147,7 +150,75 @@ def test_versions_that_nothing_means_go_when_they_are_removed(store: ModelStore)
     shutil.rmtree(store.root / "sine" / "2")
     (store.root / "sine" / "copy").rename(store.root / "sine" / "2")
     served.models.load_all()
+    assert served.models.loaded() == ["sine@2", "sine@3"]
+    with (store.root / "sine" / "2" / MANIFEST_FILE).open("a") as f:
+        f.write(" ")
+    served.models.load_all()
     assert served.models.loaded() == ["sine@3"]
+
+
+def test_a_stat_that_is_never_the_same_is_followed_once_a_second(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles.numeric_regression(seed=2).publish(store)
+    served = Served(store)
+    models = {reference: served.models.get(reference) for reference in ("sine@1", "sine")}
+    stat, opened, numbers, opens = ModelStore.stamp, ModelStore.open, count(), count()
+    monkeypatch.setattr(ModelStore, "stamp", lambda *of: (*stat(*of), next(numbers)))
+    monkeypatch.setattr(ModelStore, "open", lambda *of: (next(opens), opened(*of))[1])
+    for _ in range(50):
+        served.models.load_all()
+        assert all(served.models.get(reference) is model for reference, model in models.items())
+    assert counter(served.metrics.text().decode(), "fiberwalk_models_loaded") == 2
+    del models
+    # One of each second, and those of `load_all` for what nothing means.
+    assert next(opens) < 80
+
+
+def test_a_copy_that_was_not_whole_is_tried_again_soon(store: ModelStore, tmp_path: Path) -> None:
+    served = Served(store)
+    path = store.root / "sine" / "1"
+    other = bundles.numeric_regression(seed=7).publish(tmp_path / "other")
+    shutil.copy(other.path / MANIFEST_FILE, path)
+    served.models.load_all()
+    assert (served.models.loaded(), served.models.state) == ([], "failed")
+    shutil.copytree(other.path, path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST_FILE))
+
+    def taken_up() -> bool:
+        served.models.load_all()
+        return served.models.loaded() == ["sine@1"]
+
+    wait_until(taken_up, seconds=4)
+    assert served.models.get("sine").bundle.digest == other.digest
+
+
+def test_what_was_loaded_meanwhile_is_not_let_go(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served(store)
+    stamp, loaded = ModelStore.stamp, list[ServedModel]()
+
+    def gone(*_: object) -> Any:
+        monkeypatch.setattr(ModelStore, "stamp", stamp)
+        replace(store)
+        loaded.append(served.models.get("sine@1"))
+        raise UnknownModelError("There is no sine@1 any more.")
+
+    monkeypatch.setattr(ModelStore, "stamp", gone)
+    served.models.load_all()
+    assert [served.models.get("sine@1")] == loaded
+
+
+def test_what_goes_while_it_is_loaded_is_not_damaged(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    served, opened = Served(store), ModelStore.open
+    replace(store)
+
+    def going(self: ModelStore, reference: str) -> Any:
+        shutil.rmtree(store.root / "sine")
+        return opened(self, reference)
+
+    monkeypatch.setattr(ModelStore, "open", going)
+    served.models.load_all()
+    assert (served.models.loaded(), served.models.problems()) == ([], [])
+    assert counter(served.metrics.text().decode(), "fiberwalk_model_failures_total") == 0
 
 
 def test_what_does_not_verify_is_not_hidden_by_what_it_replaced(
