@@ -142,7 +142,7 @@ class _TableRows:
             matrix = _quick_matrix(rows)
             if matrix is not None:
                 return self._encoder.encode_matrix(matrix)
-        columns = self._quick_columns(rows) if rows is not None else None
+        columns = self._quick_columns(rows, unseen) if rows is not None else None
         return self._encoder.encode_columns(columns or self._slow_columns(inputs, unseen))
 
     def refuse_overflow(self, inputs: list[Any] | NumericRows, x: Float32) -> NoReturn:
@@ -176,11 +176,11 @@ class _TableRows:
             return [[r[n] for n in self._names] for r in inputs]
         return None
 
-    def _quick_columns(self, rows: list[list[Any]]) -> list[NDArray[Any]] | None:
+    def _quick_columns(self, rows: list[list[Any]], unseen: bool) -> list[NDArray[Any]] | None:
         columns: list[NDArray[Any]] = []
         for spec, values in zip(self._columns, zip(*rows, strict=True), strict=True):
             if isinstance(spec, CategoricalColumn):
-                if set(map(type, values)) != {str} or not set(values) <= set(spec.categories):
+                if set(map(type, values)) != {str} or not (unseen or set(values) <= set(spec.categories)):
                     return None
                 columns.append(np.array(values, dtype=object))
                 continue
@@ -253,7 +253,9 @@ class _TableRows:
             truth = isinstance(value, bool) and (column.minimum, column.maximum) == (0, 1)
             return float(value) if truth else number(value, field, what)
         category = category_of(value)
-        if category in column.categories or (unseen and isinstance(value, str | int | float | None)):
+        # NaN and infinity are no categories.
+        takeable = isinstance(value, str | int | None) or (isinstance(value, float) and math.isfinite(value))
+        if category in column.categories or (unseen and takeable):
             return category
         known = "one of: " + _listed([category or '""' for category in column.categories])
         if not isinstance(value, str):

@@ -191,3 +191,18 @@ def test_an_array_may_hold_categories_that_are_numbers() -> None:
     assert e.value.got == "12"
     found = LIKE_NUMBERS.encode(NumericRows(rows, lambda i: rows[i].tolist()), unseen=True)
     np.testing.assert_array_equal(found[:, 1:], [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_no_unseen_category(value: float) -> None:
+    x = np.array([[50.0, value, 0.0]])
+    for inputs in ([[50, value, 0]], NumericRows(x, lambda i: x[i].tolist())):
+        with pytest.raises(InputError) as e:
+            MIXED.encode(inputs, unseen=True)
+        assert (e.value.code, e.value.field) == ("wrong_type", "inputs[0][1]")
+
+
+def test_rows_among_which_a_category_is_unseen_are_read_as_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.inputs._TableRows._slow_columns", None)
+    x = MIXED.encode([[50, "Bonn", 0], [50, "Paris", 0]], unseen=True)
+    assert x.shape[0] == 2 and np.count_nonzero(x[0] != x[1]) == 1
