@@ -197,7 +197,10 @@ def _unseen(model: ServedModel, found: Unfamiliarity) -> list[list[str]] | None:
     inputs = model.manifest.inputs
     if found.unseen is None or not isinstance(inputs, TableInput):
         return None
-    return [[c.name for c, is_unseen in zip(inputs.columns, row, strict=True) if is_unseen] for row in found.unseen]
+    names: list[list[str]] = [[] for _ in found.unseen]
+    for i, j in np.argwhere(found.unseen).tolist():
+        names[i].append(inputs.columns[j].name)
+    return names
 
 
 def _about(model: ServedModel, samples: int, request: InferenceRequest) -> dict[str, Any]:
