@@ -110,7 +110,8 @@ class _HeadAsGet:
         async def bodiless(message: Message) -> None:
             await send(dict(message, body=b"") if message["type"] == "http.response.body" else message)
 
-        asked = dict(scope, method="GET")
+        # A range is one of GET alone.
+        asked = dict(scope, method="GET", headers=[h for h in scope["headers"] if h[0] != b"range"])
         try:
             await self._app(asked, receive, bodiless)
         finally:

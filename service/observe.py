@@ -41,14 +41,16 @@ class ObserveRequests:
         request_id = given if _USABLE_ID.fullmatch(given) else self._ids.take().hex()
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
-        status = 0
+        status, answered = 0, 0.0
 
         async def observed(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
+            if message["type"] == "http.response.start" or message.get("body"):
+                answered = time.perf_counter()  # and not when a client has sent what nobody reads
 
         try:
             await self._app(scope, receive, observed)
@@ -61,7 +63,7 @@ class ObserveRequests:
             if not status:
                 await _internal_error(observed)
             status = 500
-        self._record(scope, status, time.perf_counter() - started, request_id)
+        self._record(scope, status, (answered or time.perf_counter()) - started, request_id)
 
     def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
         # Only known routes and methods become label values, so that no client can make series without end.

@@ -63,6 +63,11 @@ def test_the_description_lists_no_head(client: httpx.Client) -> None:
     assert {method for operations in paths.values() for method in operations} == {"get", "post"}
 
 
+def test_head_is_of_the_whole(client: httpx.Client) -> None:
+    headed = client.head("/docs/swagger-ui.css", headers={"Range": "bytes=0-9"})
+    assert headed.status_code == 200 and int(headed.headers["content-length"]) > 10
+
+
 # ---- bodies that are encoded
 
 
@@ -129,6 +134,9 @@ def test_a_client_that_waits_for_the_answer_has_it_at_once(server: Server) -> No
         answer = s.recv(4096)
         assert answer.startswith(b"HTTP/1.1 413 ") and time.monotonic() - started < 1.5
         # What does not come is not waited for much longer.
+        before = server.counter("fiberwalk_request_seconds_sum", route="/predict")
         while s.recv(4096):
             pass
         assert time.monotonic() - started < 9
+    # Nor does it count as the server's time.
+    assert server.counter("fiberwalk_request_seconds_sum", route="/predict") - before < 0.5
