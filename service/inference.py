@@ -117,7 +117,7 @@ class Inference:
             "calibration": _alarms(model, rate),
             "score": found.score,
             "p_value": found.p_value,
-            "flag": found.p_value <= rate,
+            "flag": _flags(found, rate),
             "detectors": {name: {"score": score, "p_value": p} for name, (score, p) in found.detectors.items()},
             "columns": _named(model, found),
             "unseen": _unseen(model, found),
@@ -166,6 +166,12 @@ def _promise(model: ServedModel, request: InferenceRequest) -> dict[str, Any]:
     return {"points": points, "highest_level": highest, "warning": warning}
 
 
+def _flags(found: Unfamiliarity, rate: float) -> NDArray[np.bool_]:
+    """Which rows are flagged: one with an unseen category at every rate, as that is no matter of chance."""
+    flags: NDArray[np.bool_] = found.p_value <= rate
+    return flags if found.unseen is None else flags | found.unseen.any(axis=1)
+
+
 def _alarms(model: ServedModel, rate: float) -> dict[str, Any]:
     """What stands behind the false alarm rate, and a warning where that is too little."""
     points = model.detectors.points
@@ -174,7 +180,7 @@ def _alarms(model: ServedModel, rate: float) -> dict[str, Any]:
     if rate < lowest:
         warning = (
             f"{points} familiar rows cannot vouch for the false alarm rate {rate:.6g}, only for {lowest:.6g} and more: "
-            "no row is flagged."
+            "no row is flagged, unless for an unseen category."
         )
     return {"points": points, "lowest_false_alarm_rate": lowest, "warning": warning}
 

@@ -157,6 +157,7 @@ def test_a_row_of_an_unseen_category_is_flagged_and_its_column_named(client: htt
     assert scored["unseen"] == [[], ["town"], ["town"]] and scored["flag"] == [False, True, True]
     assert scored["p_value"][1] == scored["calibration"]["lowest_false_alarm_rate"]
     assert ask(client, "/ood", inputs=rows[:1], model="prices")["unseen"] is None
+    assert ask(client, "/ood", inputs=rows, model="prices", false_alarm_rate=1e-6)["flag"] == [False, True, True]
     said = ask(client, "/predict", inputs=rows, model="prices", ood=True)
     assert said["ood"] == {k: scored[k] for k in said["ood"]}
     alone = ask(client, "/predict", inputs=rows[:1], model="prices")
