@@ -258,8 +258,8 @@ class _TableRows:
         if category in column.categories or (unseen and takeable):
             return category
         known = "one of: " + _listed([category or '""' for category in column.categories])
-        if not isinstance(value, str):
-            refuse("wrong_type", f"{what} must be a string, one of the model's categories.", field, known, value)
+        if not takeable:
+            refuse("wrong_type", f"{what} must be one of the model's categories.", field, known, value)
         message = f"{what} is no category that the model knows; with ood: true such rows are predicted and flagged."
         refuse("unknown_category", message, field, known, value)
 

@@ -45,7 +45,7 @@ def test_wrong_rows_are_told_as_in_json(
 @pytest.mark.parametrize(
     ("model", "shape", "code", "field"),
     [
-        ("prices", (2, 3), "wrong_type", "inputs[0][2]"),
+        ("prices", (2, 3), "unknown_category", "inputs[0][2]"),
         ("digits", (2, 15), "wrong_width", "inputs[0]"),
         ("digits", (2, 4, 4), "wrong_width", "inputs[0]"),
         ("digits", (2, 1, 4, 4, 1), "wrong_type", "inputs[0][0][0][0]"),
