@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
-from builder.recurrent import in_plain_steps, recurrent_layers
+from builder.recurrent import as_they_were, in_plain_steps, recurrent_layers
 from builder.runtime import concurrently, side_by_side
 from model_store.errors import ConfigError
 from model_store.manifest import ParameterSpec
@@ -89,6 +89,7 @@ class FunctionalNetwork:
         self.fixed |= {n: b.detach() for n, b in module.named_buffers()}
         self._dense = _dense_layers(module) if self.fixed_weights == 0 else None
         self._recurrent = recurrent_layers(module)
+        self._parts = list(module.modules())
         self._convolves = self.fixed_weights == 0 and any(len(p.shape) > 2 for p in self.parameters)
         self._channels_last = True
 
@@ -115,7 +116,7 @@ class FunctionalNetwork:
 
     def apply(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Outputs (B, O) for named random parameters and inputs x (B, ...)."""
-        with plain_attention(), in_plain_steps(self._recurrent):
+        with plain_attention(), in_plain_steps(self._recurrent), as_they_were(self._parts):
             out = functional_call(self.module, {**self.fixed, **parameters}, (x,))
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != x.shape[0]:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__

@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 from builder.network import FunctionalNetwork, plain_attention
 from builder.onnx_chain import chain_graph
 from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Graph
-from builder.recurrent import in_plain_steps, recurrent_layers
+from builder.recurrent import as_they_were, in_plain_steps, recurrent_layers
 
 T = TypeVar("T")
 
@@ -141,7 +141,8 @@ def _to_onnx(
     outputs: list[str] | None,
     strict: bool = False,
 ) -> ModelProto:
-    with torch.no_grad(), plain_attention(), in_plain_steps(recurrent_layers(module)):
+    parts = as_they_were(list(module.modules()))
+    with torch.no_grad(), plain_attention(), in_plain_steps(recurrent_layers(module)), parts:
         program = torch.export.export(module.eval(), args, dynamic_shapes=dict(dynamic), strict=strict)
         onnx_program = torch.onnx.export(
             program,

@@ -44,6 +44,19 @@ def in_plain_steps(layers: Sequence[nn.RNNBase]) -> Iterator[None]:
             layer._flat_weights, layer._flat_weight_refs = weights, references
 
 
+@contextlib.contextmanager
+def as_they_were(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Lets modules forget what `forward` puts into their attributes, such as hidden values to look at: of a transform,
+    or with a gradient, nothing can copy them later."""
+    own = [dict(part.__dict__) for part in parts]
+    try:
+        yield
+    finally:
+        for part, attributes in zip(parts, own, strict=True):
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
+
+
 class _PlainSteps(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

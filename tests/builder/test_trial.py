@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -142,3 +143,20 @@ def test_notes() -> None:
     assert probable.startswith("The network's outputs are probabilities")
     assert notes_on(nn.Sequential(module, nn.Sigmoid()), False, dataset) == []
     assert notes_on(nn.Sequential(module, nn.LogSoftmax(1)), False, dataset) == []
+
+
+class Keeps(Own):
+    """A network that keeps hidden values to look at."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.hidden = self.body(x.flatten(1))
+        out: Tensor = self.head(self.hidden.tanh())
+        return out
+
+
+def test_what_a_forward_keeps_to_look_at_is_no_obstacle() -> None:
+    dataset = sequences()
+    module = make_module(CONFIG, dataset, Keeps)
+    try_network(module, ".*", False, dataset)
+    copy.deepcopy(module)
+    assert not hasattr(module, "hidden")
