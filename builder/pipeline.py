@@ -72,7 +72,7 @@ def run_build(
         *uneven(calibrated.unseen, dataset.target),
     ]
     for finding in findings:
-        bars.say(f"[yellow]{finding}[/yellow]")
+        bars.say(str(finding), "yellow")
     told = [*dataset.notes, *trained.notes, *map(str, findings)]
     with bars.stage("Export"):
         bundle = publish(trained, metrics, told, seconds, test)

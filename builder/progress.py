@@ -23,10 +23,10 @@ class StageBars:
         self._console = console or Console(stderr=True)
         self._quiet = quiet
 
-    def say(self, text: str) -> None:
-        """Prints a line between the bars."""
+    def say(self, text: str, style: str | None = None) -> None:
+        """Prints a line between the bars, as it is: names in it may hold brackets."""
         if not self._quiet:
-            self._console.print(text, highlight=False)
+            self._console.print(text, style=style, markup=False, highlight=False)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[StepReport]:
