@@ -70,8 +70,9 @@ def _noise(rows: UnseenRows, target: RegressionTarget) -> Finding | None:
         harm.append("too short on one side and too long on the other")
     positive = float(y.min()) * target.scale + target.mean > 0
     lower = (mean - reach * std) * target.scale + target.mean
-    if positive and bool((lower < 0).any()):
-        seen.append(f"{float((lower < 0).double().mean()):.0%} of intervals reach below zero, where no target is")
+    share = float((lower < 0).double().mean())
+    if positive and share >= 0.005:  # what is not 0%
+        seen.append(f"{share:.0%} of intervals reach below zero, where no target is")
     grows = thirds.index(min(thirds)) == len(thirds) - 1 if thirds else above > below
     return Finding(
         "noise",
