@@ -1,5 +1,6 @@
 """Recurrent layers in plain operators, where torch's own cannot run: inside `vmap`, `vjp` and `jvp`, which have no rule
-for `nn.GRU`, `nn.LSTM` and `nn.RNN`. Elsewhere these run as they are, which is faster.
+for `nn.GRU`, `nn.LSTM` and `nn.RNN`, and for gradients on a GPU, which cuDNN gives in training mode alone. Elsewhere
+these run as they are, which is faster.
 
 Lengths: T steps of a sequence, B rows, D inputs, H outputs of a layer.
 """
@@ -63,15 +64,18 @@ class _PlainSteps(TorchFunctionMode):
     ) -> Any:
         step = _STEPS.get(getattr(func, "__name__", ""))
         # Packed sequences, whose fourth argument is the weights, are left to torch.
-        if step is not None and len(args) == 9 and isinstance(args[3], bool) and _transformed(args[:3]):
+        if step is not None and len(args) == 9 and isinstance(args[3], bool) and _cannot_run(args[:3]):
             return _run(step, *args)
         return func(*args, **(kwargs or {}))
 
 
-def _transformed(values: Any) -> bool:
+def _cannot_run(values: Any) -> bool:
+    """Whether one of the tensors is a transform's, or wants a gradient on a GPU, where cuDNN has none in evaluation
+    mode."""
     if isinstance(values, Tensor):
-        return is_functorch_wrapped_tensor(values)
-    return any(_transformed(v) for v in values)
+        wants = values.is_cuda and values.requires_grad and torch.is_grad_enabled()
+        return wants or is_functorch_wrapped_tensor(values)
+    return any(_cannot_run(v) for v in values)
 
 
 def _run(
