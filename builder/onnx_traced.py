@@ -25,6 +25,10 @@ from builder.recurrent import as_they_were, in_plain_steps, recurrent_layers
 T = TypeVar("T")
 
 _EXAMPLE_SAMPLES = 3
+_CHATTY = {
+    "torch.onnx._internal.exporter._registration": logging.ERROR,  # warns that torchvision is not installed
+    "torch._guards": logging.CRITICAL,  # shows where the stack was when reading the code failed
+}
 
 
 def traced_fixed(module: nn.Module, x: Tensor, output: str | None = OUTPUTS) -> ModelProto:
@@ -162,9 +166,10 @@ def _to_onnx(
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
     """Keeps the exporter's chatter from the screen."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns that torchvision, which nothing here needs, is not installed
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger, least in zip(loggers, _CHATTY.values(), strict=True):
+        logger.setLevel(least)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
@@ -173,4 +178,5 @@ def quiet_exporter() -> Iterator[None]:
             warnings.filterwarnings("ignore", r"While compiling, we found certain side effects", UserWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
