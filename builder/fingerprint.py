@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import hashlib
 import inspect
+import textwrap
 
 import numpy as np
 import torch
@@ -22,7 +24,10 @@ def network_digest(module: nn.Module, x: Tensor) -> str:
     found = hashlib.sha256(repr(module).encode())
     for name, value in module.state_dict().items():
         found.update(name.encode())
-        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        if isinstance(value, Tensor):
+            found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:  # what a module gives as its extra state
+            found.update(repr(value).encode())
     for source in sorted(_sources(module)):
         found.update(source.encode())
     module = copy.deepcopy(module).cpu().eval()
@@ -33,7 +38,7 @@ def network_digest(module: nn.Module, x: Tensor) -> str:
             found.update(_computed(module, x))
             # The first weights of some layers are nought, and hide what stands before.
             generator = torch.Generator().manual_seed(0)
-            for parameter in module.parameters():
+            for parameter in filter(Tensor.is_floating_point, module.parameters()):
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
             found.update(_computed(module, x))
     finally:
@@ -47,8 +52,9 @@ def _sources(module: nn.Module) -> set[str]:
     for kind in {base for part in module.modules() for base in type(part).__mro__}:
         if not kind.__module__.startswith(("torch.", "builtins")):
             try:
-                found.add(inspect.getsource(kind))
-            except (OSError, TypeError):
+                # Not its text: another comment is no other network.
+                found.add(ast.dump(ast.parse(textwrap.dedent(inspect.getsource(kind)))))
+            except (OSError, TypeError, SyntaxError):
                 found.add(kind.__qualname__)
     return found
 

@@ -85,3 +85,36 @@ def test_other_statistics_of_the_same_weights_are_another_network() -> None:
         module[1].running_var.fill_(variance)
         found.append(network_digest(module.requires_grad_(False), X))
     assert found[0] != found[1]
+
+
+def test_comments_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for name, comment in (("plain_net", ""), ("noted_net", "    # as it was\n\n")):
+        (tmp_path / f"{name}.py").write_text(
+            f"from torch import nn\n\nclass Net(nn.Linear):\n{comment}    def forward(self, x):\n"
+            "        return super().forward(x)\n\ndef make():\n    return Net(3, 1)\n"
+        )
+        torch.manual_seed(0)
+        found.append(network_digest(import_factory(f"{name}:make")(), X))
+    assert found[0] == found[1]
+
+
+class Counted(Net):
+    """With whole numbers among its parameters, and a state of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.tensor([0, 2]), requires_grad=False)
+        self.version = 1
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": self.version}
+
+
+def test_parameters_that_are_whole_and_states_that_are_no_tensors() -> None:
+    module = Counted()
+    before = network_digest(module, X)
+    assert network_digest(Counted(), X) == before
+    module.version = 2
+    assert network_digest(module, X) != before
