@@ -59,8 +59,11 @@ class Dataset:
         return len(self.target.classes) if isinstance(self.target, ClassificationTarget) else 1
 
 
-def prepare(raw: RawData, config: DataConfig, standardize: bool, seed: int) -> Dataset:
+def prepare(raw: RawData, config: DataConfig, standardize: bool, seed: int, given_weights: bool = False) -> Dataset:
     """Splits off the test part, fits the encoding on the rest and encodes everything.
+
+    Args:
+        given_weights: whether they were trained elsewhere, and have inputs for the categories of all rows.
 
     Raises:
         DataError: the target does not fit the task, or the test part leaves too little to learn from.
@@ -80,7 +83,7 @@ def prepare(raw: RawData, config: DataConfig, standardize: bool, seed: int) -> D
         _refuse_few(~test)
         notes = []
         target, y = _scaled(raw, numbers, ~test, standardize)
-    spec, x = _encode(raw, ~test, standardize)
+    spec, x = _encode(raw, ~test, standardize, given_weights)
     return Dataset(spec, target, x, y, test, raw.fingerprint, (*raw.notes, *notes, *_copies(x, y)))
 
 
@@ -235,7 +238,9 @@ def _classes(raw: RawData) -> tuple[ClassificationTarget, NDArray[np.int64]]:
     return ClassificationTarget(name=raw.target, classes=names), codes.astype(np.int64)
 
 
-def _encode(raw: RawData, train: NDArray[np.bool_], standardize: bool) -> tuple[InputSpec, NDArray[np.float32]]:
+def _encode(
+    raw: RawData, train: NDArray[np.bool_], standardize: bool, given_weights: bool
+) -> tuple[InputSpec, NDArray[np.float32]]:
     if raw.tensors is not None:
         values = raw.tensors.astype(np.float64)
         mean, scale = (float(values[train].mean()), float(values[train].std())) if standardize else (0.0, 1.0)
@@ -245,8 +250,7 @@ def _encode(raw: RawData, train: NDArray[np.bool_], standardize: bool) -> tuple[
     for name, v in raw.columns.items():
         unit = raw.units.get(name)
         if v.dtype == object:
-            # Weights that were trained elsewhere have inputs for all categories, as many as their data had.
-            known = v[train] if standardize else v
+            known = v if given_weights else v[train]
             columns.append(CategoricalColumn(name=name, unit=unit, categories=sorted(set(known))))
             continue
         seen = v[train]

@@ -57,7 +57,7 @@ def run_build(
     """
     bars = bars or StageBars(quiet=True)
     raw = raw if raw is not None else read_file(config.data)
-    dataset = prepare(raw, config.data, standardized(config), config.seed)
+    dataset = prepare(raw, config.data, standardized(config), config.seed, config.network.weights is not None)
     for note in dataset.notes:
         bars.say(note)
     work = WorkFolder(config.work or Path(".fiberwalk") / config.name) if first() else None

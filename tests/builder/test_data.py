@@ -119,18 +119,19 @@ def test_scaling_is_fitted_on_the_training_rows_only() -> None:
     assert np.allclose([before.x[~before.test].std(), before.y[~before.test].std()], 1, atol=1e-5)
 
 
-def test_categories_are_those_of_the_training_rows() -> None:
+@pytest.mark.parametrize("standardize", [True, False])
+def test_categories_are_those_of_the_training_rows(standardize: bool) -> None:
     config = options(test_fraction=0.25)
     table = frame(rows=80)
     table["town"] = "Bonn"
     test = prepare(from_frame(table, config), config, True, 5).test
     table.loc[test, "town"] = "Ulm"
-    data = prepare(from_frame(table, config), config, True, 5)
+    data = prepare(from_frame(table, config), config, standardize, 5)
     assert isinstance(data.inputs, TableInput)
     (town,) = [c for c in data.inputs.columns if isinstance(c, CategoricalColumn)]
     assert town.categories == ["Bonn"]
     np.testing.assert_array_equal(TableEncoder(data.inputs).unseen(data.x).any(axis=1), test)
-    trained_elsewhere = prepare(from_frame(table, config), config, False, 5)
+    trained_elsewhere = prepare(from_frame(table, config), config, standardize, 5, given_weights=True)
     assert isinstance(trained_elsewhere.inputs, TableInput)
     assert not TableEncoder(trained_elsewhere.inputs).unseen(trained_elsewhere.x).any()
 
