@@ -5,6 +5,7 @@ Lengths: P random weights, n rows.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ _ADVICE: Final = (
         "Leave out what is random in evaluation too: F.dropout needs training=self.training, or use nn.Dropout.",
     ),
     (r"in-?place|mutate", "Write it without changing tensors in place: torch.cat or torch.where, and h = h * 2."),
+    (r"deepcopy|storage of", "Keep no tensor of forward in a list or dict of the module; attributes may hold them."),
     (r"control flow|\.item\(\)", "Replace branches on values (`if h.mean() > 0`) by torch.where, which takes both."),
 )
 _OTHERWISE: Final = "Replace that part by one that torch.vmap takes, or give its weights and train other layers alone."
@@ -40,7 +42,7 @@ _OTHERWISE: Final = "Replace that part by one that torch.vmap takes, or give its
 
 def try_network(module: nn.Module, posterior: str, trained: bool, dataset: Dataset) -> None:
     """Runs a network, on the CPU, in all ways that a build will: twice, with weight vectors side by side, with their
-    gradients and curvature, and exported.
+    gradients and curvature, copied, and exported.
 
     Args:
         module: with its first or given weights; it has been seen to take two rows.
@@ -66,6 +68,7 @@ def try_network(module: nn.Module, posterior: str, trained: bool, dataset: Datas
         theta = network.current()
         linear_response(network, theta, x[:2], likelihood, theta.repeat(2, 1))
         scaled_jacobian(network, theta, x[:1], likelihood)
+        copy.deepcopy(module)
     exported = export_network(network, x)
     features = FeatureNetworks(full, full.current()[None])
     if isinstance(dataset.inputs, TensorInput) and features.served(x) is not None:

@@ -160,3 +160,22 @@ def test_what_a_forward_keeps_to_look_at_is_no_obstacle() -> None:
     try_network(module, ".*", False, dataset)
     copy.deepcopy(module)
     assert not hasattr(module, "hidden")
+
+
+class Hoards(Own):
+    """A network that keeps the hidden values of all its runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept.append(self.body(x.flatten(1)))
+        out: Tensor = self.head(self.kept[-1].tanh())
+        return out
+
+
+def test_a_network_that_cannot_be_copied_is_told_why() -> None:
+    dataset = sequences()
+    with pytest.raises(ConfigError, match="Keep no tensor of forward in a list"):
+        try_network(make_module(CONFIG, dataset, Hoards), ".*", False, dataset)
