@@ -43,7 +43,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def with_settings(values: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """The values of a recipe, changed by settings `STAGE.OPTION=VALUE`, each a line of TOML; a text needs no quotes.
+    """The values of a recipe, changed by settings `STAGE.OPTION=VALUE`, each a line of TOML; a text needs quotes
+    only where it looks like something else, such as a number.
 
     Raises:
         ConfigError: a setting has no such form.

@@ -43,7 +43,9 @@ def build(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="STAGE.OPTION=VALUE", help="Any other option (`fiberwalk recipe` lists them); repeatable."
+            "--set",
+            metavar="STAGE.OPTION=VALUE",
+            help="Any option (`fiberwalk recipe` lists them), such as map.served=5; may be repeated.",
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,

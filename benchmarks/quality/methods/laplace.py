@@ -120,8 +120,9 @@ def choose(problem: Problem, tuned: Tuned, folds: Folds, subset: str, structure:
         if problem.regression:
             noise = max(noise - float(variance.mean()), _LEAST_NOISE_SHARE * noise)
         for temperature in {tuned.temperature_beside(1), 1.0}:
-            answer = _predictive(problem, mean, variance, noise, temperature)
-            found.append((figures(answer, y)["nll"], times * tuned.precision, noise, temperature))
+            nll = figures(_predictive(problem, mean, variance, noise, temperature), y)["nll"]
+            # What is not finite is the worst, not an error, and no least number either.
+            found.append((nll if math.isfinite(nll) else math.inf, times * tuned.precision, noise, temperature))
     return Choice(*min(found)[1:])
 
 
