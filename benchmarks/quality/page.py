@@ -106,7 +106,7 @@ def _weaker(summary: Sequence[Summary], images: Sequence[Content]) -> list[str]:
         f"Not measured anew since peers were given more: {', '.join(names)}. There Laplace has the probit link, which",
         "takes outputs that all shift at once for doubt, and of numbers the noise alone was chosen out of fold, of",
         "classes nothing; SWAG was chosen on one fold; there is no ensemble of twenty, nor nearer neighbours and",
-        "classes' distances of one network's features; and our anchors without fibers have the noise that suits fibers.",
+        "classes' distances of one network's features; our anchors without fibers have the noise that suits fibers.",
         "",
     ]
 
