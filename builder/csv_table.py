@@ -96,6 +96,12 @@ def refuse_duplicates(names: Sequence[str], what: str = "column", field: str = "
             raise DataError(f"The {what} {name!r} appears twice; rename or remove one of them.", field=field, got=name)
 
 
+def holds_truth_values(column: pd.Series) -> bool:
+    """Whether a column is of False and True, also where missing values made it one of objects."""
+    kind = pd.api.types.infer_dtype(column, skipna=True)
+    return bool(pd.api.types.is_bool_dtype(column.dtype) or kind == "boolean")
+
+
 def _parsed(path: Path, **options: Any) -> pd.DataFrame:
     # In parts, a long column could be numbers in some and text in others.
     return pd.read_csv(path, skipinitialspace=True, low_memory=False, **options)
@@ -103,5 +109,5 @@ def _parsed(path: Path, **options: Any) -> pd.DataFrame:
 
 def _numbers(column: pd.Series) -> bool:
     """Whether a column holds numbers or truth values, and not nothing but missing ones."""
-    boolean = pd.api.types.infer_dtype(column, skipna=True) == "boolean"
-    return (pd.api.types.is_numeric_dtype(column.dtype) or boolean) and bool(column.notna().any())
+    numeric = pd.api.types.is_numeric_dtype(column.dtype) or holds_truth_values(column)
+    return numeric and bool(column.notna().any())

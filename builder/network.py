@@ -25,11 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
-from builder.recurrent import as_they_were, in_plain_steps, recurrent_layers
+from builder.plain import in_plain_operators
 from builder.runtime import concurrently, side_by_side
 from model_store.errors import ConfigError
 from model_store.manifest import ParameterSpec
@@ -88,7 +87,6 @@ class FunctionalNetwork:
         self.fixed_weights = sum(t.numel() for t in self.fixed.values())
         self.fixed |= {n: b.detach() for n, b in module.named_buffers()}
         self._dense = _dense_layers(module) if self.fixed_weights == 0 else None
-        self._recurrent = recurrent_layers(module)
         self._parts = list(module.modules())
         self._convolves = self.fixed_weights == 0 and any(len(p.shape) > 2 for p in self.parameters)
         self._channels_last = True
@@ -116,7 +114,7 @@ class FunctionalNetwork:
 
     def apply(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Outputs (B, O) for named random parameters and inputs x (B, ...)."""
-        with plain_attention(), in_plain_steps(self._recurrent), as_they_were(self._parts):
+        with in_plain_operators(self._parts):
             out = functional_call(self.module, {**self.fixed, **parameters}, (x,))
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != x.shape[0]:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -246,18 +244,6 @@ def _dense_layers(module: nn.Module) -> list[nn.Module] | None:
 @functools.cache
 def _streams(device: torch.device) -> list[torch.cuda.Stream]:
     return [torch.cuda.Stream(device) for _ in range(_MOST_STREAMS)]  # type: ignore[no-untyped-call]
-
-
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """Attention in plain operators: the fused ones have no batching rule (vmap loops over them) and no ONNX form."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class MLP(nn.Sequential):

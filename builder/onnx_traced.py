@@ -17,10 +17,10 @@ from onnx import ModelProto
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from builder.network import FunctionalNetwork, plain_attention
+from builder.network import FunctionalNetwork
 from builder.onnx_chain import chain_graph
 from builder.onnx_graph import INPUTS, ONE, OPSET, OUTPUTS, Graph
-from builder.recurrent import as_they_were, in_plain_steps, recurrent_layers
+from builder.plain import in_plain_operators
 
 T = TypeVar("T")
 
@@ -75,6 +75,7 @@ class _Single(nn.Module):
         self.module, self.fixed = network.module, network.fixed
 
     def forward(self, x: Tensor, *weights: Tensor) -> Tensor:
+        # As the exporter may read this code, which knows no `strict`: the network's own `apply`, written out.
         own = dict(zip(self.names, weights))  # noqa: B905
         out: Tensor = functional_call(self.module, {**self.fixed, **own}, (x,))
         return out
@@ -145,8 +146,7 @@ def _to_onnx(
     outputs: list[str] | None,
     strict: bool = False,
 ) -> ModelProto:
-    parts = as_they_were(list(module.modules()))
-    with torch.no_grad(), plain_attention(), in_plain_steps(recurrent_layers(module)), parts:
+    with torch.no_grad(), in_plain_operators(list(module.modules())):
         program = torch.export.export(module.eval(), args, dynamic_shapes=dict(dynamic), strict=strict)
         onnx_program = torch.onnx.export(
             program,

@@ -8,7 +8,7 @@ Lengths: T steps of a sequence, B rows, D inputs, H outputs of a layer.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -23,39 +23,10 @@ Step = Callable[[Tensor, State, Tensor, Tensor | None], State]
 """From what the inputs give (B, gates), the state and the recurrent weights and bias to the next state."""
 
 
-def recurrent_layers(module: nn.Module) -> list[nn.RNNBase]:
-    """All layers of a module that need `in_plain_steps`."""
-    return [m for m in module.modules() if isinstance(m, nn.RNNBase)]
-
-
-@contextlib.contextmanager
-def in_plain_steps(layers: Sequence[nn.RNNBase]) -> Iterator[None]:
-    """Lets the layers run in whatever transform they are called in."""
-    if not layers:
-        yield
-        return
-    own = [(layer._flat_weights, layer._flat_weight_refs) for layer in layers]
-    try:
-        with _PlainSteps():
-            yield
-    finally:
-        # A layer keeps the weights it last ran with, which outside their transform nothing can copy, and references to
-        # them, by which it sees whether it is given others.
-        for layer, (weights, references) in zip(layers, own, strict=True):
-            layer._flat_weights, layer._flat_weight_refs = weights, references
-
-
-@contextlib.contextmanager
-def as_they_were(parts: Sequence[nn.Module]) -> Iterator[None]:
-    """Lets modules forget what `forward` puts into their attributes, such as hidden values to look at: of a transform,
-    or with a gradient, nothing can copy them later."""
-    own = [dict(part.__dict__) for part in parts]
-    try:
-        yield
-    finally:
-        for part, attributes in zip(parts, own, strict=True):
-            part.__dict__.clear()
-            part.__dict__.update(attributes)
+def in_plain_steps(parts: Sequence[nn.Module]) -> contextlib.AbstractContextManager[object]:
+    """Lets recurrent layers among modules run in whatever transform they are called in. Each keeps the weights it last
+    ran with, and references by which it sees whether it is given others: see `builder.plain`."""
+    return _PlainSteps() if any(isinstance(part, nn.RNNBase) for part in parts) else contextlib.nullcontext()
 
 
 class _PlainSteps(TorchFunctionMode):

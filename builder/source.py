@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from builder.config import DataConfig
-from builder.csv_table import read_csv, refuse_duplicates, without_nameless
+from builder.csv_table import holds_truth_values, read_csv, refuse_duplicates, without_nameless
 from model_store.encoding import category_of
 from model_store.errors import DataError
 
@@ -271,8 +271,8 @@ def numbers_with_commas(texts: pd.Series) -> str:
 
 
 def _without_bool(series: pd.Series) -> pd.Series:
-    """False and True become 0 and 1, also where missing values made the column one of objects."""
-    if pd.api.types.is_bool_dtype(series.dtype) or pd.api.types.infer_dtype(series, skipna=True) == "boolean":
+    """False and True become 0 and 1."""
+    if holds_truth_values(series):
         return series.astype("Float64" if series.isna().any() else "int64")
     return series
 

@@ -13,7 +13,7 @@ from benchmarks.data import read_set
 from benchmarks.experiments.experiment import Experiment, Report, Table
 from benchmarks.experiments.stages import with_network
 from benchmarks.quality.building import build
-from benchmarks.quality.methods.fiberwalk import anchors_alone, answers
+from benchmarks.quality.methods.fiberwalk import ablated
 from benchmarks.quality.predictive import figures
 from benchmarks.quality.problem import Problem, make_problem
 from benchmarks.quality.tuning import tune
@@ -47,8 +47,7 @@ def look(problem: Problem) -> dict[str, Any]:
         raise DataError("A curve needs one numeric column and a real target.", field="--sets")
     where = regions(curve["grid"], curve["x_train"])
     noise = float(np.sqrt(np.median(curve["std"] ** 2 - curve["epistemic_std"] ** 2)))
-    outcomes = answers(problem, trained, learned.cost)
-    outcomes |= anchors_alone(problem, trained, learned.cost, tune(problem, learned))
+    outcomes = ablated(problem, trained, learned.cost, tune(problem, learned))
     test = {method: figures(outcome.predictive, problem.y_test, problem.scale) for method, outcome in outcomes.items()}
     thin = np.linspace(0, len(curve["grid"]) - 1, _POINTS).round().astype(int)
     shown = {

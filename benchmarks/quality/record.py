@@ -27,7 +27,7 @@ from sklearn.datasets import load_diabetes
 import builder  # noqa: F401  settles threads and memory before torch is imported
 from benchmarks.data import ROOT, DataSet
 from benchmarks.quality.building import build
-from benchmarks.quality.methods.fiberwalk import anchors_alone, answers
+from benchmarks.quality.methods.fiberwalk import ablated
 from benchmarks.quality.predictive import figures
 from benchmarks.quality.problem import make_problem
 from benchmarks.quality.tuning import tune
@@ -55,8 +55,7 @@ def measure(name: str, seed: int) -> dict[str, float]:
     repeated = np.tile(test, (seed + 1, 1))
     problem = make_problem(DataSet(name, "regression", x, y, ~repeated, repeated), seed, **_QUICK)
     learned = build(problem)
-    found = answers(problem, learned.trained, learned.cost)
-    found |= anchors_alone(problem, learned.trained, learned.cost, tune(problem, learned))
+    found = ablated(problem, learned.trained, learned.cost, tune(problem, learned))
     return {way: figures(o.predictive, problem.y_test, problem.scale)["nll"] for way, o in found.items()}
 
 

@@ -55,10 +55,7 @@ def run_split(name: str, split: int, preset: str) -> dict[str, Any]:
         {family.__name__.rpartition(".")[2]: partial(family.run, problem, tuned) for family in FAMILIES}
     )
     if ours is not None:
-        outcomes[_OURS] = {
-            **fiberwalk.answers(problem, ours.trained, ours.cost),
-            **fiberwalk.anchors_alone(problem, ours.trained, ours.cost, tuned),
-        }
+        outcomes[_OURS] = fiberwalk.ablated(problem, ours.trained, ours.cost, tuned)
     return {
         **described(data, problem),
         "methods": {

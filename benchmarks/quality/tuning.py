@@ -22,6 +22,7 @@ from builder.preparation import assign_members
 SIZES: Final = (5, 10, 20)
 """Of ensembles: the usual ones, and as many networks as a build of ours serves."""
 _FOLDS: Final = 5
+_LEAST_NOISE_SHARE: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Tuned:
     def noise_beside(self, members: int) -> float:
         """The noise variance beside an ensemble."""
         return carry(self.noise_variance, self.pair_noise_variance, members, LEAST_NOISE)
+
+    def noise_less(self, variance: float) -> float:
+        """The noise variance beside samples of one network that vary by so much themselves: never less than a fifth of
+        that without."""
+        return max(self.noise_variance - variance, _LEAST_NOISE_SHARE * self.noise_variance)
 
     def temperature_beside(self, members: int) -> float:
         """The temperature of an ensemble's average, by the rule that our own comes from; 1 for regression."""

@@ -40,13 +40,22 @@ def train_full(problem: Problem, tuned: Tuned, members: int, work: WorkFolder | 
 
 
 def _train(problem: Problem, tuned: Tuned, members: int) -> Members:
-    seeds, device = [problem.seed * 1009 + 500 + m for m in range(members)], problem.x.device
+    seen = torch.ones(members, len(problem.x), dtype=torch.bool)
+    return train_on(problem, tuned, seen, 500, 1)
+
+
+def train_on(problem: Problem, tuned: Tuned, member: Tensor, starts: int, batches: int) -> Members:
+    """Networks trained on the rows that each has of member (M, n) with the tuned prior precision.
+
+    Args:
+        starts, batches: what sets this method's starts, and its batches, apart from those of others.
+    """
+    count, device = len(member), problem.x.device
+    seeds = [problem.seed * 1009 + starts + m for m in range(count)]
     start = initial_weights(problem.factory, problem.network, seeds).to(device)
-    seen = torch.ones(members, len(problem.x), dtype=torch.bool, device=device)
-    precision = torch.full((members,), tuned.precision, device=device)
-    return train_members(
-        problem.network, start, problem.x, problem.y, seen, precision, problem.config.map, problem.seed + 1
-    )
+    precision = torch.full((count,), tuned.precision, device=device)
+    config, seed = problem.config.map, problem.seed + batches
+    return train_members(problem.network, start, problem.x, problem.y, member.to(device), precision, config, seed)
 
 
 def run(

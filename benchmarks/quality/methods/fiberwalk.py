@@ -32,12 +32,13 @@ def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome
     return {name: Outcome(answered(_predict(problem, trained, thetas)), cost) for name, thetas in weights.items()}
 
 
-def anchors_alone(problem: Problem, trained: Trained, cost: Cost, tuned: Tuned) -> dict[str, Outcome]:
-    """`fiberwalk_anchors`: the anchors without fibers, an ensemble, with the noise or temperature that suits so many
-    networks: what suits fibers would be too little."""
+def ablated(problem: Problem, trained: Trained, cost: Cost, tuned: Tuned) -> dict[str, Outcome]:
+    """`answers`, and `fiberwalk_anchors`: the anchors without fibers, an ensemble, with the noise or temperature that
+    suits so many networks: what suits fibers would be too little."""
     count, outputs = len(trained.anchors), _outputs(problem, trained.anchors)
     beside = tuned.noise_beside(count), tuned.temperature_beside(count), tuned.dispersion_beside(count)
-    return {"fiberwalk_anchors": Outcome(answered(predict(problem, outputs, *beside)), cost)}
+    alone = Outcome(answered(predict(problem, outputs, *beside)), cost)
+    return {**answers(problem, trained, cost), "fiberwalk_anchors": alone}
 
 
 def served(problem: Problem, trained: Trained, cost: Cost) -> Outcome:

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.quality.methods.ensemble import train_full
+from benchmarks.quality.methods.ensemble import train_full, train_on
 from benchmarks.quality.predictive import Cost, Gaussians, Outcome, Predictive, figures, of_samples
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import Choice, Tuned, own_folds
-from builder.map import Members, initial_weights, train_members
+from builder.map import Members
 
 VARIANTS = {
     "laplace_full": ("all", "full"),
@@ -39,7 +39,6 @@ _EVIDENCE_STEPS, _EVIDENCE_RATE = 200, 0.1
 _JACOBIAN_ENTRIES = 2**23
 _SAMPLES = 200
 _JUDGED_ROWS = 500
-_LEAST_NOISE_SHARE = 0.2
 PRECISIONS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1e3, 1e4)
 """Prior precisions tried, in those that the network was trained with: to where the posterior is a point."""
 
@@ -85,14 +84,7 @@ class Folds:
 
 def _train_folds(problem: Problem, tuned: Tuned) -> Folds:
     member = own_folds(problem).to(problem.y.device)
-    start = initial_weights(
-        problem.factory, problem.network, [problem.seed * 1009 + 700 + a for a in range(len(member))]
-    )
-    precision = torch.full((len(member),), tuned.precision)
-    trained = train_members(
-        problem.network, start, problem.x, problem.y, member, precision, problem.config.map, problem.seed + 5
-    )
-    return Folds(member, trained)
+    return Folds(member, train_on(problem, tuned, member, 700, 5))
 
 
 def choose(problem: Problem, tuned: Tuned, folds: Folds, subset: str, structure: str) -> Choice:
@@ -118,7 +110,7 @@ def choose(problem: Problem, tuned: Tuned, folds: Folds, subset: str, structure:
         mean, variance = (torch.cat(part) for part in zip(*parts, strict=True))
         noise = tuned.noise_variance
         if problem.regression:
-            noise = max(noise - float(variance.mean()), _LEAST_NOISE_SHARE * noise)
+            noise = tuned.noise_less(float(variance.mean()))
         for temperature in {tuned.temperature_beside(1), 1.0}:
             nll = figures(_predictive(problem, mean, variance, noise, temperature), y)["nll"]
             # What is not finite is the worst, not an error, and no least number either.

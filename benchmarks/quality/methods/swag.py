@@ -13,12 +13,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from benchmarks.quality.methods.ensemble import predict, train_full
+from benchmarks.quality.methods.ensemble import predict, train_full, train_on
 from benchmarks.quality.predictive import Cost, Outcome, figures
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import Choice, Tuned, own_folds
 from builder.likelihood import CategoricalLikelihood
-from builder.map import Members, initial_weights, train_members, training_steps
+from builder.map import Members, training_steps
 from builder.out_of_fold import DISPERSIONS
 from builder.predictive import sample_outputs
 
@@ -31,7 +31,6 @@ SHARE = 0.25
 _MOMENTUM = 0.9
 _COLLECTIONS = 100
 _LEAST_BATCHES = 10
-_LEAST_NOISE_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,7 @@ def choose(problem: Problem, tuned: Tuned, share: float = SHARE) -> tuple[Choice
     is one network's or 1, for what the samples spread already softens the classes, with the dispersion that suits it.
     """
     member = own_folds(problem)
-    folds = len(member)
-    start = initial_weights(problem.factory, problem.network, [problem.seed * 1009 + 400 + a for a in range(folds)])
-    precision = torch.full((folds,), tuned.precision)
-    trained = train_members(
-        problem.network, start, problem.x, problem.y, member, precision, problem.config.map, problem.seed + 2
-    )
+    trained = train_on(problem, tuned, member, 400, 2)
     taken, drawn = trained.gradient_evaluations, []
     for seen, theta, noise_std in zip(member, trained.weights, trained.noise_std, strict=True):
         collected = collect(problem, theta[None], noise_std[None], torch.tensor(RATES), tuned, seen, share)
@@ -98,7 +92,7 @@ def choose(problem: Problem, tuned: Tuned, share: float = SHARE) -> tuple[Choice
         outputs = torch.cat(parts, dim=1)
         noise = tuned.noise_variance
         if problem.regression:
-            noise = max(noise - float(outputs[..., 0].var(0).mean()), _LEAST_NOISE_SHARE * noise)
+            noise = tuned.noise_less(float(outputs[..., 0].var(0).mean()))
         softer = product({tuned.temperature_beside(1), 1.0}, (1.0,) if problem.regression else DISPERSIONS)
         for temperature, dispersion in softer:
             # A rate that SGD diverges at is the worst, not an error.
