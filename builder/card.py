@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Iterable
 from typing import Any, Final
 
+from builder.words import count, escape, number, rounded, table, with_unit
 from model_store.detection import lowest_rate
 from model_store.manifest import (
     CategoricalColumn,
@@ -34,7 +34,7 @@ _SPLITS: Final = {
     "chosen on them, so they flatter a little",
 }
 _METRICS: Final = {
-    "nll": "negative log likelihood in nats a row (a number's, of mean and variance): judges both, lower is better",
+    "nll": "negative log likelihood in nats a row (of a number's mean and variance{log}): judges both, lower is better",
     "rmse": "root mean squared error of the mean{unit}, lower is better",
     "coverage": "share of rows inside their {percent} interval, ideally {percent}",
     "width": "mean width of that interval{unit}, at equal coverage lower is better",
@@ -60,6 +60,10 @@ _DETECTORS: Final[dict[DetectorName, str]] = {
     "nearest_features": "the same as `nearest_rows`, in the features that the network's last layer takes",
     "mahalanobis_features": "logarithm of the squared Mahalanobis distance from the nearest class, in the features",
 }
+_LOGARITHM: Final = (
+    "mean and variance of the target's natural logarithm, whose error bar is even: a standard deviation of 0.1 is "
+    "about a tenth of the prediction"
+)
 _SHOWN_CATEGORIES: Final = 30
 _SHOWN_VALUES: Final = 64
 
@@ -95,7 +99,7 @@ def make_card(manifest: Manifest, pictures: Iterable[str]) -> str:
 def example_request(manifest: Manifest) -> dict[str, Any]:
     """A body for `/predict` with one row in the middle of the training data."""
     if isinstance(manifest.inputs, TensorInput):
-        row: Any = [_rounded(manifest.inputs.mean, manifest.inputs.scale)] * math.prod(manifest.inputs.shape)
+        row: Any = [rounded(manifest.inputs.mean, manifest.inputs.scale)] * math.prod(manifest.inputs.shape)
     else:
         row = {c.name: _middle(c) for c in manifest.inputs.columns}
     return {"model": manifest.name, "inputs": [row]}
@@ -104,7 +108,7 @@ def example_request(manifest: Manifest) -> dict[str, Any]:
 def _summary(m: Manifest) -> str:
     target, rows = m.target, f"{m.build.data_rows:,} rows"
     if isinstance(m.inputs, TableInput):
-        source = _count(len(m.inputs.columns), "column")
+        source = count(len(m.inputs.columns), "column")
     else:
         source = f"arrays of shape {' × '.join(map(str, m.inputs.shape))}"
     if isinstance(target, ClassificationTarget):
@@ -120,6 +124,8 @@ def _summary(m: Manifest) -> str:
             f"split into what more data would reduce (epistemic) and what it would not (aleatoric). Regression, from a "
             f"data set of {rows}."
         )
+        if target.log:
+            what += " The network learns its logarithm: error bars grow with the prediction, and end above zero."
     return f"# {escape(m.name)}\n\n{what}"
 
 
@@ -131,7 +137,7 @@ def _inputs(m: Manifest) -> str:
         encoded = (
             "They enter the network as they are."
             if (spec.mean, spec.scale) == (0.0, 1.0)
-            else f"In training they had the mean {_number(spec.mean)} and the standard deviation {_number(spec.scale)}."
+            else f"In training they had the mean {number(spec.mean)} and the standard deviation {number(spec.scale)}."
         )
         return f"## Inputs\n\nArrays of numbers{unit} of shape {shape}, nested or flat in row-major order. {encoded}"
     rows = []
@@ -177,12 +183,13 @@ def _answer(m: Manifest) -> str:
         unit = escape(m.target.unit or "the target's unit")
         rows = [
             ["`mean`", f"the prediction, in {unit}"],
+            *([["`log_mean`, `log_variance`", _LOGARITHM]] if m.target.log else []),
             ["`interval`", "`[lo, hi]`: the target lies within it with the probability `level`"],
             ["`variance`", f"square of the error bar's standard deviation, in ({unit})²: the sum of the next two"],
             ["`epistemic_variance`", "the part that comes from not knowing the weights; more data would reduce it"],
             ["`aleatoric_variance`", "the part that is noise in the target; no further rows would reduce it"],
             ["`entropy`", "the whole uncertainty in nats, for comparing rows; it can be negative"],
-            ["`quantiles`", "those asked for: 0.05 and 0.95 are the ends of the interval of level 0.9"],
+            ["`quantiles`", "those asked for: 0.05 and 0.95 are the ends of the interval of level 0.9, 0.5 the median"],
             ["`draws`", "on demand, the mean that each posterior sample predicts"],
         ]
     else:
@@ -226,7 +233,8 @@ def _figures(m: Manifest) -> str:
         for e in m.metrics
     ]
     unit = f" in {escape(_unit(m) or '')}" if _unit(m) else ""
-    about = [f"`{k}`: {said}." for k in keys if (said := _meaning(k, unit))]
+    log = " of its logarithm" if isinstance(m.target, RegressionTarget) and m.target.log else ""
+    about = [f"`{k}`: {said}." for k in keys if (said := _meaning(k, unit, log))]
     about += [f"*{p}*: {_PREDICTORS[p]}." for p in dict.fromkeys(e.predictor for e in m.metrics)]
     about += [f"*{s}*: {_SPLITS[s]}." for s in dict.fromkeys(e.split for e in m.metrics)]
     figures = table(["predictor", "measured on", "rows", *keys], rows)
@@ -238,13 +246,15 @@ def _calibrated(m: Manifest) -> str:
     behind = f"{c.points:,} rows, each predicted by an anchor that this build did not train on it."
     if isinstance(c, RegressionCalibration):
         unit = f" {escape(_unit(m) or '')}".rstrip()
+        if isinstance(m.target, RegressionTarget) and m.target.log:
+            unit = " of the logarithm"
         first = (
-            f"- Noise: a standard deviation of {_number(c.noise_std)}{unit}, the same for every row. Intervals are "
+            f"- Noise: a standard deviation of {number(c.noise_std)}{unit}, the same for every row. Intervals are "
             f"conformal: they reach as many standard deviations as it took on {behind}"
         )
     else:
-        apart = f", at {_number(c.dispersion)} of their distance from the mean" if c.dispersion < 1 else ""
-        first = f"- Temperature: {_number(c.temperature)} divides every sample's logits{apart}. It and the conformal "
+        apart = f", at {number(c.dispersion)} of their distance from the mean" if c.dispersion < 1 else ""
+        first = f"- Temperature: {number(c.temperature)} divides every sample's logits{apart}. It and the conformal "
         first += f"prediction sets come from {behind}"
     detectors = "\n".join(f"  - `{name}`: {_DETECTORS[name]}." for name in m.ood.detectors)
     lowest, few, kept = lowest_rate(m.ood.points), "", ""
@@ -274,9 +284,9 @@ def _posterior(m: Manifest) -> str:
     ]
     return (
         f"## Network and posterior\n\n- Network: {escape(net.description) or 'as exported'}; "
-        f"{net.random_weights:,} random weights{trunk}; {_count(net.outputs, 'output')}.\n"
-        f"- Posterior: {_count(latent.anchors, 'anchor')} (MAP solutions), {_count(latent.trajectories, 'fiber')} each "
-        f"of {_count(latent.steps, 'drift step')}; {_count(latent.dimension, 'latent dimension')}; decoder of rank "
+        f"{net.random_weights:,} random weights{trunk}; {count(net.outputs, 'output')}.\n"
+        f"- Posterior: {count(latent.anchors, 'anchor')} (MAP solutions), {count(latent.trajectories, 'fiber')} each "
+        f"of {count(latent.steps, 'drift step')}; {count(latent.dimension, 'latent dimension')}; decoder of rank "
         f"{latent.rank} an anchor.\n- The drift scale counts in posterior radii: 1 is the whole width of the Gaussian "
         "approximation at the anchor.\n\n"
         + table(["latent plan", "samples by default", "part of each fiber", "drift scale at its end"], plans)
@@ -310,7 +320,10 @@ def _limits(m: Manifest) -> str:
         "are missing and errors in the data count as noise.",
     ]
     if isinstance(m.target, RegressionTarget):
-        lines.append("Noise is taken to be as large everywhere and on both sides; intervals are wrong where it is not.")
+        of = " of the logarithm" if m.target.log else ""
+        lines.append(
+            f"Noise{of} is taken to be as large everywhere and on both sides; intervals are wrong where it is not."
+        )
     else:
         lines.append("A row of a class that is not in the list gets one of those that are.")
     if isinstance(m.inputs, TableInput) and any(isinstance(c, CategoricalColumn) for c in m.inputs.columns):
@@ -320,9 +333,6 @@ def _limits(m: Manifest) -> str:
     if m.network.fixed_weights:
         lines.append(f"{m.network.fixed_weights:,} weights are fixed, and their uncertainty is not in the error bars.")
     return "## What the error bars do not cover\n\n" + "\n".join(f"- {line}" for line in lines)
-
-
-# ---- words and numbers
 
 
 def _order(m: Manifest) -> str:
@@ -335,48 +345,24 @@ def _picture(name: str, names: set[str]) -> str:
     return f"![{_PICTURES[name]}.]({name})" if name in names else ""
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _unit(m: Manifest) -> str | None:
     return m.target.unit if isinstance(m.target, RegressionTarget) else None
-
-
-def with_unit(name: str, unit: str | None) -> str:
-    """A name with its unit in brackets, where it has one."""
-    return f"{name} ({unit})" if unit else name
-
-
-def escape(text: str) -> str:
-    """Text that Markdown shows letter for letter, on one line, in tables too."""
-    return re.sub(r"([\\`*\[\]<>|~$&]|\b_|_\b)", r"\\\1", " ".join(text.split()))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"
 
 
 def _metric(key: str, value: float) -> str:
     if not math.isfinite(value):
         return "not finite"
-    return f"{value:.1%}" if key in {"accuracy", "ece"} or key.startswith("coverage") else _number(value)
+    return f"{value:.1%}" if key in {"accuracy", "ece"} or key.startswith("coverage") else number(value)
 
 
-def _meaning(key: str, unit: str) -> str:
+def _meaning(key: str, unit: str, log: str) -> str:
     kind, _, level = key.partition("_")
-    return _METRICS.get(kind, "").format(unit=unit, percent=f"{level} %")
+    return _METRICS.get(kind, "").format(unit=unit, log=log, percent=f"{level} %")
 
 
 def _range(column: NumericColumn) -> str:
     if column.minimum is None or column.maximum is None:
-        return f"{_number(column.mean)} ± {_number(column.scale)}"
+        return f"{number(column.mean)} ± {number(column.scale)}"
     return f"{column.minimum:.6g} to {column.maximum:.6g}"
 
 
@@ -386,14 +372,8 @@ def _middle(column: NumericColumn | CategoricalColumn) -> float | str:
         return next((c for c in column.categories if c), column.categories[0])
     low, high = column.minimum, column.maximum
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
-        return _rounded(column.mean, column.scale)
+        return rounded(column.mean, column.scale)
     middle = low / 2 + high / 2
     if low.is_integer() and high.is_integer() and abs(middle) < 1e15:
         return round(middle)
-    return _rounded(middle, high - low)
-
-
-def _rounded(value: float, spread: float) -> float:
-    """A value to about a thousandth of the spread around it."""
-    digits = 3 - math.floor(math.log10(spread)) if spread > 0 and math.isfinite(spread) else 6
-    return round(value, digits)
+    return rounded(middle, high - low)

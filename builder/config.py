@@ -33,6 +33,9 @@ class DataConfig(_Config):
     standardize: Annotated[
         bool | None, Field(description="encode numbers as z-scores; default: unless --weights are given")
     ] = None
+    log_target: Annotated[
+        bool, Field(description="learn the target's logarithm: for prices, durations and the like, all above zero")
+    ] = False
     max_categories: Annotated[int, Field(ge=2, description="most categories a text column may have")] = 100
 
 

@@ -73,6 +73,8 @@ def prepare(raw: RawData, config: DataConfig, standardize: bool, seed: int, give
     target: Target
     y: Array
     if config.task == "classification":
+        if config.log_target:
+            raise DataError("A class has no logarithm; leave --log-target out.", field="data.log_target", got="true")
         target, y = _classes(raw)
         test = part_of(y, config.test_fraction, rng)
         _refuse_few(~test)
@@ -82,7 +84,9 @@ def prepare(raw: RawData, config: DataConfig, standardize: bool, seed: int, give
         test = part_of(np.zeros(len(numbers), dtype=np.int64), config.test_fraction, rng)
         _refuse_few(~test)
         notes = []
-        target, y = _scaled(raw, numbers, ~test, standardize)
+        if config.log_target:
+            numbers = _logarithms(raw, numbers)
+        target, y = _scaled(raw, numbers, ~test, standardize, config.log_target)
     spec, x = _encode(raw, ~test, standardize, given_weights)
     return Dataset(spec, target, x, y, test, raw.fingerprint, (*raw.notes, *notes, *_copies(x, y)))
 
@@ -186,8 +190,21 @@ def _numbers(raw: RawData) -> NDArray[np.float64]:
     return raw.y.astype(np.float64)
 
 
+def _logarithms(raw: RawData, y: NDArray[np.float64]) -> NDArray[np.float64]:
+    without = int((y <= 0).sum())
+    if without:
+        raise DataError(
+            f"{without} of {len(y)} rows have a target {raw.target!r} that is not above zero and has no logarithm; "
+            "leave these rows out, or build without the logarithm.",
+            field="data.log_target",
+            expected="targets above zero",
+            got=repr(float(y.min())),
+        )
+    return np.log(y)
+
+
 def _scaled(
-    raw: RawData, y: NDArray[np.float64], train: NDArray[np.bool_], standardize: bool
+    raw: RawData, y: NDArray[np.float64], train: NDArray[np.bool_], standardize: bool, log: bool
 ) -> tuple[RegressionTarget, NDArray[np.float32]]:
     mean, scale = float(y[train].mean()), float(y[train].std())
     if _constant(mean, scale):
@@ -197,7 +214,7 @@ def _scaled(
         )
     if not standardize:
         mean, scale = 0.0, 1.0
-    target = RegressionTarget(name=raw.target, unit=raw.units.get(raw.target), mean=mean, scale=scale)
+    target = RegressionTarget(name=raw.target, unit=raw.units.get(raw.target), log=log, mean=mean, scale=scale)
     return target, ((y - mean) / scale).astype(np.float32)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from builder.calibration import SampledPosterior
@@ -19,7 +21,8 @@ from builder.predictive import (
     sample_outputs,
 )
 from builder.trained import Trained
-from model_store.manifest import Metrics, RegressionTarget
+from model_store.logarithm import exponential, lognormal_moments
+from model_store.manifest import Metrics, RegressionTarget, Target
 
 LEVEL = 0.9
 
@@ -31,6 +34,7 @@ class TestPredictions:
     Attributes:
         y: (B,) targets.
         mean, std, epistemic_std: (B,) for regression.
+        expected: (B,) of a target whose logarithm is learned, its own mean in its own units.
         probabilities: (B, C) for classification.
     """
 
@@ -38,6 +42,7 @@ class TestPredictions:
     mean: Tensor | None = None
     std: Tensor | None = None
     epistemic_std: Tensor | None = None
+    expected: NDArray[np.float64] | None = None
     probabilities: Tensor | None = None
 
 
@@ -53,15 +58,20 @@ def predict_test(trained: Trained) -> TestPredictions:
     x, y = test_part(trained)
     plan, calibrated = trained.plans["predict"], trained.calibrated
     outputs = sample_outputs(trained.network, trained.posterior.draw(plan, plan.samples)[0], x)
-    return _answer(outputs, y, calibrated.spread, calibrated.dispersion)
+    return _answer(outputs, y, calibrated.spread, calibrated.dispersion, trained.dataset.target)
 
 
-def _answer(outputs: Tensor, y: Tensor, spread: float, dispersion: float) -> TestPredictions:
+def _answer(outputs: Tensor, y: Tensor, spread: float, dispersion: float, target: Target) -> TestPredictions:
     """What samples with the outputs (S, B, O) answer together."""
-    if y.is_floating_point():
-        f = outputs[..., 0]
+    if isinstance(target, RegressionTarget):
+        f, expected = outputs[..., 0], None
         epistemic = f.var(0, unbiased=False) if len(y) else y  # torch warns of the variance of nothing
-        return TestPredictions(y, f.mean(0), (epistemic + spread**2).sqrt(), epistemic.sqrt())
+        if target.log:
+            logs = f.double().cpu().numpy() * target.scale + target.mean
+            middle = logs.mean(axis=0)
+            with np.errstate(over="ignore"):  # infinite figures tell of a row so far out
+                expected = lognormal_moments(logs - middle, middle, spread * target.scale)[0]
+        return TestPredictions(y, f.mean(0), (epistemic + spread**2).sqrt(), epistemic.sqrt(), expected)
     return TestPredictions(y, probabilities=mixture_probabilities(contracted(outputs, dispersion), spread))
 
 
@@ -73,10 +83,8 @@ def evaluate(trained: Trained, served: TestPredictions | None = None) -> list[Me
     Args:
         served: what `predict_test` gives, where that is known already.
     """
-    calibrated, scale = trained.calibrated, 1.0
-    if isinstance(trained.dataset.target, RegressionTarget):
-        scale = trained.dataset.target.scale
-    shift = math.log(scale)
+    calibrated, target = trained.calibrated, trained.dataset.target
+    shift = _shift(target, None if calibrated.unseen is None else calibrated.unseen.y)
     found = [
         Metrics(predictor=who, split="out_of_fold", rows=calibrated.points, values={"nll": value + shift})
         for who, value in (("posterior", calibrated.nll), ("map", calibrated.map_nll))
@@ -90,11 +98,11 @@ def evaluate(trained: Trained, served: TestPredictions | None = None) -> list[Me
     anchors = sample_outputs(trained.network, trained.anchors, x)
     groups = {
         "posterior": [served or predict_test(trained)],
-        "fiber": [_answer(fiber, y, spread, dispersion)],
-        "map": [_answer(one[None], y, calibrated.map_spread, 1.0) for one in anchors],
+        "fiber": [_answer(fiber, y, spread, dispersion, target)],
+        "map": [_answer(one[None], y, calibrated.map_spread, 1.0, target) for one in anchors],
     }
     for predictor, answers in groups.items():
-        each = [_figures(answer, calibrated.conformity_scores, scale) for answer in answers]
+        each = [_figures(answer, calibrated.conformity_scores, target) for answer in answers]
         values = {name: sum(v[name] for v in each) / len(each) for name in each[0]}
         if predictor == "map":
             values.pop("coverage_90", None), values.pop("width_90", None)
@@ -102,7 +110,18 @@ def evaluate(trained: Trained, served: TestPredictions | None = None) -> list[Me
     return found
 
 
-def _figures(answer: TestPredictions, scores: Tensor, scale: float) -> dict[str, float]:
+def _shift(target: Target, y: Tensor | None) -> float:
+    """What the NLL of the target itself is above that of what networks predict, on average over rows y (n,) of that."""
+    if not isinstance(target, RegressionTarget):
+        return 0.0
+    shift = math.log(target.scale)
+    if target.log:
+        assert y is not None
+        shift += float(y.double().mean()) * target.scale + target.mean  # d log y / dy is 1 / y
+    return shift
+
+
+def _figures(answer: TestPredictions, scores: Tensor, target: Target) -> dict[str, float]:
     y = answer.y
     if answer.probabilities is not None:
         p = answer.probabilities
@@ -111,12 +130,20 @@ def _figures(answer: TestPredictions, scores: Tensor, scale: float) -> dict[str,
             "accuracy": float((p.argmax(1) == y).float().mean()),
             "ece": expected_calibration_error(p, y),
         }
-    assert answer.mean is not None and answer.std is not None
+    assert answer.mean is not None and answer.std is not None and isinstance(target, RegressionTarget)
     half = conformal_quantile(scores, LEVEL) * answer.std
     error = (answer.mean - y).abs()
-    return {
-        "nll": float(gaussian_nll(answer.mean, y, answer.std).mean()) + math.log(scale),
-        "rmse": float(error.square().mean().sqrt()) * scale,
+    found = {
+        "nll": float(gaussian_nll(answer.mean, y, answer.std).mean()) + _shift(target, y),
+        "rmse": float(error.square().mean().sqrt()) * target.scale,
         "coverage_90": float((error <= half).float().mean()),
-        "width_90": float(2 * half.mean()) * scale,
+        "width_90": float(2 * half.mean()) * target.scale,
     }
+    if answer.expected is not None:
+        own, low, high = (
+            exponential(v.double().cpu().numpy() * target.scale + target.mean)
+            for v in (y, answer.mean - half, answer.mean + half)
+        )
+        found["rmse"] = float(np.sqrt(np.square(answer.expected - own).mean()))
+        found["width_90"] = float((high - low).mean())
+    return found

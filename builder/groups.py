@@ -68,17 +68,18 @@ def _noise(rows: UnseenRows, target: RegressionTarget) -> Finding | None:
         side = "above" if above > below else "below"
         seen.append(f"{max(above, below) / (above + below):.0%} of the targets outside of intervals lie {side} them")
         harm.append("too short on one side and too long on the other")
-    positive = float(y.min()) * target.scale + target.mean > 0
+    positive = not target.log and float(y.min()) * target.scale + target.mean > 0
     lower = (mean - reach * std) * target.scale + target.mean
     share = float((lower < 0).double().mean())
     if positive and share >= 0.005:  # what is not 0%
         seen.append(f"{share:.0%} of intervals reach below zero, where no target is")
     grows = thirds.index(min(thirds)) == len(thirds) - 1 if thirds else above > below
+    of = "the target's logarithm" if target.log else "this target"
     return Finding(
         "noise",
-        "One noise level holds for all rows, and intervals lie evenly about the mean, which this target is not like: "
+        f"One noise level holds for all rows, and intervals lie evenly about the mean, which {of} is not like: "
         f"of rows that networks had not seen, {'; '.join(seen)}. Intervals will be {' and '.join(harm)}.",
-        "Try the logarithm of the target instead; the exponentials of its intervals' ends are those of the target's."
+        "Build with --log-target, which learns the target's logarithm: its noise is a share of the prediction."
         if positive and grows
         else "Try a function of the target whose noise is more even, such as a root or a logarithm.",
     )

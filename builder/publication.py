@@ -173,6 +173,7 @@ def _report_data(
 
 
 def _own(values: torch.Tensor, target: RegressionTarget) -> NDArray[np.float64]:
+    # Of the logarithm, where that is what networks learn.
     own: NDArray[np.float64] = values.double().cpu().numpy() * target.scale + target.mean
     return own
 

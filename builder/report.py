@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from builder import histograms
 from builder import pictures as draw
-from builder.card import make_card, with_unit
+from builder.card import make_card
 from builder.evaluation import LEVEL
 from builder.predictive import conformal_quantile
+from builder.words import learned, with_unit
 from model_store.detection import lowest_rate
-from model_store.manifest import ClassificationTarget, Manifest, RegressionTarget, TableInput, Target
+from model_store.manifest import ClassificationTarget, Manifest, RegressionTarget, TableInput
 
 __all__ = ["ReportData", "make_card", "make_pictures"]
 
@@ -30,7 +31,8 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that the pictures show; predictions and curve are in the target's own units.
+    """All that the pictures show; predictions and curve are in the target's own units, or of its logarithm where that
+    is what networks learn.
 
     Attributes:
         manifest: of the bundle.
@@ -69,9 +71,7 @@ def make_pictures(data: ReportData) -> dict[str, bytes]:
     found: dict[str, bytes | None] = {}
     if data.curve is not None and isinstance(manifest.inputs, TableInput):
         column = manifest.inputs.columns[0]
-        found["posterior.png"] = draw.posterior(
-            data.curve, with_unit(column.name, column.unit), with_unit(target.name, _unit(target)), LEVEL
-        )
+        found["posterior.png"] = draw.posterior(data.curve, with_unit(column.name, column.unit), learned(target), LEVEL)
     found["calibration.png"] = _calibration(data)
     found["sharpness.png"] = _sharpness(data)
     found["unfamiliar.png"] = _unfamiliar(data)
@@ -102,8 +102,7 @@ def _calibration(data: ReportData) -> bytes | None:
     def factor(level: float) -> float:
         return conformal_quantile(scores, level) if len(scores) else NormalDist().inv_cdf(0.5 + level / 2)
 
-    name = with_unit(data.manifest.target.name, _unit(data.manifest.target))
-    return draw.coverage(shown["y"], shown["mean"], shown["std"], factor, name, LEVEL)
+    return draw.coverage(shown["y"], shown["mean"], shown["std"], factor, learned(data.manifest.target), LEVEL)
 
 
 def _sharpness(data: ReportData) -> bytes | None:
@@ -114,8 +113,4 @@ def _sharpness(data: ReportData) -> bytes | None:
         p = shown["probabilities"].astype(np.float64)
         entropy = -np.sum(p * np.log(np.maximum(p, np.finfo(p.dtype).tiny)), axis=1)
         return histograms.sharpness_of_classes(entropy, p.argmax(axis=1) == shown["y"], p.shape[1])
-    return histograms.sharpness_of_numbers(shown["std"], shown["epistemic_std"], with_unit(target.name, target.unit))
-
-
-def _unit(target: Target) -> str | None:
-    return target.unit if isinstance(target, RegressionTarget) else None
+    return histograms.sharpness_of_numbers(shown["std"], shown["epistemic_std"], learned(target))

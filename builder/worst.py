@@ -9,7 +9,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.card import escape, table
+from builder.words import escape, table
+from model_store.logarithm import exponential
 from model_store.manifest import ClassificationTarget, Target
 
 Array = NDArray[Any]
@@ -40,6 +41,9 @@ def worst_rows(target: Target, rows: Array, predictions: Mapping[str, Array]) ->
         mean, std = predictions["mean"], predictions["std"]
         loss = 0.5 * ((y - mean) / std) ** 2 + np.log(std * math.sqrt(2 * math.pi))
         head = ["row", "target", "mean", "standard deviation", "loss"]
+        if target.log:
+            head[2:4] = ["median", "standard deviation of the logarithm"]
+            y, mean = exponential(y), exponential(mean)
         cells = [[f"{v:.5g}" for v in row] for row in zip(y, mean, std, strict=True)]
     worst = np.argsort(-loss, kind="stable")[:_SHOWN]
     lines = [[f"{rows[i]:,}", *cells[i], f"{loss[i]:.3g}"] for i in worst]

@@ -28,6 +28,9 @@ def build(
     data: Annotated[Path | None, typer.Option(help="CSV, Parquet or .npz (arrays x, y).")] = None,
     target: Annotated[str | None, typer.Option(help="Column to predict; not needed for .npz.")] = None,
     task: Annotated[str | None, typer.Option(help="regression or classification.")] = None,
+    log_target: Annotated[
+        bool, typer.Option("--log-target", help="Learn the target's logarithm: prices, durations and the like.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
     store: Annotated[
         Path | None, typer.Option(envvar="FIBERWALK_STORE", help="Folder of the model store; default: models.")
@@ -63,7 +66,7 @@ def build(
         from builder.recipe import read_recipe, with_settings
     options: dict[str, dict[str, Any] | Any] = {
         "": {"name": name, "store": store, "device": device, "seed": seed, "preset": preset, "work": work},
-        "data": {"file": data, "target": target, "task": task, "drop": drop or None},
+        "data": {"file": data, "target": target, "task": task, "drop": drop or None, "log_target": log_target or None},
         "network": {"factory": network, "weights": weights, "posterior": posterior},
     }
     try:

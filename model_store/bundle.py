@@ -24,6 +24,7 @@ from model_store.manifest import (
     FEATURES_FILE,
     OF_FEATURES,
     OF_INPUTS,
+    OLDEST_SCHEMA_VERSION,
     SCHEMA_VERSION,
     TRUNK_FILE,
     FileEntry,
@@ -235,11 +236,12 @@ def _parse_manifest(raw: bytes, path: Path) -> Manifest:
         raise IntegrityError(f"{path / MANIFEST_FILE} is not JSON; publish the bundle again.") from e
     # The version is looked at before the schema: another version's fields are not ours to judge.
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or not OLDEST_SCHEMA_VERSION <= version <= SCHEMA_VERSION:
+        readable = f"{OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}"
         raise IncompatibleError(
-            f"{path} was written with bundle schema {version!r}; this fiberwalk reads schema {SCHEMA_VERSION}. "
+            f"{path} was written with bundle schema {version!r}; this fiberwalk reads schemas {readable}. "
             "Build it again with this version, or serve it with the version that built it.",
-            expected=str(SCHEMA_VERSION),
+            expected=readable,
             got=repr(version),
         )
     try:

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-SCHEMA_VERSION: Final = 7
+SCHEMA_VERSION: Final = 8
+OLDEST_SCHEMA_VERSION: Final = 7
+"""The oldest that is read: what came later may be left out of a manifest."""
 
 DECODER_FILE: Final = "decoder.onnx"
 """Inputs `latents` (S, k) float32 and `anchors` (S,) int64; outputs `coefficients` (S, C), C = A*(1+rank), and every
@@ -50,13 +52,14 @@ last linear layer takes in one network, where there are detectors of the feature
 
 ARRAYS_FILE: Final = "arrays.safetensors"
 """`nodes` (A, N, T+1, k) float32: latents of every trajectory from its anchor (position 0) to its end (1);
-`conformity_scores` (n,) float64 sorted, of out-of-fold predictions: `|y - mean| / std` for regression, one less the
-probability of the true class for classification; `ood_scores` (D, n) float64, each row sorted: the scores of every
-OOD detector on n training rows that whatever it rests on had not seen; `ood_combined` (n,) float64 sorted: their
-combined scores. Where there are detectors of the inputs, or of the features: `ood_center` and `ood_scale` (d,) float64,
-by which encoded rows, or features, x (d,) become `(x - center) / scale`; for `nearest_rows` and `nearest_features`
-`ood_rows` (m, d) float32, training rows so scaled; for `mahalanobis` and `mahalanobis_features` `ood_precision` (d, d)
-float64, and for the latter `ood_means` (C, d) float64, the middles of the classes, or of all rows."""
+`conformity_scores` (n,) float64 sorted, of out-of-fold predictions: `|y - mean| / std` for regression (y the logarithm
+of a `log` target), one less the probability of the true class for classification; `ood_scores` (D, n) float64, each row
+sorted: the scores of every OOD detector on n training rows that whatever it rests on had not seen; `ood_combined` (n,)
+float64 sorted: their combined scores. Where there are detectors of the inputs, or of the features: `ood_center` and
+`ood_scale` (d,) float64, by which encoded rows, or features, x (d,) become `(x - center) / scale`; for `nearest_rows`
+and `nearest_features` `ood_rows` (m, d) float32, training rows so scaled; for `mahalanobis` and `mahalanobis_features`
+`ood_precision` (d, d) float64, and for the latter `ood_means` (C, d) float64, the middles of the classes, or of all
+rows."""
 
 CARD_FILE: Final = "card.md"
 
@@ -125,11 +128,15 @@ InputSpec = Annotated[TableInput | TensorInput, Field(discriminator="kind")]
 
 
 class RegressionTarget(_Schema):
-    """A real target; the network predicts `(y - mean) / scale`."""
+    """A real target; the network predicts `(y - mean) / scale`, or of a `log` target `(log(y) - mean) / scale`.
+
+    What is Gaussian, and what the noise and the conformity scores are of, is then the natural logarithm.
+    """
 
     task: Literal["regression"] = "regression"
     name: str
     unit: str | None = None
+    log: bool = False
     mean: FiniteFloat
     scale: Annotated[FiniteFloat, Field(gt=0)]
 
@@ -230,7 +237,8 @@ class LatentSpace(_Schema):
 
 
 class RegressionCalibration(_Schema):
-    """Chosen on out-of-fold predictions. `noise_std` is in the target's own units."""
+    """Chosen on out-of-fold predictions. `noise_std` is in the target's own units, that of a `log` target of its
+    logarithm."""
 
     task: Literal["regression"] = "regression"
     noise_std: Annotated[FiniteFloat, Field(gt=0)]

@@ -145,8 +145,11 @@ class Feedback:
 
 def prediction_of(model: ServedModel, columns: Columns) -> Prediction:
     """What feedback needs of an answer's columns."""
-    variance = None if isinstance(model.manifest.target, ClassificationTarget) else columns["variance"]
-    return Prediction(model.reference, model.bundle.digest, columns["mean"], variance)
+    target = model.manifest.target
+    if isinstance(target, ClassificationTarget):
+        return Prediction(model.reference, model.bundle.digest, columns["mean"], None)
+    of = "log_" if target.log else ""
+    return Prediction(model.reference, model.bundle.digest, columns[of + "mean"], columns[of + "variance"])
 
 
 def _unknown(request_id: str) -> InputError:
@@ -178,10 +181,15 @@ def _labelled(model: ServedModel, prediction: Prediction, targets: list[Any]) ->
         return Labelled(~held, nll, p.max(1), (p.argmax(1) == true).astype(np.float64))
     assert prediction.variance is not None
     y = np.array([number(value, f"targets[{i}]", "A target") for i, value in enumerate(targets)])
+    jacobian = np.zeros_like(y)
+    if target.log:
+        np.log(y, out=jacobian, where=y > 0)
+        # A target that has no logarithm is beyond every interval of the model.
+        y = np.where(y > 0, jacobian, -np.inf)
     apart = y - prediction.mean
     with np.errstate(over="ignore"):
         score = np.abs(apart) / np.sqrt(prediction.variance)
-        nll = 0.5 * (np.log(2 * math.pi * prediction.variance) + score**2)
+        nll = 0.5 * (np.log(2 * math.pi * prediction.variance) + score**2) + jacobian
     missed = np.column_stack([score > model.interval_factor(level) for level in LEVELS])
     nll = np.minimum(nll, _MOST_NLL)
     nothing = np.full(len(y), np.nan)

@@ -96,9 +96,9 @@ class ServedModel:
         found: list[Columns] = []
         done = 0
         for outputs, features in self.engine.answers(weights, x, self._run_size, asked.scores):
-            finite = np.isfinite(outputs)
-            if not finite.all():
-                raise out_of_range(done + int(np.flatnonzero(~finite.all(axis=(0, 2)))[0]))
+            sound = predictive.in_range(outputs, self.manifest.target)
+            if not sound.all():
+                raise out_of_range(done + int(np.argmin(sound.all(axis=(0, 2)))))
             done += outputs.shape[1]
             found.append(self.columns(weights, outputs, features, asked))
         return predictive.joined(found)
@@ -117,11 +117,9 @@ class ServedModel:
             assert isinstance(calibration, RegressionCalibration)  # the manifest's schema says so
             found = predictive.regression(outputs, target, calibration, level, self._scores, members)
             if asked.quantiles:
-                found["quantiles"] = predictive.calibrated_quantiles(
-                    found["mean"], found["variance"], asked.quantiles, self._scores
-                )
+                found["quantiles"] = predictive.calibrated_quantiles(found, asked.quantiles, self._scores)
             if asked.draws:
-                found["draws"] = target.mean + target.scale * outputs[..., 0].astype(np.float64).T
+                found["draws"] = predictive.draws(outputs, target, calibration)
             return found
         assert not isinstance(calibration, RegressionCalibration)
         found = predictive.classification(outputs, calibration, level, self._scores, members, asked.empty_sets)

@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.detection import LEAST_INFORMATION, LEAST_RATIO
-from model_store.manifest import ClassificationCalibration, RegressionCalibration, RegressionTarget
+from model_store.logarithm import FURTHEST, exponential, lognormal_moments
+from model_store.manifest import (
+    ClassificationCalibration,
+    ClassificationTarget,
+    RegressionCalibration,
+    RegressionTarget,
+)
 from service.mixture import mixture_entropy
 
 Float32 = NDArray[np.float32]
@@ -36,7 +42,7 @@ def regression(
     scores: Float64,
     members: AnchorSamples | None = None,
 ) -> Columns:
-    """The predictive `y = mean + scale * f + noise` of a regression.
+    """The predictive `y = mean + scale * f + noise` of a regression, or that of its exponential for a `log` target.
 
     Args:
         outputs: (S, B, 1) network outputs f.
@@ -48,8 +54,9 @@ def regression(
 
     Returns:
         `mean`, `variance` (their sum: law of total variance), `epistemic_variance` (of the mean, over samples),
-        `aleatoric_variance` (of the noise), `entropy` (of the Gaussian mixture, nats), all (B,), and `interval`
-        (B, 2). With `members` also `epistemic_score` (B,), see `epistemic_to_noise`.
+        `aleatoric_variance` (of the noise), `entropy` (of the mixture, nats), all (B,), and `interval` (B, 2). Of a
+        `log` target also `log_mean` and `log_variance` (B,), those of the logarithm, whose interval's ends are those of
+        the target's. With `members` also `epistemic_score` (B,), see `epistemic_to_noise`.
     """
     y = outputs[..., 0].astype(np.float64)
     y *= target.scale
@@ -66,14 +73,37 @@ def regression(
     more = {}
     if members is not None:
         more["epistemic_score"] = _ratio(apart, squared, members, calibration)
+    entropy_of = mixture_entropy(apart, calibration.noise_std)
+    if target.log:
+        more |= {"log_mean": mean, "log_variance": variance}
+        # Densities change by the factor y, whose logarithm has this mean.
+        entropy_of += mean
+        interval = exponential(interval)
+        mean, epistemic, aleatoric = lognormal_moments(apart, mean, calibration.noise_std)
+        variance = epistemic + aleatoric
     return more | {
         "mean": mean,
         "variance": variance,
         "epistemic_variance": epistemic,
         "aleatoric_variance": aleatoric,
-        "entropy": mixture_entropy(apart, calibration.noise_std),
+        "entropy": entropy_of,
         "interval": interval,
     }
+
+
+def in_range(outputs: Float32, target: RegressionTarget | ClassificationTarget) -> NDArray[np.bool_]:
+    """Which outputs (S, B, O) something can be said from: finite numbers and, of a `log` target, exponentials."""
+    if not (isinstance(target, RegressionTarget) and target.log):
+        return np.isfinite(outputs)
+    # What is not a number is not less either.
+    found: NDArray[np.bool_] = np.abs(outputs.astype(np.float64) * target.scale + target.mean) <= FURTHEST
+    return found
+
+
+def draws(outputs: Float32, target: RegressionTarget, calibration: RegressionCalibration) -> Float64:
+    """(B, S) the mean of the target that every sample predicts, from outputs (S, B, 1)."""
+    found: Float64 = target.mean + target.scale * outputs[..., 0].astype(np.float64).T
+    return exponential(found + calibration.noise_std**2 / 2) if target.log else found
 
 
 def interval_factor(level: float, scores: Float64) -> float:
@@ -107,12 +137,18 @@ def highest_level(points: int) -> float:
     return points / (points + 1)
 
 
-def calibrated_quantiles(mean: Float64, variance: Float64, probabilities: Sequence[float], scores: Float64) -> Float64:
-    """(B, Q) quantiles of the target, the ends of its intervals: that of 0.95 is the upper end of the level 0.9."""
+def calibrated_quantiles(found: Columns, probabilities: Sequence[float], scores: Float64) -> Float64:
+    """(B, Q) quantiles of the target, the ends of its intervals: that of 0.95 is the upper end of the level 0.9.
+
+    Args:
+        found: what `regression` gives.
+    """
+    log = "log_mean" in found
+    mean, variance = (found["log_mean"], found["log_variance"]) if log else (found["mean"], found["variance"])
     # Twice what lies beyond a quantile lies outside the interval that ends there.
     reach = [0.0 if q == 0.5 else math.copysign(_reach(2 * min(q, 1 - q), scores), q - 0.5) for q in probabilities]
-    found: Float64 = mean[:, None] + np.sqrt(variance)[:, None] * np.array(reach)
-    return found
+    ends: Float64 = mean[:, None] + np.sqrt(variance)[:, None] * np.array(reach)
+    return exponential(ends) if log else ends
 
 
 def prediction_sets(p: Float64, level: float, scores: Float64, empty: bool = False) -> NDArray[np.bool_]:

@@ -24,8 +24,8 @@ class Prediction:
     Attributes:
         reference: NAME@VERSION of the model.
         digest: of its bundle, sha256 in hex.
-        mean: (B,) of a number, or (B, C) probabilities.
-        variance: (B,) of a number; None for classes.
+        mean: (B,) of a number, of its logarithm where that is what the model predicts, or (B, C) probabilities.
+        variance: (B,) of the same; None for classes.
         token: 8 bytes by which it is told from others, as a client may use the id of a request again.
     """
 

@@ -151,7 +151,11 @@ class Promise(_Schema):
 
 
 class RegressionAnswer(_Answer):
-    """Predictive distribution of a real target, in its own units; one entry a row."""
+    """Predictive distribution of a real target, in its own units; one entry a row.
+
+    A model of the target's logarithm (`log` in what `GET /models/{name}` says of the target) has a log-normal one: the
+    median is below the mean, and intervals and quantiles lie above zero.
+    """
 
     level: Annotated[float, Field(description="Level of the intervals.")]
     calibration: Annotated[Promise, Field(description="What stands behind them.")]
@@ -166,6 +170,12 @@ class RegressionAnswer(_Answer):
         list[tuple[float, float]],
         Field(description="[lo, hi]: of `level` such intervals out of 1, so many hold the target."),
     ]
+    log_mean: Annotated[
+        list[float] | None, Field(description="Mean of the target's logarithm, where the model is of that.")
+    ] = None
+    log_variance: Annotated[
+        list[float] | None, Field(description="Variance of the logarithm; its root is the relative error, about.")
+    ] = None
     quantiles: Annotated[
         list[list[float]] | None,
         Field(description="The quantiles asked for, in their order; 0.05 and 0.95 are the interval of level 0.9."),

@@ -17,6 +17,7 @@ from model_store.errors import InputError
 from service.cache import WeightKey
 from service.engine import WeightSet
 from service.model import Asked, Columns, ServedModel, out_of_range
+from service.predictive import in_range
 
 Float32 = NDArray[np.float32]
 
@@ -67,16 +68,16 @@ def run_together(weights: WeightSet, runs: Sequence[Run]) -> list[Columns | Inpu
     model = runs[0].model
     x = np.concatenate([run.x for run in runs])
     outputs, features = model.outputs(weights, x, any(run.asked.scores for run in runs))
-    finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(outputs), axis=(0, 2))
+    sound: NDArray[np.bool_] = np.logical_and.reduce(in_range(outputs, model.manifest.target), axis=(0, 2))
     ends = list(accumulate(len(run.x) for run in runs))
     rows = [slice(end - len(run.x), end) for run, end in zip(runs, ends, strict=True)]
     found: list[Columns | InputError | None] = [None] * len(runs)
     alike: dict[Asked, list[int]] = {}
     for i, run in enumerate(runs):
-        if finite[rows[i]].all():
+        if sound[rows[i]].all():
             alike.setdefault(run.asked, []).append(i)
         else:
-            found[i] = out_of_range(int(np.argmin(finite[rows[i]])))
+            found[i] = out_of_range(int(np.argmin(sound[rows[i]])))
     for asked, members in alike.items():
         own, looks = outputs, features
         if len(members) < len(runs):

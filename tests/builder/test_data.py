@@ -48,6 +48,29 @@ def test_a_bool_target_can_be_regressed() -> None:
     assert isinstance(data.target, RegressionTarget) and len(np.unique(data.y)) == 2
 
 
+def test_the_logarithm_of_a_target() -> None:
+    table, config = frame(), options(log_target=True)
+    table["y"] = np.exp(table["a"])
+    data = prepare(from_frame(table, config), config, True, 0)
+    assert isinstance(data.target, RegressionTarget) and data.target.log
+    np.testing.assert_allclose(data.y * data.target.scale + data.target.mean, table["a"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "message"),
+    [
+        ("regression", [0.0, 3.0, -1.0, *range(1, 38)], "2 of 40 rows .* not above zero"),
+        ("regression", [2.5] * 40, "same in every training row"),
+        ("classification", [0, 1] * 20, "A class has no logarithm"),
+    ],
+)
+def test_targets_without_a_logarithm_are_refused(task: str, values: list[Any], message: str) -> None:
+    table, config = frame(), options(task, log_target=True)
+    table["y"] = values
+    with pytest.raises(DataError, match=message):
+        prepare(from_frame(table, config), config, True, 0)
+
+
 @pytest.mark.parametrize(
     ("task", "values", "message"),
     [

@@ -18,6 +18,7 @@ from model_store.manifest import ClassificationTarget, RegressionTarget
 from tests.builder.builds import config
 
 TARGET = RegressionTarget(name="y", mean=0.0, scale=1.0)
+OF_LOGARITHM = RegressionTarget(name="y", log=True, mean=0.0, scale=1.0)
 POSITIVE = RegressionTarget(name="y", mean=100.0, scale=10.0)
 CLASSES = ClassificationTarget(name="kind", classes=["common", "rare"])
 SEEDS = range(20)
@@ -95,14 +96,16 @@ def test_skewed_noise_is_told_with_its_side(sign: int, side: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "growth", "logarithm"), [(POSITIVE, 0.4, True), (TARGET, 0.4, False), (POSITIVE, -0.4, False)]
+    ("target", "growth", "advised"),
+    [(POSITIVE, 0.4, True), (TARGET, 0.4, False), (POSITIVE, -0.4, False), (OF_LOGARITHM, 0.4, False)],
 )
 def test_the_logarithm_is_advised_where_there_is_one_and_noise_grows(
-    target: RegressionTarget, growth: float, logarithm: bool
+    target: RegressionTarget, growth: float, advised: bool
 ) -> None:
     mean, noise = normal(1500, 0)
     (finding,) = uneven(answered(mean, noise * torch.exp(growth * mean)), target)
-    assert ("Try the logarithm" in finding.advice) == logarithm
+    assert ("--log-target" in finding.advice) == advised
+    assert ("the target's logarithm is not like" in finding.message) == target.log
     assert "below zero" not in finding.message
 
 
@@ -111,7 +114,7 @@ def test_intervals_below_zero_are_told_of_targets_above_it() -> None:
     y = torch.exp(0.3 * mean + 0.5 * noise)
     predicted = torch.exp(0.3 * mean)
     (finding,) = uneven(UnseenRows(y, predicted, torch.ones_like(y)), TARGET)
-    assert "of intervals reach below zero" in finding.message and "Try the logarithm" in finding.advice
+    assert "of intervals reach below zero" in finding.message and "--log-target" in finding.advice
 
 
 def test_rows_sorted_by_the_target_do_not_look_uneven_where_all_predictions_are_one() -> None:

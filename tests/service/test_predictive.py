@@ -78,7 +78,7 @@ def test_intervals_cover_what_they_promise() -> None:
 @pytest.mark.parametrize(("q", "level", "side"), [(0.95, 0.9, 1), (0.05, 0.9, 0), (0.75, 0.5, 1), (0.25, 0.5, 0)])
 def test_quantiles_are_the_ends_of_intervals(q: float, level: float, side: int) -> None:
     found = predictive.regression(outputs(20, 5, 1), TARGET, NOISE, level, SCORES)
-    quantiles = predictive.calibrated_quantiles(found["mean"], found["variance"], [q, 0.5], SCORES)
+    quantiles = predictive.calibrated_quantiles(found, [q, 0.5], SCORES)
     assert quantiles[:, 0] == pytest.approx(found["interval"][:, side])
     assert quantiles[:, 1].tolist() == found["mean"].tolist()
 
@@ -86,8 +86,50 @@ def test_quantiles_are_the_ends_of_intervals(q: float, level: float, side: int) 
 @given(st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), min_size=2, max_size=9))
 def test_quantiles_never_cross(asked: list[float]) -> None:
     asked = sorted(asked)
-    found = predictive.calibrated_quantiles(np.array([1.0]), np.array([4.0]), asked, SCORES)
+    found = predictive.calibrated_quantiles({"mean": np.array([1.0]), "variance": np.array([4.0])}, asked, SCORES)
     assert (np.diff(found[0]) >= 0).all()
+
+
+def test_a_logarithm_has_the_exponentials_of_its_intervals() -> None:
+    f = outputs(20, 5, 1)
+    target = RegressionTarget(name="y", log=True, mean=1.0, scale=0.5)
+    noise = RegressionCalibration(noise_std=0.3, points=99)
+    linear = predictive.regression(f, target.model_copy(update={"log": False}), noise, 0.9, SCORES)
+    found = predictive.regression(f, target, noise, 0.9, SCORES)
+    assert found["interval"] == pytest.approx(np.exp(linear["interval"]))
+    assert found["log_mean"].tolist() == linear["mean"].tolist()
+    assert found["log_variance"].tolist() == linear["variance"].tolist()
+    quantiles = predictive.calibrated_quantiles(found, [0.05, 0.5, 0.95], SCORES)
+    assert quantiles[:, [0, 2]] == pytest.approx(found["interval"])
+    assert quantiles[:, 1] == pytest.approx(np.exp(linear["mean"]))
+    draws = predictive.draws(f, target, noise)
+    assert draws.mean(axis=1) == pytest.approx(found["mean"])
+    assert draws.var(axis=1) == pytest.approx(found["epistemic_variance"])
+    assert found["variance"] == pytest.approx(found["epistemic_variance"] + found["aleatoric_variance"])
+
+
+def test_the_predictive_of_a_logarithm_is_a_density_with_these_figures() -> None:
+    f = outputs(6, 3, 1)
+    target = RegressionTarget(name="y", log=True, mean=1.0, scale=0.5)
+    found = predictive.regression(f, target, RegressionCalibration(noise_std=0.3, points=99), 0.9, SCORES)
+    z = np.linspace(-3, 5, 4001)
+    for b in range(3):
+        components = [NormalDist(1.0 + 0.5 * float(v), 0.3) for v in f[:, b, 0]]
+        of_log = np.array([math.fsum(c.pdf(v) for c in components) / 6 for v in z])
+        y, p = np.exp(z), of_log / np.exp(z)
+        assert np.trapezoid(p, y) == pytest.approx(1.0, abs=1e-6)
+        mean = np.trapezoid(p * y, y)
+        assert found["mean"][b] == pytest.approx(mean, rel=1e-5)
+        assert found["variance"][b] == pytest.approx(np.trapezoid(p * (y - mean) ** 2, y), rel=1e-4)
+        assert found["entropy"][b] == pytest.approx(-np.trapezoid(p * np.log(np.maximum(p, 1e-300)), y), abs=1e-5)
+
+
+def test_outputs_in_range_are_numbers_whose_exponentials_are_too() -> None:
+    f = np.array([[[0.0], [290.0], [-310.0], [np.nan]], [[1.0], [310.0], [0.0], [0.0]]], dtype=np.float32)
+    target = RegressionTarget(name="y", log=True, mean=1.0, scale=1.0)
+    assert predictive.in_range(f, target).all(axis=(0, 2)).tolist() == [True, False, False, False]
+    linear = predictive.in_range(f, target.model_copy(update={"log": False}))
+    assert linear.all(axis=(0, 2)).tolist() == [True, True, True, False]
 
 
 def test_prediction_sets_hold_what_is_as_likely_as_true_classes_were() -> None:

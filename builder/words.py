@@ -1,0 +1,47 @@
+"""Words, numbers and tables as Markdown has them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from model_store.manifest import RegressionTarget, Target
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def with_unit(name: str, unit: str | None) -> str:
+    """A name with its unit in brackets, where it has one."""
+    return f"{name} ({unit})" if unit else name
+
+
+def learned(target: Target) -> str:
+    """Name and unit of what a network learns: of the target or of its logarithm."""
+    if not isinstance(target, RegressionTarget):
+        return target.name
+    return ("logarithm of " if target.log else "") + with_unit(target.name, target.unit)
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows letter for letter, on one line, in tables too."""
+    return re.sub(r"([\\`*\[\]<>|~$&]|\b_|_\b)", r"\\\1", " ".join(text.split()))
+
+
+def count(many: int, what: str) -> str:
+    """So many of a thing, whose name is that of one."""
+    return f"{many:,} {what}" + ("" if many == 1 else "s")
+
+
+def number(value: float) -> str:
+    """A number of four digits."""
+    return f"{value:.4g}"
+
+
+def rounded(value: float, spread: float) -> float:
+    """A value to about a thousandth of the spread around it."""
+    digits = 3 - math.floor(math.log10(spread)) if spread > 0 and math.isfinite(spread) else 6
+    return round(value, digits)
