@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.experiments import ablation, autoencoders, claims, connectivity, dispersion, latents, ranks, snelson
+from benchmarks.experiments import (
+    ablation,
+    autoencoders,
+    claims,
+    connectivity,
+    dispersion,
+    latents,
+    logarithm,
+    ranks,
+    snelson,
+)
 from benchmarks.experiments.experiment import Experiment
 
 EXPERIMENTS: Final[dict[str, Experiment]] = {
@@ -15,5 +25,6 @@ EXPERIMENTS: Final[dict[str, Experiment]] = {
     "connectivity": connectivity.EXPERIMENT,
     "autoencoders": autoencoders.EXPERIMENT,
     "dispersion": dispersion.EXPERIMENT,
+    "logarithm": logarithm.EXPERIMENT,
     "claims": claims.EXPERIMENT,
 }
