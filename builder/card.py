@@ -34,7 +34,7 @@ _SPLITS: Final = {
     "chosen on them, so they flatter a little",
 }
 _METRICS: Final = {
-    "nll": "negative log likelihood in nats a row (of a number's mean and variance{log}): judges both, lower is better",
+    "nll": "negative log likelihood in nats a row (of a number by mean and variance{log}), lower is better",
     "rmse": "root mean squared error of the mean{unit}, lower is better",
     "coverage": "share of rows inside their {percent} interval, ideally {percent}",
     "width": "mean width of that interval{unit}, at equal coverage lower is better",
@@ -60,10 +60,14 @@ _DETECTORS: Final[dict[DetectorName, str]] = {
     "nearest_features": "the same as `nearest_rows`, in the features that the network's last layer takes",
     "mahalanobis_features": "logarithm of the squared Mahalanobis distance from the nearest class, in the features",
 }
-_LOGARITHM: Final = (
-    "mean and variance of the target's natural logarithm, whose error bar is even: a standard deviation of 0.1 is "
-    "about a tenth of the prediction"
-)
+_LOGARITHM: Final = [
+    ["`median`", "as likely exceeded as not; the mean lies above it, far above where posterior samples disagree much"],
+    [
+        "`log_mean`, `log_variance`",
+        "of the target's natural logarithm: a small variance is the relative error's square",
+    ],
+    ["`log_epistemic_variance`", "its epistemic part; the aleatoric one is the same for all rows"],
+]
 _SHOWN_CATEGORIES: Final = 30
 _SHOWN_VALUES: Final = 64
 
@@ -183,7 +187,6 @@ def _answer(m: Manifest) -> str:
         unit = escape(m.target.unit or "the target's unit")
         rows = [
             ["`mean`", f"the prediction, in {unit}"],
-            *([["`log_mean`, `log_variance`", _LOGARITHM]] if m.target.log else []),
             ["`interval`", "`[lo, hi]`: the target lies within it with the probability `level`"],
             ["`variance`", f"square of the error bar's standard deviation, in ({unit})²: the sum of the next two"],
             ["`epistemic_variance`", "the part that comes from not knowing the weights; more data would reduce it"],
@@ -191,6 +194,7 @@ def _answer(m: Manifest) -> str:
             ["`entropy`", "the whole uncertainty in nats, for comparing rows; it can be negative"],
             ["`quantiles`", "those asked for: 0.05 and 0.95 are the ends of the interval of level 0.9, 0.5 the median"],
             ["`draws`", "on demand, the mean that each posterior sample predicts"],
+            *(_LOGARITHM if m.target.log else []),
         ]
     else:
         rows = [
@@ -233,7 +237,7 @@ def _figures(m: Manifest) -> str:
         for e in m.metrics
     ]
     unit = f" in {escape(_unit(m) or '')}" if _unit(m) else ""
-    log = " of its logarithm" if isinstance(m.target, RegressionTarget) and m.target.log else ""
+    log = " of a log-normal" if isinstance(m.target, RegressionTarget) and m.target.log else ""
     about = [f"`{k}`: {said}." for k in keys if (said := _meaning(k, unit, log))]
     about += [f"*{p}*: {_PREDICTORS[p]}." for p in dict.fromkeys(e.predictor for e in m.metrics)]
     about += [f"*{s}*: {_SPLITS[s]}." for s in dict.fromkeys(e.split for e in m.metrics)]

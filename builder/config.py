@@ -34,7 +34,8 @@ class DataConfig(_Config):
         bool | None, Field(description="encode numbers as z-scores; default: unless --weights are given")
     ] = None
     log_target: Annotated[
-        bool, Field(description="learn the target's logarithm: for prices, durations and the like, all above zero")
+        bool,
+        Field(description="learn the logarithm of a target above zero, such as a price; given weights predict it"),
     ] = False
     max_categories: Annotated[int, Field(ge=2, description="most categories a text column may have")] = 100
 

@@ -74,7 +74,11 @@ def prepare(raw: RawData, config: DataConfig, standardize: bool, seed: int, give
     y: Array
     if config.task == "classification":
         if config.log_target:
-            raise DataError("A class has no logarithm; leave --log-target out.", field="data.log_target", got="true")
+            raise DataError(
+                "A class has no logarithm; leave --log-target (data.log_target) out.",
+                field="data.log_target",
+                got="true",
+            )
         target, y = _classes(raw)
         test = part_of(y, config.test_fraction, rng)
         _refuse_few(~test)

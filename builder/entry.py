@@ -22,6 +22,7 @@ def build(
     task: Task,
     name: str,
     target: str | None = None,
+    log_target: bool = False,
     store: str | Path = "models",
     network: str | Callable[[], nn.Module] | None = None,
     weights: str | Path | None = None,
@@ -39,6 +40,7 @@ def build(
         task: `regression` or `classification`.
         name: name of the model in the store.
         target: column to predict; not needed for arrays.
+        log_target: learns its logarithm; answers are of the target itself.
         network: a callable or `module:factory` that returns an untrained `nn.Module`; default: an MLP.
         weights: safetensors with trained weights of that network, which then is the MAP.
         posterior: regular expression over parameter names; what it does not match stays at the MAP.
@@ -55,7 +57,7 @@ def build(
     """
     values: dict[str, Any] = {k: dict(v) for k, v in (options or {}).items()}
     values |= {"name": name, "store": store, "preset": preset, "seed": seed, "device": device}
-    values["data"] = {"task": task, "target": target, **values.get("data", {})}
+    values["data"] = {"task": task, "target": target, "log_target": log_target, **values.get("data", {})}
     values["network"] = {"posterior": posterior, "weights": weights, **values.get("network", {})}
     factory = None
     if isinstance(network, str):

@@ -61,13 +61,19 @@ def predict_test(trained: Trained) -> TestPredictions:
     return _answer(outputs, y, calibrated.spread, calibrated.dispersion, trained.dataset.target)
 
 
+def learned_units(values: Tensor, target: RegressionTarget) -> NDArray[np.float64]:
+    """Standardised values as what networks learn: in the target's own units, or of its logarithm."""
+    own: NDArray[np.float64] = values.double().cpu().numpy() * target.scale + target.mean
+    return own
+
+
 def _answer(outputs: Tensor, y: Tensor, spread: float, dispersion: float, target: Target) -> TestPredictions:
     """What samples with the outputs (S, B, O) answer together."""
     if isinstance(target, RegressionTarget):
         f, expected = outputs[..., 0], None
         epistemic = f.var(0, unbiased=False) if len(y) else y  # torch warns of the variance of nothing
         if target.log:
-            logs = f.double().cpu().numpy() * target.scale + target.mean
+            logs = learned_units(f, target)
             middle = logs.mean(axis=0)
             with np.errstate(over="ignore"):  # infinite figures tell of a row so far out
                 expected = lognormal_moments(logs - middle, middle, spread * target.scale)[0]
@@ -132,18 +138,16 @@ def _figures(answer: TestPredictions, scores: Tensor, target: Target) -> dict[st
         }
     assert answer.mean is not None and answer.std is not None and isinstance(target, RegressionTarget)
     half = conformal_quantile(scores, LEVEL) * answer.std
-    error = (answer.mean - y).abs()
-    found = {
+    y_own, mean, low, high = (
+        learned_units(v, target) for v in (y, answer.mean, answer.mean - half, answer.mean + half)
+    )
+    if target.log:
+        y_own, low, high = (exponential(v) for v in (y_own, low, high))
+        assert answer.expected is not None
+        mean = answer.expected
+    return {
         "nll": float(gaussian_nll(answer.mean, y, answer.std).mean()) + _shift(target, y),
-        "rmse": float(error.square().mean().sqrt()) * target.scale,
-        "coverage_90": float((error <= half).float().mean()),
-        "width_90": float(2 * half.mean()) * target.scale,
+        "rmse": float(np.sqrt(np.square(mean - y_own).mean())),
+        "coverage_90": float(((answer.mean - y).abs() <= half).float().mean()),
+        "width_90": float((high - low).mean()),
     }
-    if answer.expected is not None:
-        own, low, high = (
-            exponential(v.double().cpu().numpy() * target.scale + target.mean)
-            for v in (y, answer.mean - half, answer.mean + half)
-        )
-        found["rmse"] = float(np.sqrt(np.square(answer.expected - own).mean()))
-        found["width_90"] = float((high - low).mean())
-    return found

@@ -8,6 +8,7 @@ others than should. Prediction sets leave out most rows of a rare class where fe
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ one build in a thousand is told."""
 _SHOWN = 10
 
 
-def uneven(rows: UnseenRows | None, target: Target) -> list[Finding]:
+def uneven(rows: UnseenRows | None, target: Target, given: bool = False) -> list[Finding]:
     """Where promises of level 90 % hold over all rows, but not over parts of them: by more than chance, and enough to
     matter.
 
@@ -40,68 +41,105 @@ def uneven(rows: UnseenRows | None, target: Target) -> list[Finding]:
     """
     if rows is None:
         return []
-    found = _classes(rows, target) if isinstance(target, ClassificationTarget) else _noise(rows, target)
+    found = _classes(rows, target) if isinstance(target, ClassificationTarget) else _noise(rows, target, given)
     return [] if found is None else [found]
 
 
-def _noise(rows: UnseenRows, target: RegressionTarget) -> Finding | None:
+@dataclass(frozen=True)
+class _Unevenness:
+    """How errors, in standard deviations and larger where targets are, lie about intervals of level 90 %.
+
+    Attributes:
+        reach: standard deviations that intervals reach to either side.
+        covered: shares of targets within, by thirds of the predicted mean from the lowest.
+        thirds: whether the worst third is covered too little for it to be chance.
+        above, below: targets beyond either end; skewed: whether that is too uneven to be chance.
+    """
+
+    reach: float
+    covered: list[float]
+    thirds: bool
+    above: int
+    below: int
+    skewed: bool
+
+    @classmethod
+    def of(cls, mean: Tensor, error: Tensor) -> _Unevenness:
+        """From means and errors (n,)."""
+        reach = conformal_quantile(error.abs().sort().values, LEVEL)
+        missed = error.abs() > reach
+        share = float(missed.double().mean())
+        # Rows of one prediction must not be cut by where they stand in the data, which may be sorted by the target.
+        shuffled = torch.randperm(len(mean), generator=torch.Generator().manual_seed(0))
+        each = [missed[rows].double() for rows in shuffled[mean[shuffled].argsort()].tensor_split(3)]
+        worst = max(each, key=lambda third: float(third.mean()))
+        chance = _ERRORS * math.sqrt(share * (1 - share) * (1 / len(worst) - 1 / len(missed)))
+        thirds = float(worst.mean()) >= 1 - LEAST_OF_THIRD and float(worst.mean()) - share >= chance
+        above, below = int((error > reach).sum()), int((error < -reach).sum())
+        many = max(above, below) >= MOST_ON_A_SIDE * (above + below)
+        skewed = many and abs(above - below) >= _ERRORS * math.sqrt(above + below)
+        return cls(reach, [1 - float(third.mean()) for third in each], thirds, above, below, skewed)
+
+    @property
+    def one_sided(self) -> float:
+        """Share of the missed targets that lie on the side of most."""
+        return max(self.above, self.below) / max(self.above + self.below, 1)
+
+
+def _noise(rows: UnseenRows, target: RegressionTarget, given: bool) -> Finding | None:
     assert rows.mean is not None and rows.std is not None
     y, mean, std = (v.double().cpu() for v in (rows.y, rows.mean, rows.std))
     error = (y - mean) / std
     if len(y) < _FEWEST_ROWS or not bool(torch.isfinite(error).all()):
         return None
-    reach = conformal_quantile(error.abs().sort().values, LEVEL)
-    thirds = _uneven_thirds(mean, error.abs() > reach)
-    above, below = int((error > reach).sum()), int((error < -reach).sum())
-    skewed = max(above, below) >= MOST_ON_A_SIDE * (above + below) and _beyond_half(above, below)
-    if not thirds and not skewed:
+    found = _Unevenness.of(mean, error)
+    if not found.thirds and not found.skewed:
         return None
     seen, harm = [], []
-    if thirds:
-        low, middle, high = (f"{share:.0%}" for share in thirds)
+    if found.thirds:
+        low, middle, high = (f"{share:.0%}" for share in found.covered)
         seen.append(
             f"the 90 % interval holds {low}, {middle} and {high} of the targets where predictions are lowest, "
             "middling and highest (thirds of the rows)"
         )
         harm.append("too narrow for some rows and too wide for others")
-    if skewed:
-        side = "above" if above > below else "below"
-        seen.append(f"{max(above, below) / (above + below):.0%} of the targets outside of intervals lie {side} them")
+    if found.skewed:
+        side = "above" if found.above > found.below else "below"
+        seen.append(f"{found.one_sided:.0%} of the targets outside of intervals lie {side} them")
         harm.append("too short on one side and too long on the other")
-    positive = not target.log and float(y.min()) * target.scale + target.mean > 0
-    lower = (mean - reach * std) * target.scale + target.mean
-    share = float((lower < 0).double().mean())
+    own, predicted, reach = (v * target.scale + target.mean for v in (y, mean, mean - found.reach * std))
+    positive = not target.log and float(own.min()) > 0
+    share = float((reach < 0).double().mean())
     if positive and share >= 0.005:  # what is not 0%
         seen.append(f"{share:.0%} of intervals reach below zero, where no target is")
-    grows = thirds.index(min(thirds)) == len(thirds) - 1 if thirds else above > below
     of = "the target's logarithm" if target.log else "this target"
+    if target.log:
+        advice = "Build without --log-target, or try a root of the target, if that is more even."
+    elif not (positive and _evened(found, own, predicted)):
+        advice = "Try a function of the target whose noise is more even, such as a root."
+    elif given:
+        advice = "Try a network that predicts the target's logarithm, and --log-target: its noise is more even."
+    else:
+        advice = (
+            "Build with --log-target (data.log_target), which learns the target's logarithm: its noise is more even."
+        )
     return Finding(
         "noise",
         f"One noise level holds for all rows, and intervals lie evenly about the mean, which {of} is not like: "
         f"of rows that networks had not seen, {'; '.join(seen)}. Intervals will be {' and '.join(harm)}.",
-        "Build with --log-target, which learns the target's logarithm: its noise is a share of the prediction."
-        if positive and grows
-        else "Try a function of the target whose noise is more even, such as a root or a logarithm.",
+        advice,
     )
 
 
-def _uneven_thirds(mean: Tensor, missed: Tensor) -> list[float]:
-    """Coverage by thirds of the predicted mean (n,), from the lowest, where one of them is covered too little; else
-    nothing."""
-    share = float(missed.double().mean())
-    # Rows of one prediction must not be cut by where they stand in the data, which may be sorted by the target.
-    shuffled = torch.randperm(len(mean), generator=torch.Generator().manual_seed(0))
-    thirds = [missed[rows].double() for rows in shuffled[mean[shuffled].argsort()].tensor_split(3)]
-    worst = max(thirds, key=lambda third: float(third.mean()))
-    error = math.sqrt(share * (1 - share) * (1 / len(worst) - 1 / len(missed)))
-    excess = float(worst.mean()) - share
-    if float(worst.mean()) < 1 - LEAST_OF_THIRD or excess < _ERRORS * error:
-        return []
-    return [1 - float(third.mean()) for third in thirds]
-
-
-def _beyond_half(above: int, below: int) -> bool:
-    return abs(above - below) >= _ERRORS * math.sqrt(above + below)
+def _evened(found: _Unevenness, y: Tensor, predicted: Tensor) -> bool:
+    """Whether the logarithms of targets y (n,) lie about those of what is predicted so much more evenly that most of
+    what was found is gone."""
+    middle = predicted.clamp(min=float(y.min())).log()
+    error = y.log() - middle
+    logs = _Unevenness.of(middle, error - error.median())
+    short = LEVEL - min(found.covered)
+    evener = not found.thirds or LEVEL - min(logs.covered) <= short / 2
+    return evener and not (found.skewed and logs.one_sided >= found.one_sided)
 
 
 def _classes(rows: UnseenRows, target: ClassificationTarget) -> Finding | None:

@@ -16,9 +16,12 @@ from builder.network import NetworkFactory
 from builder.preparation import make_factory, standardized
 from builder.progress import StageBars
 from builder.publication import publish
+from builder.trained import Trained
 from builder.work import WorkFolder
 from model_store.bundle import Bundle
-from model_store.manifest import Metrics
+from model_store.errors import ConfigError
+from model_store.logarithm import MOST_NOISE
+from model_store.manifest import Metrics, RegressionTarget
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,14 @@ def run_build(
     work = WorkFolder(config.work or Path(".fiberwalk") / config.name) if first() else None
     seconds: dict[str, float] = {}
     trained = learn(config, dataset, factory or make_factory(config, dataset), bars, seconds, work)
+    _refuse_no_logarithm(trained)
     with bars.stage("Test metrics"), Clock(seconds)("evaluation"):
         test = predict_test(trained)
         metrics = evaluate(trained, test)
     calibrated = trained.calibrated
     findings = [
         *examine(trained.cross_fitted, trained.reach, trained.latent, calibrated, trained.detection.described),
-        *uneven(calibrated.unseen, dataset.target),
+        *uneven(calibrated.unseen, dataset.target, config.network.weights is not None),
     ]
     for finding in findings:
         bars.say(str(finding), "yellow")
@@ -81,3 +85,18 @@ def run_build(
     if work is not None and config.work is None:
         work.clear()
     return BuildResult(bundle, metrics, findings)
+
+
+def _refuse_no_logarithm(trained: Trained) -> None:
+    target = trained.dataset.target
+    if not isinstance(target, RegressionTarget) or not target.log:
+        return
+    noise = trained.calibrated.spread * target.scale
+    if noise > MOST_NOISE:
+        raise ConfigError(
+            "What is predicted is no logarithm of the target: given weights have to predict it, and other "
+            "networks want other options of the training.",
+            field="data.log_target",
+            expected=f"logarithms that are off by {MOST_NOISE:g} at most (standard deviation, unseen rows)",
+            got=f"{noise:.3g}",
+        )

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_arrays
 
-from builder.evaluation import LEVEL, TestPredictions, predict_test
+from builder.evaluation import LEVEL, TestPredictions, learned_units, predict_test
 from builder.export import SCALE_ROWS, export_decoder, export_features, export_network
 from builder.mixing import matching_decoder
 from builder.page import make_page
@@ -148,8 +148,8 @@ def _report_data(
     if isinstance(target, RegressionTarget):
         assert test.mean is not None and test.std is not None and test.epistemic_std is not None
         predictions = {
-            "y": _own(test.y, target),
-            "mean": _own(test.mean, target),
+            "y": learned_units(test.y, target),
+            "mean": learned_units(test.mean, target),
             "std": test.std.cpu().numpy() * target.scale,
             "epistemic_std": test.epistemic_std.cpu().numpy() * target.scale,
         }
@@ -172,12 +172,6 @@ def _report_data(
     )
 
 
-def _own(values: torch.Tensor, target: RegressionTarget) -> NDArray[np.float64]:
-    # Of the logarithm, where that is what networks learn.
-    own: NDArray[np.float64] = values.double().cpu().numpy() * target.scale + target.mean
-    return own
-
-
 def posterior_curve(trained: Trained) -> dict[str, NDArray[Any]] | None:
     """The posterior over the one input column, a third of its range beyond the data on either side.
 
@@ -197,14 +191,14 @@ def posterior_curve(trained: Trained) -> dict[str, NDArray[Any]] | None:
     if not takes(trained, x):
         return None
     weights, _ = trained.posterior.draw(trained.plans["predict"], _CURVE_SAMPLES)
-    samples = _own(sample_outputs(trained.network, weights, x)[..., 0], target)
+    samples = learned_units(sample_outputs(trained.network, weights, x)[..., 0], target)
     noise = trained.calibrated.spread * target.scale
     mean, epistemic = samples.mean(0), samples.std(0)
     std = np.sqrt(epistemic**2 + noise**2)
     half = conformal_quantile(trained.calibrated.conformity_scores, LEVEL) * std
     return {
         "grid": grid,
-        "map": _own(sample_outputs(trained.network, trained.anchors, x)[..., 0], target),
+        "map": learned_units(sample_outputs(trained.network, trained.anchors, x)[..., 0], target),
         "samples": samples,
         "mean": mean,
         "std": std,
@@ -212,5 +206,5 @@ def posterior_curve(trained: Trained) -> dict[str, NDArray[Any]] | None:
         "lower": mean - half,
         "upper": mean + half,
         "x_train": trained.x[:, 0].double().cpu().numpy() * column.scale + column.mean,
-        "y_train": _own(trained.y, target),
+        "y_train": learned_units(trained.y, target),
     }

@@ -23,7 +23,7 @@ def learned(target: Target) -> str:
     """Name and unit of what a network learns: of the target or of its logarithm."""
     if not isinstance(target, RegressionTarget):
         return target.name
-    return ("logarithm of " if target.log else "") + with_unit(target.name, target.unit)
+    return ("natural logarithm of " if target.log else "") + with_unit(target.name, target.unit)
 
 
 def escape(text: str) -> str:

@@ -42,7 +42,7 @@ def worst_rows(target: Target, rows: Array, predictions: Mapping[str, Array]) ->
         loss = 0.5 * ((y - mean) / std) ** 2 + np.log(std * math.sqrt(2 * math.pi))
         head = ["row", "target", "mean", "standard deviation", "loss"]
         if target.log:
-            head[2:4] = ["median", "standard deviation of the logarithm"]
+            head[2:] = ["median", "standard deviation of the logarithm", "loss of the logarithm"]
             y, mean = exponential(y), exponential(mean)
         cells = [[f"{v:.5g}" for v in row] for row in zip(y, mean, std, strict=True)]
     worst = np.argsort(-loss, kind="stable")[:_SHOWN]

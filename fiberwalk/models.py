@@ -178,6 +178,7 @@ def _summary(bundle: Bundle, aliases: list[str]) -> Table:
     table = Table(title=f"{bundle.name}@{bundle.version}", show_header=False, title_justify="left")
     if isinstance(m.target, RegressionTarget):
         target = f"{m.target.name}{f' ({m.target.unit})' if m.target.unit else ''}"
+        target += ", of which its logarithm is learned" if m.target.log else ""
     else:
         target = f"{m.target.name}: {', '.join(str(c) for c in m.target.classes)}"
     network = (

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 
 FURTHEST: Final = 300.0
-"""Largest logarithm of a prediction, and least: squares of what has these are float64 numbers, and none is 0."""
+"""Largest logarithm of a prediction, and least."""
+MOST_NOISE: Final = 5.0
+"""Largest standard deviation of a logarithm's noise: with it, moments of predictions that far are float64 numbers."""
 _LARGEST: Final = math.log(np.finfo(np.float64).max)
 
 
@@ -21,18 +23,19 @@ def lognormal_moments(apart: Float64, mean: Float64, noise_std: float) -> tuple[
     Args:
         apart: (S, B) what each sample predicts of the logarithm, less their mean.
         mean: (B,) that mean.
-        noise_std: of the Gaussian noise of the logarithm.
+        noise_std: of the Gaussian noise of the logarithm, at most `MOST_NOISE`.
 
     Returns:
         The mean, the variance over samples of the mean that each predicts (epistemic), and the mean over samples of the
         variance that each predicts (aleatoric), (B,) each; they sum to the variance.
     """
     # Moments of a lognormal: exp(m + s^2 / 2), and exp(2 m + s^2) (exp(s^2) - 1).
-    each = np.exp(apart)
+    largest = apart.max(axis=0)
+    each = np.exp(apart - largest)
     middle = each.mean(axis=0)
-    level = np.exp(mean + noise_std**2 / 2)
+    level = np.exp(mean + largest + noise_std**2 / 2)
     spread = np.square(each - middle).mean(axis=0)
-    return level * middle, level**2 * spread, level**2 * math.expm1(noise_std**2) * np.square(each).mean(axis=0)
+    return level * middle, level**2 * spread, level**2 * np.expm1(noise_std**2) * np.square(each).mean(axis=0)
 
 
 def exponential(logarithm: Float64) -> Float64:

@@ -183,9 +183,11 @@ def _labelled(model: ServedModel, prediction: Prediction, targets: list[Any]) ->
     y = np.array([number(value, f"targets[{i}]", "A target") for i, value in enumerate(targets)])
     jacobian = np.zeros_like(y)
     if target.log:
-        np.log(y, out=jacobian, where=y > 0)
-        # A target that has no logarithm is beyond every interval of the model.
-        y = np.where(y > 0, jacobian, -np.inf)
+        if not (y > 0).all():
+            i = int(np.argmin(y > 0))
+            message = "The model is of the target's logarithm, and so of targets above zero; leave this row out."
+            refuse("not_positive", message, f"targets[{i}]", "a number above zero", targets[i])
+        y = jacobian = np.log(y)  # of y's density over its logarithm's, d log y / dy = 1 / y
     apart = y - prediction.mean
     with np.errstate(over="ignore"):
         score = np.abs(apart) / np.sqrt(prediction.variance)

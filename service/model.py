@@ -91,17 +91,24 @@ class ServedModel:
         (B, Q); of scores `epistemic_score` (B,), and `features` (B, F) where detectors look at them.
 
         Raises:
-            InputError: a row lies so far out that the network's outputs are not finite.
+            InputError: a row lies so far out that what is predicted is no finite number.
         """
         found: list[Columns] = []
         done = 0
         for outputs, features in self.engine.answers(weights, x, self._run_size, asked.scores):
-            sound = predictive.in_range(outputs, self.manifest.target)
+            sound = self.sound(outputs, scored=asked.level is None)
             if not sound.all():
-                raise out_of_range(done + int(np.argmin(sound.all(axis=(0, 2)))))
+                raise out_of_range(done + int(np.argmin(sound)))
             done += outputs.shape[1]
             found.append(self.columns(weights, outputs, features, asked))
         return predictive.joined(found)
+
+    def sound(self, outputs: Float32, scored: bool) -> NDArray[np.bool_]:
+        """(B,) bool: the rows of whose outputs (S, B, O) something can be said: where they are `scored` alone, and
+        nothing is predicted, of all that are finite."""
+        within = np.isfinite(outputs) if scored else predictive.in_range(outputs, self.manifest.target)
+        found: NDArray[np.bool_] = np.logical_and.reduce(within, axis=(0, 2))
+        return found
 
     def columns(self, weights: WeightSet, outputs: Float32, features: Float32 | None, asked: Asked) -> Columns:
         """The same from the network's outputs (S, B, O) and the features (B, F), of any rows, that `answers` gives."""
@@ -166,12 +173,12 @@ class ServedModel:
 
 
 def out_of_range(row: int) -> InputError:
-    """The error of a request whose row of this number overflows the network."""
+    """The error of a request for whose row of this number no finite number can be predicted."""
     return InputError(
-        f"Row {row} lies so far from the training data that the model's output is no finite number; "
+        f"Row {row} lies so far from the training data that what the model predicts is no finite number; "
         "send values nearer to it.",
         code="out_of_range",
         field=f"inputs[{row}]",
-        expected="values for which the network's output is finite",
+        expected="values for which the prediction is finite",
         got="values that overflow it",
     )

@@ -55,8 +55,9 @@ def regression(
     Returns:
         `mean`, `variance` (their sum: law of total variance), `epistemic_variance` (of the mean, over samples),
         `aleatoric_variance` (of the noise), `entropy` (of the mixture, nats), all (B,), and `interval` (B, 2). Of a
-        `log` target also `log_mean` and `log_variance` (B,), those of the logarithm, whose interval's ends are those of
-        the target's. With `members` also `epistemic_score` (B,), see `epistemic_to_noise`.
+        `log` target also the `median` and, of the logarithm, `log_mean`, `log_variance` and `log_epistemic_variance`
+        (B,); its interval's ends are those of the logarithm's. With `members` also `epistemic_score` (B,), see
+        `epistemic_to_noise`.
     """
     y = outputs[..., 0].astype(np.float64)
     y *= target.scale
@@ -75,7 +76,8 @@ def regression(
         more["epistemic_score"] = _ratio(apart, squared, members, calibration)
     entropy_of = mixture_entropy(apart, calibration.noise_std)
     if target.log:
-        more |= {"log_mean": mean, "log_variance": variance}
+        more |= {"median": exponential(mean), "log_mean": mean, "log_variance": variance}
+        more["log_epistemic_variance"] = epistemic
         # Densities change by the factor y, whose logarithm has this mean.
         entropy_of += mean
         interval = exponential(interval)
@@ -92,7 +94,7 @@ def regression(
 
 
 def in_range(outputs: Float32, target: RegressionTarget | ClassificationTarget) -> NDArray[np.bool_]:
-    """Which outputs (S, B, O) something can be said from: finite numbers and, of a `log` target, exponentials."""
+    """Which outputs (S, B, O) a predictive can be made of: finite numbers and, of a `log` target, exponentials."""
     if not (isinstance(target, RegressionTarget) and target.log):
         return np.isfinite(outputs)
     # What is not a number is not less either.

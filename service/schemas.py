@@ -153,8 +153,9 @@ class Promise(_Schema):
 class RegressionAnswer(_Answer):
     """Predictive distribution of a real target, in its own units; one entry a row.
 
-    A model of the target's logarithm (`log` in what `GET /models/{name}` says of the target) has a log-normal one: the
-    median is below the mean, and intervals and quantiles lie above zero.
+    A model of the target's logarithm (`log` in what `GET /models/{name}` says of the target) has a log-normal one. Its
+    mean lies above its median, where samples disagree much even beyond the interval, as few of them decide it: then go
+    by the median.
     """
 
     level: Annotated[float, Field(description="Level of the intervals.")]
@@ -170,11 +171,20 @@ class RegressionAnswer(_Answer):
         list[tuple[float, float]],
         Field(description="[lo, hi]: of `level` such intervals out of 1, so many hold the target."),
     ]
+    median: Annotated[list[float] | None, Field(description="Median, of a model of the target's logarithm.")] = None
     log_mean: Annotated[
         list[float] | None, Field(description="Mean of the target's logarithm, where the model is of that.")
     ] = None
     log_variance: Annotated[
-        list[float] | None, Field(description="Variance of the logarithm; its root is the relative error, about.")
+        list[float] | None,
+        Field(description="Variance of the logarithm; where it is small, its root is the relative error."),
+    ] = None
+    log_epistemic_variance: Annotated[
+        list[float] | None,
+        Field(
+            description="The part of it that more data would reduce; go by it rather than by `epistemic_variance`, as "
+            "with the level that samples disagree about the noise grows too."
+        ),
     ] = None
     quantiles: Annotated[
         list[list[float]] | None,
@@ -182,7 +192,11 @@ class RegressionAnswer(_Answer):
     ] = None
     draws: Annotated[
         list[list[float]] | None,
-        Field(description="Mean that every posterior sample predicts; noise of `aleatoric_variance` is to be added."),
+        Field(
+            description="Mean that every posterior sample predicts; noise of `aleatoric_variance` is to be added. Of a "
+            "model of the logarithm it is multiplied by exp(e - v / 2) instead, e of the variance v = `log_variance` - "
+            "`log_epistemic_variance`."
+        ),
     ] = None
     ood: Annotated[Ood | None, Field(description="How unfamiliar the rows are, where that was asked.")] = None
 

@@ -17,7 +17,6 @@ from model_store.errors import InputError
 from service.cache import WeightKey
 from service.engine import WeightSet
 from service.model import Asked, Columns, ServedModel, out_of_range
-from service.predictive import in_range
 
 Float32 = NDArray[np.float32]
 
@@ -68,16 +67,17 @@ def run_together(weights: WeightSet, runs: Sequence[Run]) -> list[Columns | Inpu
     model = runs[0].model
     x = np.concatenate([run.x for run in runs])
     outputs, features = model.outputs(weights, x, any(run.asked.scores for run in runs))
-    sound: NDArray[np.bool_] = np.logical_and.reduce(in_range(outputs, model.manifest.target), axis=(0, 2))
+    sound = {scored: model.sound(outputs, scored) for scored in {run.asked.level is None for run in runs}}
     ends = list(accumulate(len(run.x) for run in runs))
     rows = [slice(end - len(run.x), end) for run, end in zip(runs, ends, strict=True)]
     found: list[Columns | InputError | None] = [None] * len(runs)
     alike: dict[Asked, list[int]] = {}
     for i, run in enumerate(runs):
-        if sound[rows[i]].all():
+        mine = sound[run.asked.level is None][rows[i]]
+        if mine.all():
             alike.setdefault(run.asked, []).append(i)
         else:
-            found[i] = out_of_range(int(np.argmin(sound[rows[i]])))
+            found[i] = out_of_range(int(np.argmin(mine)))
     for asked, members in alike.items():
         own, looks = outputs, features
         if len(members) < len(runs):

@@ -19,7 +19,6 @@ from tests.builder.builds import config
 
 TARGET = RegressionTarget(name="y", mean=0.0, scale=1.0)
 OF_LOGARITHM = RegressionTarget(name="y", log=True, mean=0.0, scale=1.0)
-POSITIVE = RegressionTarget(name="y", mean=100.0, scale=10.0)
 CLASSES = ClassificationTarget(name="kind", classes=["common", "rare"])
 SEEDS = range(20)
 
@@ -95,25 +94,44 @@ def test_skewed_noise_is_told_with_its_side(sign: int, side: str) -> None:
         assert "narrow for some rows" not in finding.message
 
 
+def of_prices(spread: float = 0.4, base: float = 0.0, rows: int = 1500) -> UnseenRows:
+    """Targets whose noise is a share of them, above a base, with one noise level for all."""
+    level, noise = normal(rows, 0)
+    predicted = torch.exp(spread * level) + base
+    y = predicted + (predicted - base) * (torch.exp(0.25 * noise) - 1)
+    return UnseenRows(y, predicted, torch.full_like(y, float((y - predicted).std())))
+
+
 @pytest.mark.parametrize(
-    ("target", "growth", "advised"),
-    [(POSITIVE, 0.4, True), (TARGET, 0.4, False), (POSITIVE, -0.4, False), (OF_LOGARITHM, 0.4, False)],
+    ("rows", "advised"),
+    [
+        (of_prices(), True),
+        # As far from zero, a logarithm is nearly a straight line.
+        (of_prices(base=50.0), False),
+        # Below zero there is none.
+        (UnseenRows(of_prices().y - 2, of_prices().mean - 2, of_prices().std), False),
+    ],
 )
-def test_the_logarithm_is_advised_where_there_is_one_and_noise_grows(
-    target: RegressionTarget, growth: float, advised: bool
-) -> None:
-    mean, noise = normal(1500, 0)
-    (finding,) = uneven(answered(mean, noise * torch.exp(growth * mean)), target)
-    assert ("--log-target" in finding.advice) == advised
-    assert ("the target's logarithm is not like" in finding.message) == target.log
-    assert "below zero" not in finding.message
+def test_the_logarithm_is_advised_where_noise_is_even_then(rows: UnseenRows, advised: bool) -> None:
+    (finding,) = uneven(rows, TARGET)
+    assert ("Build with --log-target" in finding.advice) == advised
+    assert ("such as a root" in finding.advice) != advised
+
+
+def test_who_gives_weights_has_to_train_others_for_the_logarithm() -> None:
+    (finding,) = uneven(of_prices(), TARGET, given=True)
+    assert "Try a network that predicts the target's logarithm" in finding.advice
+
+
+def test_who_learns_the_logarithm_is_not_sent_back_to_it() -> None:
+    (finding,) = uneven(of_prices(), OF_LOGARITHM)
+    assert "the target's logarithm is not like" in finding.message
+    assert "Build without --log-target" in finding.advice
 
 
 def test_intervals_below_zero_are_told_of_targets_above_it() -> None:
-    mean, noise = normal(1500, 0)
-    y = torch.exp(0.3 * mean + 0.5 * noise)
-    predicted = torch.exp(0.3 * mean)
-    (finding,) = uneven(UnseenRows(y, predicted, torch.ones_like(y)), TARGET)
+    rows = of_prices(1.0)
+    (finding,) = uneven(rows, TARGET)
     assert "of intervals reach below zero" in finding.message and "--log-target" in finding.advice
 
 

@@ -116,6 +116,8 @@ def test_an_interrupted_build_says_how_to_go_on(folder: Path, monkeypatch: pytes
         ("--task regression --name a --data table.csv", 1, "DataError: Name the column to predict with --target."),
         ("--task regression --name a --data table.csv --target z", 1, "DataError: There is no column 'z'."),
         ("--task fortune --name a --data table.csv --target y", 1, "ConfigError: Option data.task"),
+        ("recipe.toml --log-target", 1, "have a target 'y' that is not above zero"),
+        ("recipe.toml --set data.log_target=true", 1, "have a target 'y' that is not above zero"),
         ("recipe.toml --preset lazy", 1, "ConfigError: Option preset"),
         ("recipe.toml --seed -1", 1, "ConfigError: Option seed"),
         ("recipe.toml --set map.steps", 1, "ConfigError: --set map.steps sets no option."),

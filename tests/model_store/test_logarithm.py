@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from model_store.bundle import Bundle
-from model_store.logarithm import FURTHEST, exponential, lognormal_moments
+from model_store.logarithm import FURTHEST, MOST_NOISE, exponential, lognormal_moments
 from model_store.manifest import OLDEST_SCHEMA_VERSION, RegressionTarget
 from tests import bundles
 
@@ -33,11 +33,15 @@ def test_moments_are_those_of_the_mixture() -> None:
     assert epistemic == pytest.approx(drawn.mean(axis=1).var(), rel=2e-2)
 
 
-@given(st.floats(-FURTHEST, FURTHEST), st.floats(-FURTHEST, FURTHEST), st.floats(1e-6, 3.0))
-def test_moments_within_reach_are_positive_numbers(one: float, other: float, noise: float) -> None:
-    logs = np.array([[one], [other]])
-    middle = logs.mean(axis=0)
-    mean, epistemic, aleatoric = lognormal_moments(logs - middle, middle, noise)
+@given(
+    st.lists(st.floats(-FURTHEST, FURTHEST), min_size=1, max_size=40),
+    st.floats(1e-6, MOST_NOISE),
+)
+@example([-FURTHEST] * 39 + [FURTHEST], MOST_NOISE)
+def test_moments_within_reach_are_numbers(logs: list[float], noise: float) -> None:
+    each = np.array(logs)[:, None]
+    middle = each.mean(axis=0)
+    mean, epistemic, aleatoric = lognormal_moments(each - middle, middle, noise)
     assert np.isfinite([mean, epistemic, aleatoric]).all()
     assert mean > 0 and epistemic >= 0 and aleatoric > 0
 

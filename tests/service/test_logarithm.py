@@ -19,10 +19,10 @@ from tests.servers import serving
 ROWS = [[1.0], [3.0], [5.0]]
 
 
-def durations() -> bundles.Parts:
+def durations(**target_of: float) -> bundles.Parts:
     """What `sine` says, as the logarithm of a target."""
     sine = bundles.numeric_regression()
-    target = sine.manifest.target.model_copy(update={"log": True})
+    target = sine.manifest.target.model_copy(update={"log": True, **target_of})
     return replace(sine, manifest=sine.manifest.model_copy(update={"name": "durations", "target": target}))
 
 
@@ -47,7 +47,9 @@ def test_answers_are_in_the_targets_own_units(client: httpx.Client) -> None:
     found, _ = predict(client, **asked)
     logs, _ = predict(client, "sine", **asked)
     assert found["log_mean"] == logs["mean"] and found["log_variance"] == logs["variance"]
-    assert "log_mean" not in logs
+    assert found["log_epistemic_variance"] == logs["epistemic_variance"]
+    assert found["median"] == pytest.approx(np.exp(logs["mean"]))
+    assert not {"median", "log_mean", "log_variance", "log_epistemic_variance"} & set(logs)
     assert found["interval"] == pytest.approx(np.exp(logs["interval"]))
     assert found["quantiles"] == pytest.approx(np.exp(logs["quantiles"]))
     assert np.mean(found["draws"], axis=1) == pytest.approx(found["mean"])
@@ -66,10 +68,22 @@ def test_feedback_is_of_the_target_itself(client: httpx.Client) -> None:
     assert window["coverage"]["0.9"] == pytest.approx(np.mean((low <= np.exp(y)) & (np.exp(y) <= high)))
 
 
-@pytest.mark.parametrize("impossible", [0.0, -3.0])
-def test_a_target_without_a_logarithm_is_missed(tmp_path: Path, impossible: float) -> None:
-    durations().publish(tmp_path)
+@pytest.mark.parametrize("targets", [[1.0, 0.0, 1.0], [1.0, -3.0, 1.0]])
+def test_a_target_without_a_logarithm_is_refused(client: httpx.Client, targets: list[float]) -> None:
+    before = client.get("/models/durations/health").json()
+    response = client.post("/feedback", json={"model": "durations", "inputs": ROWS, "targets": targets})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["field"]) == (422, "not_positive", "targets[1]")
+    assert client.get("/models/durations/health").json() == before
+
+
+def test_rows_whose_prediction_is_no_number_are_scored_and_not_predicted(tmp_path: Path) -> None:
+    far = [[1e6]]
+    durations(scale=130.0).publish(tmp_path)
     with serving(tmp_path) as server, server.client() as client:
-        told = client.post("/feedback", json={"inputs": ROWS[:1], "targets": [impossible]}).json()
-    (window,) = told["windows"]
-    assert window["coverage"] == {"0.8": 0.0, "0.9": 0.0, "0.95": 0.0} and window["nll"] > 1e20
+        refused = client.post("/predict", json={"inputs": [*ROWS, *far]})
+        scored = client.post("/ood", json={"inputs": [*ROWS, *far]})
+        assert client.post("/predict", json={"inputs": ROWS}).status_code == 200
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["field"]) == (422, "out_of_range", "inputs[3]")
+    assert scored.status_code == 200 and scored.json()["flag"][3] is True
