@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from builder.decoder import growth_of, scale_at
 from builder.fiber import Fibers
 from builder.moments import disagreement, mean_of, moments, moments_of, moments_within, who_disagree
 from builder.network import FunctionalNetwork
+from builder.noise import Noise, fit_noise
 from builder.out_of_fold import (
     FITTED_ROWS,
     SEARCH_ROWS,
@@ -145,7 +146,8 @@ class Calibrated:
         map_spread: noise standard deviation or temperature of the anchors without fibers.
         conformity_scores: (n,) sorted scores behind the intervals or prediction sets.
         points: rows behind all of it.
-        nll: out-of-fold NLL of the posterior; map_nll: of the anchors alone, calibrated alike.
+        nll: out-of-fold NLL of the posterior; map_nll: of the anchors alone, with one level of noise.
+        noise: how the noise differs from row to row, if it does; `spread` then is its level.
         unseen: the answers behind the scores, row by row.
     """
 
@@ -156,7 +158,16 @@ class Calibrated:
     points: int
     nll: float
     map_nll: float
+    noise: Noise | None = field(default=None, compare=False)
     unseen: UnseenRows | None = field(default=None, compare=False)
+
+    def noise_std(self, x: Tensor) -> Tensor:
+        """Standard deviation of the noise at encoded rows x (B, ...), in standardised target units: (B,), or one number
+        where it is the same for all. The temperature of a classifier."""
+        if self.noise is None:
+            return torch.tensor(self.spread, dtype=torch.float64, device=x.device)
+        relative: Tensor = torch.from_numpy(self.noise.shape.relative_variance(x.double().cpu().numpy()))
+        return (self.spread * relative.sqrt()).to(x)
 
 
 @dataclass(frozen=True)
@@ -220,6 +231,7 @@ def calibrate(
     wider: Posterior | None = None,
     served: int | None = None,
     samples: int | None = None,
+    uneven: bool = False,
 ) -> Calibrated:
     """Calibrates the posterior around cross-fitted anchors on the rows that these did not see.
 
@@ -228,8 +240,9 @@ def calibrate(
         served: how many anchors answer in service, by default all.
         samples: of each of these anchors in service, where they are so few that they answer otherwise than many: an
             average of few is surer of itself, and wants a higher temperature.
+        uneven: whether a regression's noise may differ from row to row, by encoded inputs x (n, d).
     """
-    regression = y.is_floating_point()
+    regression, noise = y.is_floating_point(), None
     rows = (~member).any(0).nonzero().squeeze(1)
     unseen, target = ~member[:, rows], y[rows]
     drawn = weights_of_anchors(posterior, plan, _SAMPLES_PER_ANCHOR)
@@ -256,8 +269,14 @@ def calibrate(
             apart = of_anchors(wider.network, further, x[rows], unseen, lambda f: f[..., 0].var(0, unbiased=True))
         found = moments(means, within, unseen, target, disagreement(means, unseen), served, apart)
         spread, rows_nll = found.fit()
+        if uneven:
+            noise = fit_noise(x[rows], found.squared, found.within + found.between, spread)
+        if noise is not None:
+            found = replace(found, relative=noise.own)
+            spread, rows_nll = found.fit()
         scores = found.scores(spread)
-        answered = UnseenRows(target, mean_of(means, unseen), (spread + found.within + found.between).sqrt())
+        std = (spread * found.relative + found.within + found.between).sqrt()
+        answered = UnseenRows(target, mean_of(means, unseen), std)
         spread, map_spread = math.sqrt(spread), math.sqrt(map_spread)
     else:
         few = own = outputs_on_unseen(posterior.network, drawn, inputs, at)
@@ -279,7 +298,7 @@ def calibrate(
         held = (each_score <= conformal_quantile(scores, 0.9)) | (p.argmax(1) == target)
         answered = UnseenRows(target, covered=held)
     nll, map_nll = float(rows_nll.mean()), float(map_rows.mean())
-    return Calibrated(spread, dispersion, map_spread, scores, len(target), nll, map_nll, answered)
+    return Calibrated(spread, dispersion, map_spread, scores, len(target), nll, map_nll, noise, answered)
 
 
 def _averaged(outputs: list[Tensor], unseen: Tensor, temperature: float, dispersion: float) -> Tensor:

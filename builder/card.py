@@ -25,8 +25,8 @@ from model_store.manifest import (
 _PREDICTORS: Final = {
     "posterior": "what the server answers from: weights decoded from the latent plan",
     "fiber": "the sampled weights themselves, before the autoencoder; the posterior should come close",
-    "map": "the usual point estimate, calibrated alike (of several anchors, the mean of each one's figures); the "
-    "posterior should be better",
+    "map": "the usual point estimate, with one noise level or temperature (of several anchors, the mean of each one's "
+    "figures); the posterior should be better",
 }
 _SPLITS: Final = {
     "test": "rows that neither training nor any choice of this build has seen",
@@ -252,10 +252,11 @@ def _calibrated(m: Manifest) -> str:
         unit = f" {escape(_unit(m) or '')}".rstrip()
         if isinstance(m.target, RegressionTarget) and m.target.log:
             unit = " of the logarithm"
-        first = (
-            f"- Noise: a standard deviation of {number(c.noise_std)}{unit}, the same for every row. Intervals are "
-            f"conformal: they reach as many standard deviations as it took on {behind}"
-        )
+        size = f"{number(c.noise_std)}{unit}, the same for every row"
+        if c.noise_range is not None:
+            size = f"{' to '.join(map(number, c.noise_range))}{unit}, by the inputs"
+        first = f"- Noise: a standard deviation of {size}. Intervals are conformal: they reach as many standard "
+        first += f"deviations of the whole as it took on {behind}"
     else:
         apart = f", at {number(c.dispersion)} of their distance from the mean" if c.dispersion < 1 else ""
         first = f"- Temperature: {number(c.temperature)} divides every sample's logits{apart}. It and the conformal "
@@ -325,8 +326,10 @@ def _limits(m: Manifest) -> str:
     ]
     if isinstance(m.target, RegressionTarget):
         of = " of the logarithm" if m.target.log else ""
+        even = isinstance(m.calibration, RegressionCalibration) and m.calibration.noise_range is None
+        everywhere = "as large everywhere" if even else "what the inputs tell"
         lines.append(
-            f"Noise{of} is taken to be as large everywhere and on both sides; intervals are wrong where it is not."
+            f"Noise{of} is taken to be {everywhere} and on both sides alike; intervals are wrong where it is not."
         )
     else:
         lines.append("A row of a class that is not in the list gets one of those that are.")

@@ -194,6 +194,10 @@ class CalibrationConfig(_Config):
             description="posterior samples of a request that names none; default: 32, or up to 256 where few cost NLL",
         ),
     ] = None
+    noise: Annotated[
+        Literal["learned", "even"],
+        Field(description="a regression's noise: by the inputs of a table where unseen rows want it, or even for all"),
+    ] = "learned"
     reference_rows: Annotated[
         int,
         Field(

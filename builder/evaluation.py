@@ -58,7 +58,7 @@ def predict_test(trained: Trained) -> TestPredictions:
     x, y = test_part(trained)
     plan, calibrated = trained.plans["predict"], trained.calibrated
     outputs = sample_outputs(trained.network, trained.posterior.draw(plan, plan.samples)[0], x)
-    return _answer(outputs, y, calibrated.spread, calibrated.dispersion, trained.dataset.target)
+    return _answer(outputs, y, calibrated.noise_std(x), calibrated.dispersion, trained.dataset.target)
 
 
 def learned_units(values: Tensor, target: RegressionTarget) -> NDArray[np.float64]:
@@ -67,8 +67,8 @@ def learned_units(values: Tensor, target: RegressionTarget) -> NDArray[np.float6
     return own
 
 
-def _answer(outputs: Tensor, y: Tensor, spread: float, dispersion: float, target: Target) -> TestPredictions:
-    """What samples with the outputs (S, B, O) answer together."""
+def _answer(outputs: Tensor, y: Tensor, spread: Tensor, dispersion: float, target: Target) -> TestPredictions:
+    """What samples with the outputs (S, B, O) answer together, `spread` as of `Calibrated.noise_std`."""
     if isinstance(target, RegressionTarget):
         f, expected = outputs[..., 0], None
         epistemic = f.var(0, unbiased=False) if len(y) else y  # torch warns of the variance of nothing
@@ -76,9 +76,9 @@ def _answer(outputs: Tensor, y: Tensor, spread: float, dispersion: float, target
             logs = learned_units(f, target)
             middle = logs.mean(axis=0)
             with np.errstate(over="ignore"):  # infinite figures tell of a row so far out
-                expected = lognormal_moments(logs - middle, middle, spread * target.scale)[0]
+                expected = lognormal_moments(logs - middle, middle, spread.double().cpu().numpy() * target.scale)[0]
         return TestPredictions(y, f.mean(0), (epistemic + spread**2).sqrt(), epistemic.sqrt(), expected)
-    return TestPredictions(y, probabilities=mixture_probabilities(contracted(outputs, dispersion), spread))
+    return TestPredictions(y, probabilities=mixture_probabilities(contracted(outputs, dispersion), float(spread)))
 
 
 def evaluate(trained: Trained, served: TestPredictions | None = None) -> list[Metrics]:
@@ -98,14 +98,17 @@ def evaluate(trained: Trained, served: TestPredictions | None = None) -> list[Me
     x, y = test_part(trained)
     if not len(y):
         return found
-    plan, (spread, dispersion) = trained.plans["predict"], (calibrated.spread, calibrated.dispersion)
+    plan, (spread, dispersion) = trained.plans["predict"], (calibrated.noise_std(x), calibrated.dispersion)
     sampled = SampledPosterior.of(trained.network, trained.fibers, trained.reach.used)
     fiber = sample_outputs(trained.network, sampled.draw(plan, plan.samples)[0], x)
     anchors = sample_outputs(trained.network, trained.anchors, x)
     groups = {
         "posterior": [served or predict_test(trained)],
         "fiber": [_answer(fiber, y, spread, dispersion, target)],
-        "map": [_answer(one[None], y, calibrated.map_spread, 1.0, target) for one in anchors],
+        "map": [
+            _answer(one[None], y, torch.tensor(calibrated.map_spread, dtype=torch.float64), 1.0, target)
+            for one in anchors
+        ],
     }
     for predictor, answers in groups.items():
         each = [_figures(answer, calibrated.conformity_scores, target) for answer in answers]

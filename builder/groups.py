@@ -24,10 +24,12 @@ LEAST_OF_THIRD, MOST_ON_A_SIDE, LEAST_OF_CLASS = 0.85, 0.8, 0.8
 _ERRORS, _CHANCE = 3.5, 0.001
 """Standard errors that a third or a side is off by, and the probability of what is seen of any class: by chance alone,
 one build in a thousand is told."""
+_TAIL, _TIMES = 0.05, 3.0
+"""Where a logarithm is advised, all but a twentieth of the targets are so many times as large as the least twentieth."""
 _SHOWN = 10
 
 
-def uneven(rows: UnseenRows | None, target: Target, given: bool = False) -> list[Finding]:
+def uneven(rows: UnseenRows | None, target: Target, *, given: bool = False, learned: bool = False) -> list[Finding]:
     """Where promises of level 90 % hold over all rows, but not over parts of them: by more than chance, and enough to
     matter.
 
@@ -38,10 +40,13 @@ def uneven(rows: UnseenRows | None, target: Target, given: bool = False) -> list
 
     A class of ten rows or more is told of where sets hold it in less than 80 % of them, so rarely that with 90 % it had
     a probability below a thousandth, shared among the classes (binomial).
+
+    Args:
+        given: whether the network's weights were; learned: whether the noise may differ from row to row.
     """
     if rows is None:
         return []
-    found = _classes(rows, target) if isinstance(target, ClassificationTarget) else _noise(rows, target, given)
+    found = _classes(rows, target) if isinstance(target, ClassificationTarget) else _noise(rows, target, given, learned)
     return [] if found is None else [found]
 
 
@@ -86,7 +91,7 @@ class _Unevenness:
         return max(self.above, self.below) / max(self.above + self.below, 1)
 
 
-def _noise(rows: UnseenRows, target: RegressionTarget, given: bool) -> Finding | None:
+def _noise(rows: UnseenRows, target: RegressionTarget, given: bool, learned: bool) -> Finding | None:
     assert rows.mean is not None and rows.std is not None
     y, mean, std = (v.double().cpu() for v in (rows.y, rows.mean, rows.std))
     error = (y - mean) / std
@@ -107,7 +112,7 @@ def _noise(rows: UnseenRows, target: RegressionTarget, given: bool) -> Finding |
         side = "above" if found.above > found.below else "below"
         seen.append(f"{found.one_sided:.0%} of the targets outside of intervals lie {side} them")
         harm.append("too short on one side and too long on the other")
-    own, predicted, reach = (v * target.scale + target.mean for v in (y, mean, mean - found.reach * std))
+    own, reach = (v * target.scale + target.mean for v in (y, mean - found.reach * std))
     positive = not target.log and float(own.min()) > 0
     share = float((reach < 0).double().mean())
     if positive and share >= 0.005:  # what is not 0%
@@ -115,7 +120,7 @@ def _noise(rows: UnseenRows, target: RegressionTarget, given: bool) -> Finding |
     of = "the target's logarithm" if target.log else "this target"
     if target.log:
         advice = "Build without --log-target, or try a root of the target, if that is more even."
-    elif not (positive and _evened(found, own, predicted)):
+    elif not (positive and _grows(found, own)):
         advice = "Try a function of the target whose noise is more even, such as a root."
     elif given:
         advice = "Try a network that predicts the target's logarithm, and --log-target: its noise is more even."
@@ -125,21 +130,19 @@ def _noise(rows: UnseenRows, target: RegressionTarget, given: bool) -> Finding |
         )
     return Finding(
         "noise",
-        f"One noise level holds for all rows, and intervals lie evenly about the mean, which {of} is not like: "
+        f"{'Noise goes by the inputs' if learned else 'One noise level holds for all rows'}, and intervals lie evenly "
+        f"about the mean, which {of} is not like: "
         f"of rows that networks had not seen, {'; '.join(seen)}. Intervals will be {' and '.join(harm)}.",
         advice,
     )
 
 
-def _evened(found: _Unevenness, y: Tensor, predicted: Tensor) -> bool:
-    """Whether the logarithms of targets y (n,) lie about those of what is predicted so much more evenly that most of
-    what was found is gone."""
-    middle = predicted.clamp(min=float(y.min())).log()
-    error = y.log() - middle
-    logs = _Unevenness.of(middle, error - error.median())
-    short = LEVEL - min(found.covered)
-    evener = not found.thirds or LEVEL - min(logs.covered) <= short / 2
-    return evener and not (found.skewed and logs.one_sided >= found.one_sided)
+def _grows(found: _Unevenness, y: Tensor) -> bool:
+    """Whether errors are larger or lie further above where targets y (n,) are larger, and these are of such different
+    sizes that their logarithms are another scale."""
+    larger = found.covered[-1] == min(found.covered) if found.thirds else found.above > found.below
+    low, high = y.quantile(torch.tensor([_TAIL, 1 - _TAIL], dtype=y.dtype))
+    return larger and float(high) >= _TIMES * float(low)
 
 
 def _classes(rows: UnseenRows, target: ClassificationTarget) -> Finding | None:

@@ -38,6 +38,7 @@ from builder.trained import Trained
 from builder.trial import notes_on, try_network
 from builder.work import WorkFolder, keep, make_key, on_device, resume
 from model_store.errors import ConfigError
+from model_store.manifest import TableInput
 
 _ROWS_OF_A_DIGEST = 32
 
@@ -173,6 +174,7 @@ def learn(
             wider,
             count,
             drawn_of_each(plan, count) if known else None,
+            isinstance(dataset.inputs, TableInput) and config.calibration.noise == "learned",
         )
         if not known:
             spread, dispersion = calibrated.spread, calibrated.dispersion

@@ -67,6 +67,7 @@ class Moments:
         within, between: (m,) variance within anchors and between them.
         expected: (m,) the variance between them without what the row's own unseen anchors say of it.
         anchors: A.
+        relative: (m,) variance of the noise in shares of its level, where that differs from row to row.
     """
 
     residual: Tensor
@@ -75,21 +76,23 @@ class Moments:
     between: Tensor
     expected: Tensor
     anchors: int
+    relative: Tensor | float = 1.0
 
     def fit(self) -> tuple[float, Tensor]:
-        """The noise variance with the least NLL of the Gaussian of this mean and variance, and that NLL of each row."""
+        """The level of the noise variance with the least NLL of the Gaussian of this mean and variance, and that NLL of
+        each row."""
         if not all(bool(torch.isfinite(v).all()) for v in (self.residual, self.gain, self.within, self.between)):
             return 1.0, torch.full_like(self.residual, math.inf)
-        base = float(self._squared.mean().clamp(min=1e-10))
+        base = float(self.squared.mean().clamp(min=1e-10))
         return best_of(base * np.geomspace(LEAST_NOISE, 2.0, 33), self.nll)
 
     def nll(self, noise: float) -> Tensor:
-        """(m,) with this noise variance."""
-        variance = noise + self.within + self.between
-        return 0.5 * self._squared / variance + 0.5 * torch.log(2 * math.pi * variance)
+        """(m,) with this level of the noise variance."""
+        variance = noise * self.relative + self.within + self.between
+        return 0.5 * self.squared / variance + 0.5 * torch.log(2 * math.pi * variance)
 
     @cached_property
-    def _squared(self) -> Tensor:
+    def squared(self) -> Tensor:
         """(m,) squared residuals, all less by the same share."""
         squared = self.residual.square()
         total = float(squared.sum().clamp(min=1e-30))
@@ -108,7 +111,7 @@ class Moments:
             scatter = normal.square().mean(0).to(scatter)
         # What a row's anchors gain must not be measured by their own disagreement.
         squared, gain = (
-            (v / (noise + self.within + scatter * between)).double().sort().values
+            (v / (noise * self.relative + self.within + scatter * between)).double().sort().values
             for v, between in ((self.residual.square(), self.between), (self.gain, self.expected))
         )
         # Not less at a row than at one with a smaller score: the difference of two sorted samples is not quite sorted.

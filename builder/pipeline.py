@@ -73,7 +73,12 @@ def run_build(
     calibrated = trained.calibrated
     findings = [
         *examine(trained.cross_fitted, trained.reach, trained.latent, calibrated, trained.detection.described),
-        *uneven(calibrated.unseen, dataset.target, config.network.weights is not None),
+        *uneven(
+            calibrated.unseen,
+            dataset.target,
+            given=config.network.weights is not None,
+            learned=calibrated.noise is not None,
+        ),
     ]
     for finding in findings:
         bars.say(str(finding), "yellow")
@@ -91,7 +96,7 @@ def _refuse_no_logarithm(trained: Trained) -> None:
     target = trained.dataset.target
     if not isinstance(target, RegressionTarget) or not target.log:
         return
-    noise = trained.calibrated.spread * target.scale
+    noise = float(trained.calibrated.noise_std(trained.x).max()) * target.scale
     if noise > MOST_NOISE:
         raise ConfigError(
             "What is predicted is no logarithm of the target: given weights have to predict it, and other "

@@ -75,6 +75,8 @@ def publish(
     arrays: dict[str, NDArray[Any]] = {"nodes": np.ascontiguousarray(trained.posterior.nodes)}
     scores = trained.calibrated.conformity_scores.cpu().numpy()
     arrays |= {"conformity_scores": scores, **trained.detection.arrays}
+    if trained.calibrated.noise is not None:
+        arrays |= trained.calibrated.noise.shape.arrays()
     files[ARRAYS_FILE] = save_arrays(arrays)
     stand_ins, left_out = stand_in_scores(trained)
     for kind in left_out:
@@ -97,7 +99,12 @@ def _manifest(
     target = dataset.target
     calibration: RegressionCalibration | ClassificationCalibration
     if isinstance(target, RegressionTarget):
-        calibration = RegressionCalibration(noise_std=calibrated.spread * target.scale, points=calibrated.points)
+        noise = calibrated.noise_std(trained.x) * target.scale
+        calibration = RegressionCalibration(
+            noise_std=calibrated.spread * target.scale,
+            noise_range=None if calibrated.noise is None else (float(noise.min()), float(noise.max())),
+            points=calibrated.points,
+        )
     else:
         calibration = ClassificationCalibration(
             temperature=calibrated.spread, dispersion=calibrated.dispersion, points=calibrated.points
@@ -192,7 +199,7 @@ def posterior_curve(trained: Trained) -> dict[str, NDArray[Any]] | None:
         return None
     weights, _ = trained.posterior.draw(trained.plans["predict"], _CURVE_SAMPLES)
     samples = learned_units(sample_outputs(trained.network, weights, x)[..., 0], target)
-    noise = trained.calibrated.spread * target.scale
+    noise = trained.calibrated.noise_std(x).double().cpu().numpy() * target.scale
     mean, epistemic = samples.mean(0), samples.std(0)
     std = np.sqrt(epistemic**2 + noise**2)
     half = conformal_quantile(trained.calibrated.conformity_scores, LEVEL) * std

@@ -29,8 +29,10 @@ from model_store.manifest import (
     TRUNK_FILE,
     FileEntry,
     Manifest,
+    RegressionCalibration,
     TableInput,
 )
+from model_store.noise import NoiseShape
 from model_store.onnx_guard import refuse_external_data
 
 MANIFEST_FILE = "manifest.json"
@@ -143,6 +145,8 @@ class Bundle:
             raise IntegrityError(
                 f"{self}: what rows are compared with does not fit the inputs; build the bundle again."
             )
+        if not _has_noise(arrays, self.manifest):
+            raise IntegrityError(f"{self}: the shape of the noise does not fit the inputs; build the bundle again.")
         return arrays
 
     def verify(self) -> None:
@@ -198,6 +202,14 @@ def _are_scores(scores: NDArray[Any] | None, shape: tuple[int, ...] | None) -> b
         return False
     fits = scores.ndim == 1 if shape is None else scores.shape == shape
     return bool(fits and np.isfinite(scores).all() and (np.diff(scores) >= 0).all())
+
+
+def _has_noise(arrays: dict[str, NDArray[Any]], manifest: Manifest) -> bool:
+    """Whether there is all that says how noise differs from row to row, where it does."""
+    calibration, table = manifest.calibration, manifest.inputs
+    if not isinstance(calibration, RegressionCalibration) or calibration.noise_range is None:
+        return True
+    return isinstance(table, TableInput) and NoiseShape.of(arrays, TableEncoder(table).width) is not None
 
 
 def _are_references(arrays: dict[str, NDArray[Any]], manifest: Manifest) -> bool:

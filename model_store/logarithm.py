@@ -17,13 +17,13 @@ MOST_NOISE: Final = 5.0
 _LARGEST: Final = math.log(np.finfo(np.float64).max)
 
 
-def lognormal_moments(apart: Float64, mean: Float64, noise_std: float) -> tuple[Float64, Float64, Float64]:
+def lognormal_moments(apart: Float64, mean: Float64, noise_std: float | Float64) -> tuple[Float64, Float64, Float64]:
     """Moments of `exp(mean + apart_s + noise)`, s any sample alike: the law of total variance for a lognormal mixture.
 
     Args:
         apart: (S, B) what each sample predicts of the logarithm, less their mean.
         mean: (B,) that mean.
-        noise_std: of the Gaussian noise of the logarithm, at most `MOST_NOISE`.
+        noise_std: of the Gaussian noise of the logarithm, one or (B,), at most `MOST_NOISE`.
 
     Returns:
         The mean, the variance over samples of the mean that each predicts (epistemic), and the mean over samples of the
@@ -33,9 +33,9 @@ def lognormal_moments(apart: Float64, mean: Float64, noise_std: float) -> tuple[
     largest = apart.max(axis=0)
     each = np.exp(apart - largest)
     middle = each.mean(axis=0)
-    level = np.exp(mean + largest + noise_std**2 / 2)
+    level = np.exp(mean + largest + np.square(noise_std) / 2)
     spread = np.square(each - middle).mean(axis=0)
-    return level * middle, level**2 * spread, level**2 * np.expm1(noise_std**2) * np.square(each).mean(axis=0)
+    return level * middle, level**2 * spread, level**2 * np.expm1(np.square(noise_std)) * np.square(each).mean(axis=0)
 
 
 def exponential(logarithm: Float64) -> Float64:

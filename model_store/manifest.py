@@ -59,7 +59,8 @@ float64 sorted: their combined scores. Where there are detectors of the inputs, 
 `ood_scale` (d,) float64, by which encoded rows, or features, x (d,) become `(x - center) / scale`; for `nearest_rows`
 and `nearest_features` `ood_rows` (m, d) float32, training rows so scaled; for `mahalanobis` and `mahalanobis_features`
 `ood_precision` (d, d) float64, and for the latter `ood_means` (C, d) float64, the middles of the classes, or of all
-rows."""
+rows. Where there is a `noise_range`, `noise_` and the name of each attribute of `model_store.noise.NoiseShape`,
+float64."""
 
 CARD_FILE: Final = "card.md"
 
@@ -238,10 +239,12 @@ class LatentSpace(_Schema):
 
 class RegressionCalibration(_Schema):
     """Chosen on out-of-fold predictions. `noise_std` is in the target's own units, that of a `log` target of its
-    logarithm."""
+    logarithm. Where noise differs from row to row (`NoiseShape`), `noise_range` has the least and the largest standard
+    deviation among the training rows."""
 
     task: Literal["regression"] = "regression"
     noise_std: Annotated[FiniteFloat, Field(gt=0)]
+    noise_range: tuple[FiniteFloat, FiniteFloat] | None = None
     points: Annotated[int, Field(ge=1)]
 
 

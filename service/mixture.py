@@ -25,7 +25,7 @@ _FEW = 512
 """Components up to which an exponential of each factor takes less time than products of powers."""
 
 
-def mixture_entropy(means: Float64, std: float) -> Float64:
+def mixture_entropy(means: Float64, std: float | Float64) -> Float64:
     """Differential entropy, in nats, of equally weighted Gaussians of one standard deviation.
 
     There is no closed form, so `-p log p` is integrated by the trapezoidal rule, which converges exponentially for
@@ -35,7 +35,7 @@ def mixture_entropy(means: Float64, std: float) -> Float64:
 
     Args:
         means: (S, B), the means of B mixtures.
-        std: standard deviation of every component.
+        std: standard deviation of every component, one or (B,).
 
     Returns:
         (B,).
@@ -43,13 +43,13 @@ def mixture_entropy(means: Float64, std: float) -> Float64:
     at = (means / std).T
     distance = np.abs(at)
     if (reach := float(np.maximum.reduce(distance, axis=None))) <= _NEAR:
-        return _in_blocks(partial(_near_entropy, reach=reach), at) + math.log(std)
+        return _in_blocks(partial(_near_entropy, reach=reach), at) + np.log(std)
     near = np.maximum.reduce(distance, axis=1) <= _NEAR
     found = np.empty(len(at))
     found[~near] = _in_blocks(_far_entropy, at[~near])
     if near.any():
         found[near] = _in_blocks(partial(_near_entropy, reach=_NEAR), at[near])
-    return found + math.log(std)
+    return found + np.log(std)
 
 
 def _in_blocks(entropy: Callable[[Float64], Float64], at: Float64) -> Float64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
 from model_store.detection import Detectors, Unfamiliarity
+from model_store.encoding import TableEncoder
 from model_store.errors import InputError
-from model_store.manifest import LatentPlan, RegressionCalibration, RegressionTarget
+from model_store.manifest import LatentPlan, RegressionCalibration, RegressionTarget, TableInput
+from model_store.noise import NoiseShape
 from service import predictive
 from service.engine import Engine, WeightSet
 from service.inputs import InputEncoder
@@ -64,6 +67,7 @@ class ServedModel:
         self.encoder = InputEncoder(bundle.manifest.inputs)
         self.engine = Engine(bundle, threads=threads, device=device)
         self._scores: NDArray[np.float64] = arrays["conformity_scores"]
+        self._noise = self._noise_shape(arrays)
         self.detectors = Detectors(bundle.manifest.inputs, bundle.manifest.ood, arrays)
         if self.detectors.features:
             self.engine.take_features(bundle, self.detectors.features)
@@ -99,8 +103,8 @@ class ServedModel:
             sound = self.sound(outputs, scored=asked.level is None)
             if not sound.all():
                 raise out_of_range(done + int(np.argmin(sound)))
+            found.append(self.columns(weights, x[done : done + outputs.shape[1]], outputs, features, asked))
             done += outputs.shape[1]
-            found.append(self.columns(weights, outputs, features, asked))
         return predictive.joined(found)
 
     def sound(self, outputs: Float32, scored: bool) -> NDArray[np.bool_]:
@@ -110,29 +114,44 @@ class ServedModel:
         found: NDArray[np.bool_] = np.logical_and.reduce(within, axis=(0, 2))
         return found
 
-    def columns(self, weights: WeightSet, outputs: Float32, features: Float32 | None, asked: Asked) -> Columns:
-        """The same from the network's outputs (S, B, O) and the features (B, F), of any rows, that `answers` gives."""
+    def columns(
+        self, weights: WeightSet, x: Float32, outputs: Float32, features: Float32 | None, asked: Asked
+    ) -> Columns:
+        """The same of any rows x (B, ...) from the network's outputs (S, B, O) and features (B, F) that `answers`
+        gives."""
         if asked.level is None:
             found = {"epistemic_score": self._network_score(outputs, weights.members)}
         else:
-            found = self._predictive(outputs, asked, asked.level, weights.members if asked.scores else None)
+            found = self._predictive(x, outputs, asked, asked.level, weights.members if asked.scores else None)
         return found if features is None or not asked.scores else found | {"features": features}
 
-    def _predictive(self, outputs: Float32, asked: Asked, level: float, members: AnchorSamples | None) -> Columns:
+    def _predictive(
+        self, x: Float32, outputs: Float32, asked: Asked, level: float, members: AnchorSamples | None
+    ) -> Columns:
         target, calibration = self.manifest.target, self.manifest.calibration
         if isinstance(target, RegressionTarget):
             assert isinstance(calibration, RegressionCalibration)  # the manifest's schema says so
-            found = predictive.regression(outputs, target, calibration, level, self._scores, members)
+            std: float | NDArray[np.float64] = calibration.noise_std
+            if self._noise is not None:
+                std = std * np.sqrt(self._noise.relative_variance(x))
+            found = predictive.regression(outputs, target, calibration, level, self._scores, members, std)
             if asked.quantiles:
                 found["quantiles"] = predictive.calibrated_quantiles(found, asked.quantiles, self._scores)
             if asked.draws:
-                found["draws"] = predictive.draws(outputs, target, calibration)
+                found["draws"] = predictive.draws(outputs, target, std)
             return found
         assert not isinstance(calibration, RegressionCalibration)
         found = predictive.classification(outputs, calibration, level, self._scores, members, asked.empty_sets)
         if asked.draws:
             found["draws"] = predictive.probabilities(outputs, calibration).swapaxes(0, 1)
         return found
+
+    def _noise_shape(self, arrays: Mapping[str, NDArray[Any]]) -> NoiseShape | None:
+        calibration, inputs = self.manifest.calibration, self.manifest.inputs
+        if not isinstance(calibration, RegressionCalibration) or calibration.noise_range is None:
+            return None
+        assert isinstance(inputs, TableInput)  # the bundle has been verified
+        return NoiseShape.of(arrays, TableEncoder(inputs).width)
 
     def interval_factor(self, level: float) -> float:
         """How many predictive standard deviations an interval reaches to either side."""

@@ -41,13 +41,14 @@ def regression(
     level: float,
     scores: Float64,
     members: AnchorSamples | None = None,
+    noise_std: float | Float64 | None = None,
 ) -> Columns:
     """The predictive `y = mean + scale * f + noise` of a regression, or that of its exponential for a `log` target.
 
     Args:
         outputs: (S, B, 1) network outputs f.
         target: gives mean and scale.
-        calibration: gives the noise's standard deviation.
+        calibration: gives the noise's standard deviation, where `noise_std` does not: one, or (B,).
         level: probability mass of the interval, within (0, 1).
         scores: (n,) sorted out-of-fold scores `|y - mean| / std`.
         members: where the OOD score is wanted too, which samples are whose.
@@ -65,7 +66,8 @@ def regression(
     squared = np.square(apart)
     mean += target.mean
     epistemic = np.add.reduce(squared, axis=0) / len(y)
-    aleatoric = np.full_like(epistemic, calibration.noise_std**2)
+    std = calibration.noise_std if noise_std is None else noise_std
+    aleatoric = np.full_like(epistemic, np.square(std))
     variance = epistemic + aleatoric
     half = interval_factor(level, scores) * np.sqrt(variance)
     interval = np.empty((len(mean), 2))
@@ -74,14 +76,14 @@ def regression(
     more = {}
     if members is not None:
         more["epistemic_score"] = _ratio(apart, squared, members, calibration)
-    entropy_of = mixture_entropy(apart, calibration.noise_std)
+    entropy_of = mixture_entropy(apart, std)
     if target.log:
         more |= {"median": exponential(mean), "log_mean": mean, "log_variance": variance}
         more["log_epistemic_variance"] = epistemic
         # Densities change by the factor y, whose logarithm has this mean.
         entropy_of += mean
         interval = exponential(interval)
-        mean, epistemic, aleatoric = lognormal_moments(apart, mean, calibration.noise_std)
+        mean, epistemic, aleatoric = lognormal_moments(apart, mean, std)
         variance = epistemic + aleatoric
     return more | {
         "mean": mean,
@@ -102,10 +104,10 @@ def in_range(outputs: Float32, target: RegressionTarget | ClassificationTarget) 
     return found
 
 
-def draws(outputs: Float32, target: RegressionTarget, calibration: RegressionCalibration) -> Float64:
-    """(B, S) the mean of the target that every sample predicts, from outputs (S, B, 1)."""
-    found: Float64 = target.mean + target.scale * outputs[..., 0].astype(np.float64).T
-    return exponential(found + calibration.noise_std**2 / 2) if target.log else found
+def draws(outputs: Float32, target: RegressionTarget, noise_std: float | Float64) -> Float64:
+    """(B, S) the mean of the target that every sample predicts, from outputs (S, B, 1) and the noise, one or (B,)."""
+    found: Float64 = target.mean + target.scale * outputs[..., 0].astype(np.float64)
+    return exponential(found + np.square(noise_std) / 2).T if target.log else found.T
 
 
 def interval_factor(level: float, scores: Float64) -> float:

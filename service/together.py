@@ -79,11 +79,12 @@ def run_together(weights: WeightSet, runs: Sequence[Run]) -> list[Columns | Inpu
         else:
             found[i] = out_of_range(int(np.argmin(mine)))
     for asked, members in alike.items():
-        own, looks = outputs, features
+        x_own, own, looks = x, outputs, features
         if len(members) < len(runs):
+            x_own = np.concatenate([runs[i].x for i in members])
             own = np.concatenate([outputs[:, rows[i]] for i in members], axis=1)
             looks = np.concatenate([features[rows[i]] for i in members]) if features is not None else None
-        columns = model.columns(weights, own, looks, asked)
+        columns = model.columns(weights, x_own, own, looks, asked)
         start = 0
         for i in members:
             end = start + len(runs[i].x)

@@ -50,7 +50,7 @@ def measure(case: Case, batches: Sequence[int], seconds: float) -> list[dict[str
         calls: dict[str, Callable[[], object]] = {
             "det": partial(det.run, ["outputs"], {"inputs": x}),
             "network": partial(all_outputs, model, weights, x),
-            "statistics": partial(model.columns, weights, outputs, None, _ASKED),
+            "statistics": partial(model.columns, weights, x, outputs, None, _ASKED),
             "predict": partial(model.predict, weights, x, _ASKED),
             "read": partial(np.dot, flat, flat),
         }

@@ -178,9 +178,9 @@ def test_a_build_says_so_in_its_bundle(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     a = rng.uniform(-2, 2, 600)
     pd.DataFrame({"a": a, "y": np.exp(a + 0.5 * rng.normal(size=600))}).to_csv(tmp_path / "table.csv", index=False)
-    result = run_build(config(tmp_path))
+    result = run_build(config(tmp_path, calibration={"noise": "even"}))
     (finding,) = (f for f in result.findings if f.code == "noise")
-    assert str(finding) in result.bundle.manifest.build.warnings
+    assert "--log-target" in finding.advice and str(finding) in result.bundle.manifest.build.warnings
     assert "One noise level holds for all rows" in (result.bundle.path / "report.html").read_text()
 
 

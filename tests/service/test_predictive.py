@@ -104,7 +104,7 @@ def test_a_logarithm_has_the_exponentials_of_its_intervals() -> None:
     assert quantiles[:, [0, 2]] == pytest.approx(found["interval"])
     assert quantiles[:, 1] == pytest.approx(np.exp(linear["mean"]))
     assert quantiles[:, 1].tolist() == found["median"].tolist()
-    draws = predictive.draws(f, target, noise)
+    draws = predictive.draws(f, target, noise.noise_std)
     assert draws.mean(axis=1) == pytest.approx(found["mean"])
     assert draws.var(axis=1) == pytest.approx(found["epistemic_variance"])
     assert found["variance"] == pytest.approx(found["epistemic_variance"] + found["aleatoric_variance"])

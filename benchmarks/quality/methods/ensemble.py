@@ -93,12 +93,13 @@ def run(
 
 
 def predict(
-    problem: Problem, outputs: Tensor, noise_variance: float, temperature: float, dispersion: float = 1.0
+    problem: Problem, outputs: Tensor, noise_variance: float | Tensor, temperature: float, dispersion: float = 1.0
 ) -> Predictive:
-    """The averaged predictive of outputs (S, B, O): of Gaussians with this noise, or of tempered softmaxes of logits of
-    this dispersion. Mutual information is of the samples as drawn, which know unfamiliar rows better."""
+    """The averaged predictive of outputs (S, B, O): of Gaussians with this noise, one or (B,), or of tempered softmaxes
+    of logits of this dispersion. Mutual information is of the samples as drawn, which know unfamiliar rows better."""
     if problem.regression:
-        return Gaussians(outputs[..., 0], torch.full_like(outputs[..., 0], noise_variance))
+        variance = torch.as_tensor(noise_variance, dtype=outputs.dtype).expand_as(outputs[..., 0])
+        return Gaussians(outputs[..., 0], variance)
     drawn = of_samples((outputs / temperature).softmax(-1))
     if dispersion == 1:
         return drawn

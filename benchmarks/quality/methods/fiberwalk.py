@@ -73,8 +73,9 @@ def _predict(problem: Problem, trained: Trained, thetas: Tensor) -> Predictive:
 
 def _calibrated(problem: Problem, trained: Trained, outputs: Tensor) -> Predictive:
     """The predictive of outputs (S, B, O). Mutual information is what is answered: of samples so far apart."""
-    spread = trained.calibrated.spread
-    return predict(problem, contracted(outputs, trained.calibrated.dispersion), spread**2, spread)
+    spread = trained.calibrated.noise_std(problem.x_test)
+    temperature = trained.calibrated.spread
+    return predict(problem, contracted(outputs, trained.calibrated.dispersion), spread**2, temperature)
 
 
 def _outputs(problem: Problem, thetas: Tensor) -> Tensor:

@@ -1,0 +1,59 @@
+"""How large a regression's noise is, row by row. Lengths: B rows, d encoded inputs, H hidden units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+FURTHEST: Final = 3.0
+"""Standard deviations from the mean beyond which an input counts as that far: nothing is known of noise out there."""
+_PREFIX: Final = "noise_"
+
+
+@dataclass(frozen=True)
+class NoiseShape:
+    """The noise variance of a row in shares of `RegressionCalibration.noise_std`'s square: `exp(g(x))`, where g is a
+    network with one hidden layer of tanh units.
+
+    Attributes:
+        center, scale: (d,) of the encoded inputs.
+        hidden: (d + 1, H), weights of the hidden units and, last, their biases.
+        output: (H + 1,) weights of the output and, last, its bias.
+        ends: (2,) least and largest g.
+    """
+
+    center: Float64
+    scale: Float64
+    hidden: Float64
+    output: Float64
+    ends: Float64
+
+    def relative_variance(self, x: NDArray[Any]) -> Float64:
+        """(B,) for encoded rows x (B, d)."""
+        z = np.clip((x - self.center) / self.scale, -FURTHEST, FURTHEST)
+        units = np.tanh(z @ self.hidden[:-1] + self.hidden[-1])
+        found: Float64 = np.exp(np.clip(units @ self.output[:-1] + self.output[-1], self.ends[0], self.ends[1]))
+        return found
+
+    def arrays(self) -> dict[str, Float64]:
+        """As a bundle keeps it."""
+        return {_PREFIX + name: np.ascontiguousarray(values, np.float64) for name, values in vars(self).items()}
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]], width: int) -> NoiseShape | None:
+        """From a bundle's arrays, for rows of `width` encoded inputs; None where they are not what it keeps."""
+        names = list(cls.__dataclass_fields__)
+        found = [arrays.get(_PREFIX + name) for name in names]
+        if any(v is None or v.dtype != np.float64 or not np.isfinite(v).all() for v in found):
+            return None
+        shape = cls(*found)  # type: ignore[arg-type]  # none is None
+        units = shape.output.size - 1
+        wanted = [(width,), (width,), (width + 1, units), (units + 1,), (2,)]
+        fits = [v.shape for v in vars(shape).values()] == wanted and units > 0
+        return shape if fits and (shape.scale > 0).all() and shape.ends[0] <= shape.ends[1] else None
