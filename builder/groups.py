@@ -25,7 +25,7 @@ _ERRORS, _CHANCE = 3.5, 0.001
 """Standard errors that a third or a side is off by, and the probability of what is seen of any class: by chance alone,
 one build in a thousand is told."""
 _TAIL, _TIMES = 0.05, 3.0
-"""Where a logarithm is advised, all but a twentieth of the targets are so many times as large as the least twentieth."""
+"""Where a logarithm is advised, the largest twentieth of the targets is so many times as large as the least."""
 _SHOWN = 10
 
 

@@ -11,7 +11,7 @@ from benchmarks.experiments import (
     connectivity,
     dispersion,
     latents,
-    logarithm,
+    noise,
     ranks,
     snelson,
 )
@@ -25,6 +25,6 @@ EXPERIMENTS: Final[dict[str, Experiment]] = {
     "connectivity": connectivity.EXPERIMENT,
     "autoencoders": autoencoders.EXPERIMENT,
     "dispersion": dispersion.EXPERIMENT,
-    "logarithm": logarithm.EXPERIMENT,
+    "noise": noise.EXPERIMENT,
     "claims": claims.EXPERIMENT,
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import lognorm, norm
 
-from benchmarks.experiments.logarithm import judge, report
+from benchmarks.experiments.noise import EVEN, LEARNED, LOGARITHM, judge, report
 
 
 def test_figures_are_of_the_target_itself() -> None:
@@ -26,7 +26,7 @@ def test_figures_are_of_the_target_itself() -> None:
     assert linear["below_zero"] == pytest.approx((mean < 0.5).mean())
 
 
-def test_the_report_has_both_kinds_of_each_set() -> None:
+def test_the_report_has_all_kinds_of_each_set() -> None:
     one = {
         "unseen": 1.0,
         "nll": 1.5,
@@ -36,8 +36,9 @@ def test_the_report_has_both_kinds_of_each_set() -> None:
         "widths": [1.0, 2.0, 3.0],
     }
     own, of_log = {**one, "below_zero": 0.25}, {**one, "nll": 1.0, "below_zero": 0.0}
-    found = report([{"set": "toy", "split": s, "target": own, "logarithm": of_log} for s in range(2)])
+    found = report([{"set": "toy", "split": s, EVEN: own, LEARNED: own, LOGARITHM: of_log} for s in range(2)])
     (table,) = found.tables
-    assert [row[-1] for row in table.rows] == ["25%", "0%"] and len(table.header) == len(table.rows[0])
+    assert [row[-1] for row in table.rows] == ["25%", "25%", "0%"] and len(table.header) == len(table.rows[0])
     assert "80% / 90% / 100%" in table.rows[0]
-    assert "test NLL −0.500 ± 0.000" in found.findings[0]
+    assert "of the logarithm, by −0.500 ± 0.000" in found.findings[0]
+    assert "changes test NLL by +0.000 ± 0.000" in found.findings[0]
