@@ -17,7 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from model_store.noise import FURTHEST, NoiseShape
+from model_store.noise import NoiseShape
 
 _HIDDEN: Final = 16
 _FEWEST_ROWS, _MOST_ROWS = 100, 2048
@@ -26,6 +26,8 @@ _FOLDS: Final = 5
 _DECAYS: Final = (3.0, 10.0, 30.0, 100.0)
 """Precisions of the prior of g's weights that are tried."""
 _STEPS, _RATE = 300, 0.02
+_FURTHEST: Final = 3.0
+"""Standard deviations from the mean beyond which an input counts as that far."""
 _LEAST_GAIN, _ERRORS = 0.005, 2.0
 """Nats a row that g has to gain, and standard errors of that."""
 _LARGEST: Final = 6.0
@@ -64,7 +66,7 @@ def fit_noise(x: Tensor, squared: Tensor, epistemic: Tensor, level: float) -> No
     error, doubt = (v.double().cpu()[rows] / level for v in (squared, epistemic))
     center, scale = every[rows].mean(0), every[rows].std(0)
     scale = torch.where(scale > 1e-6, scale, torch.ones_like(scale))
-    z = ((every - center) / scale).clamp(-FURTHEST, FURTHEST)
+    z = ((every - center) / scale).clamp(-_FURTHEST, _FURTHEST)
 
     fold = torch.arange(len(rows)) % _FOLDS
     kept = torch.stack([*(fold != k for k in range(_FOLDS)), torch.ones(len(rows), dtype=torch.bool)])
@@ -85,7 +87,10 @@ def fit_noise(x: Tensor, squared: Tensor, epistemic: Tensor, level: float) -> No
     ends = g[chosen, _FOLDS].quantile(torch.tensor([_RARE, 1 - _RARE], dtype=torch.float64))
     own = _outputs(z, [p[place : place + 1] for p in networks])[0]
     own[rows] = unseen[chosen]
-    shape = NoiseShape(center.numpy(), scale.numpy(), hidden.numpy(), output[:, 0].numpy(), ends.numpy())
+    # Of the inputs as they are encoded, not as z-scores of these.
+    own_hidden = torch.cat([hidden[:-1] / scale[:, None], hidden[-1:] - (center / scale) @ hidden[:-1]])
+    low, high = center - _FURTHEST * scale, center + _FURTHEST * scale
+    shape = NoiseShape(low.numpy(), high.numpy(), own_hidden.numpy(), output[:, 0].numpy(), ends.numpy())
     return Noise(shape, own.clamp(float(ends[0]), float(ends[1])).exp().to(squared))
 
 

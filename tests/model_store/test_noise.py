@@ -17,9 +17,9 @@ from tests import bundles
 def growing(width: int = 1) -> NoiseShape:
     """Noise that grows with the first input."""
     hidden = np.zeros((width + 1, 2))
-    hidden[0, 0] = 0.5
+    hidden[0, 0], hidden[-1, 0] = 0.25, -0.25
     output, ends = np.array([2.0, 0.0, 0.3]), np.array([-1.5, 1.8])
-    return NoiseShape(np.full(width, 1.0), np.full(width, 2.0), hidden, output, ends)
+    return NoiseShape(np.full(width, -5.0), np.full(width, 7.0), hidden, output, ends)
 
 
 def test_the_relative_variance_in_closed_form() -> None:
@@ -46,8 +46,8 @@ def test_arrays_come_back() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("center", np.zeros(2)),
-        ("scale", np.array([0.0])),
+        ("low", np.zeros(2)),
+        ("high", np.array([-9.0])),
         ("hidden", np.zeros((3, 2))),
         ("hidden", np.full((2, 2), np.nan)),
         ("output", np.zeros(2)),
