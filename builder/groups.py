@@ -1,9 +1,9 @@
 """Whether what is promised over all rows holds in parts of them too, judged on rows that networks had not seen.
 
 The noise of a regression is one level for all rows, or goes by the inputs as far as they tell, and its intervals lie
-evenly about the mean. Where it grows with what is predicted all the same, or is skewed, as that of prices and counts is,
-as many intervals as promised hold their target, but others than should. Prediction sets leave out most rows of a rare
-class where few rows are of it.
+evenly about the mean. Where noise grows with what is predicted all the same, or is skewed, as that of prices and counts
+is, as many intervals as promised hold their target, but others than should. Prediction sets leave out most rows of a
+rare class where few rows are of it.
 """
 
 from __future__ import annotations
