@@ -148,6 +148,7 @@ class Calibrated:
         points: rows behind all of it.
         nll: out-of-fold NLL of the posterior; map_nll: of the anchors alone, with one level of noise.
         noise: how the noise differs from row to row, if it does; `spread` then is its level.
+        noise_gain: by how much the NLL is less than with one level for all rows.
         unseen: the answers behind the scores, row by row.
     """
 
@@ -159,6 +160,7 @@ class Calibrated:
     nll: float
     map_nll: float
     noise: Noise | None = field(default=None, compare=False)
+    noise_gain: float = 0.0
     unseen: UnseenRows | None = field(default=None, compare=False)
 
     def noise_std(self, x: Tensor) -> Tensor:
@@ -242,7 +244,7 @@ def calibrate(
             average of few is surer of itself, and wants a higher temperature.
         uneven: whether a regression's noise may differ from row to row, by encoded inputs x (n, d).
     """
-    regression, noise = y.is_floating_point(), None
+    regression, noise, gain = y.is_floating_point(), None, 0.0
     rows = (~member).any(0).nonzero().squeeze(1)
     unseen, target = ~member[:, rows], y[rows]
     drawn = weights_of_anchors(posterior, plan, _SAMPLES_PER_ANCHOR)
@@ -272,8 +274,9 @@ def calibrate(
         if uneven:
             noise = fit_noise(x[rows], found.squared, found.within + found.between, spread)
         if noise is not None:
-            found = replace(found, relative=noise.own)
+            found, even = replace(found, relative=noise.own), rows_nll
             spread, rows_nll = found.fit()
+            gain = float((even - rows_nll).mean())
         scores = found.scores(spread)
         std = (spread * found.relative + found.within + found.between).sqrt()
         answered = UnseenRows(target, mean_of(means, unseen), std)
@@ -298,7 +301,7 @@ def calibrate(
         held = (each_score <= conformal_quantile(scores, 0.9)) | (p.argmax(1) == target)
         answered = UnseenRows(target, covered=held)
     nll, map_nll = float(rows_nll.mean()), float(map_rows.mean())
-    return Calibrated(spread, dispersion, map_spread, scores, len(target), nll, map_nll, noise, answered)
+    return Calibrated(spread, dispersion, map_spread, scores, len(target), nll, map_nll, noise, gain, answered)
 
 
 def _averaged(outputs: list[Tensor], unseen: Tensor, temperature: float, dispersion: float) -> Tensor:
