@@ -17,6 +17,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     "access_log": False,
     "server_header": False,
     "ws": "none",
+    "http": "service.connections:BoundedProtocol",
     "timeout_graceful_shutdown": 30,
 }
 """Of uvicorn, whatever the number of workers."""

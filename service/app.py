@@ -142,8 +142,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
     headers = None
     if error.code == "unsupported_content_encoding":
         headers = {"Accept-Encoding": "identity"}
-    elif status == 413:
-        # A body that was refused half-way cannot be followed by another request on the same connection.
+    elif status in {408, 413}:
+        # A body that was given up half-way cannot be followed by another request on the same connection.
         headers = {"Connection": "close"}
     elif isinstance(error, OverloadedError):
         headers = {"Retry-After": "1"}

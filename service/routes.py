@@ -90,6 +90,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         400: "The body cannot be read, or is not an object.",
         403: "A browser sends it for a page of another site.",
         404: "There is no such model, version, alias or prediction.",
+        408: "The body did not come to its end in time.",
         413: "The body is larger than the server accepts.",
         415: "The body is of a media type that is not taken, or compressed.",
         422: "A value is not acceptable; the error names it.",
