@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model_store.errors import ConfigError
@@ -125,6 +125,18 @@ class Settings(BaseSettings):
     log_format: Annotated[
         Literal["console", "json"], Field(description="Log lines for a person (console) or a machine (json).")
     ] = "console"
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _no_address_of_a_service(cls, value: Any) -> Any:
+        """Kubernetes sets FIBERWALK_PORT to `tcp://ADDRESS:PORT` where a service is called fiberwalk; nobody chose that."""
+        link = isinstance(value, str) and value.startswith("tcp://")
+        return cls.model_fields["port"].default if link else value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
 
 
 def load_settings(**given: Any) -> Settings:
