@@ -71,6 +71,10 @@ def serve(
         from service.providers import possible_devices
 
         possible_devices(settings.device)
+    if settings.redis_url is not None:
+        from service.redis_link import make_client
+
+        make_client(settings.redis_url.get_secret_value(), settings.redis_timeout).close()
     listener = _listen(settings.host, settings.port)
     with listener:
         host, port = listener.getsockname()[:2]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 import structlog
@@ -20,6 +21,40 @@ from service.metrics import ServiceMetrics
 T = TypeVar("T")
 
 _READ_BYTES = 2**20
+
+
+def make_client(url: str, timeout: float) -> redis.Redis:
+    """A client that is not connected yet.
+
+    Args:
+        url: Redis address.
+        timeout: seconds for connecting and for each answer.
+
+    Raises:
+        ConfigError: the address has options, or values of them, that clients do not take.
+    """
+    try:
+        client = redis.Redis.from_url(
+            url,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=0,
+            # Weight sets have megabytes, and the client's own 64 KiB a read make it a multiple slower.
+            socket_read_size=_READ_BYTES,
+        )
+        # Most of what the address says a client learns as it connects.
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+    except (redis.RedisError, TypeError, ValueError, AttributeError):
+        query = urlsplit(url).query
+        # Names of options alone: values are secrets, and so is what only looks like a query within a password.
+        named = "" if "@" in query else f" ({', '.join(parse_qs(query, keep_blank_values=True))})"
+        raise ConfigError(
+            f"FIBERWALK_REDIS_URL has an option{named} that Redis clients do not know, or not with this value; mend it "
+            "or leave it out.",
+            field="redis_url",
+        ) from None
+    return client
 
 
 class RedisLink:
@@ -44,26 +79,9 @@ class RedisLink:
             log: where they are logged.
 
         Raises:
-            ConfigError: the address has options that no client takes.
+            ConfigError: as of `make_client`.
         """
-        self.client = redis.Redis.from_url(
-            url,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
-            # Weight sets have megabytes, and the client's own 64 KiB a read make it a multiple slower.
-            socket_read_size=_READ_BYTES,
-        )
-        try:
-            # Of what the address says a client learns as it connects.
-            self.client.connection_pool.connection_class(**self.client.connection_pool.connection_kwargs)
-        except TypeError as e:
-            # The error names the option, and not its value.
-            raise ConfigError(
-                f"FIBERWALK_REDIS_URL has an option that Redis clients do not know ({e}); leave it out.",
-                field="redis_url",
-            ) from None
+        self.client = make_client(url, timeout)
         self.timeout = timeout
         self._retry = retry
         self._metrics, self._log = metrics, log

@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     @field_validator("port", mode="before")
     @classmethod
     def _no_address_of_a_service(cls, value: Any) -> Any:
-        """Kubernetes sets FIBERWALK_PORT to `tcp://ADDRESS:PORT` where a service is called fiberwalk; nobody chose that."""
+        """Kubernetes sets FIBERWALK_PORT to `tcp://ADDRESS:PORT` where a service has our name; nobody chose that."""
         link = isinstance(value, str) and value.startswith("tcp://")
         return cls.model_fields["port"].default if link else value
 

@@ -182,6 +182,25 @@ def test_a_port_in_use_is_one_clear_line(server: Server, store: Path) -> None:
         fiberwalk.serve.serve(store=store, port=port)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("redis://:hunter2@127.0.0.1:7001/0?foo=1", "(foo)"),
+        ("redis://:hunter2@127.0.0.1:7001/0?db=xx", "(db)"),
+        ("rediss://:hunter2@127.0.0.1:7001/0?ssl_cert_reqs=bogus", "(ssl_cert_reqs)"),
+        ("redis://127.0.0.1:7001/0?protocol=9&password=hunter2", "(protocol, password)"),
+    ],
+)
+def test_an_option_that_redis_clients_do_not_take_is_one_clear_line(
+    store: Path, url: str, named: str, workers: int
+) -> None:
+    code = "from fiberwalk.cli import app; app(['serve', '--port', '0'])"
+    run = python(code, FIBERWALK_STORE=str(store), FIBERWALK_REDIS_URL=url, FIBERWALK_WORKERS=str(workers))
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1)
+    assert f"FIBERWALK_REDIS_URL has an option {named}" in run.stderr and "hunter2" not in run.stderr
+
+
 def test_an_address_that_is_none(store: Path) -> None:
     with pytest.raises(ConfigError, match="--host"):
         fiberwalk.serve.serve(store=store, host="256.1.1.1", port=0)
