@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -44,6 +45,7 @@ def serve(
 
     Raises:
         ConfigError: a setting is not usable, there is no store, or the address is not free.
+        FiberwalkError: one of several workers did not start.
     """
     # Imported here, so that the other commands start without the web.
     import uvicorn
@@ -82,6 +84,9 @@ def serve(
             f"fiberwalk serves {settings.store} at http://{f'[{host}]' if ':' in host else host}:{port}", err=True
         )
         if settings.workers == 1:
+            # As a terminal that goes away says it; nohup has it ignored.
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
             uvicorn.Server(uvicorn.Config(create_app(settings), **_OPTIONS)).run(sockets=[listener])
             return
         if settings.redis_url is None:
@@ -91,12 +96,13 @@ def serve(
                 err=True,
             )
         with tempfile.TemporaryDirectory(prefix="fiberwalk-workers-") as folder:
+            from fiberwalk.workers import serve_side_by_side
+
             # Workers start from nothing but the environment.
             named = {f"FIBERWALK_{name.upper()}": str(value) for name, value in given.items() if value is not None}
             os.environ.update(named)
             os.environ[WORKERS_FOLDER] = folder
-            app = "service.app:create_app"
-            uvicorn.run(app, factory=True, workers=settings.workers, fd=listener.fileno(), **_OPTIONS)
+            serve_side_by_side(settings, listener, _OPTIONS)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -107,8 +113,8 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--host {host} is no address to listen on: {e.strerror}.", field="host", got=host) from e
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Inherited by the connections. Workers take the socket for one without TCP and would not set it, and then the
-        # second part of an answer waits 40 ms until the client's system acknowledges the first.
+        # Inherited by the connections. Without it the second part of an answer waits 40 ms until the client's system
+        # acknowledges the first.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(address)
         listener.listen(2048)

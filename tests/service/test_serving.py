@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -114,13 +115,15 @@ def test_large_requests_leave_the_server_responsive(store: Path) -> None:
     assert statistics.median(waits) < 0.1
 
 
-def test_requests_in_flight_are_answered_before_the_end(store: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_requests_in_flight_are_answered_before_the_end(store: Path, how: signal.Signals) -> None:
     large = json.dumps({"inputs": [[1.0, 2.0]] * 4096, "model": "sine", "samples": 256}).encode()
     with serving(store) as server, ThreadPoolExecutor(1) as pool:
         warming = server.counter("fiberwalk_cache_misses_total")
         running = pool.submit(httpx.post, f"{server.url}/predict", content=large, timeout=60)
         wait_until(lambda: server.counter("fiberwalk_cache_misses_total") > warming)
-        status = server.stop()
+        server.process.send_signal(how)
+        status = server.process.wait(40)
         assert running.result().status_code == 200
         assert len(running.result().json()["mean"]) == 4096
         assert status in {0, -15}
@@ -199,6 +202,14 @@ def test_an_option_that_redis_clients_do_not_take_is_one_clear_line(
     run = python(code, FIBERWALK_STORE=str(store), FIBERWALK_REDIS_URL=url, FIBERWALK_WORKERS=str(workers))
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1)
     assert f"FIBERWALK_REDIS_URL has an option {named}" in run.stderr and "hunter2" not in run.stderr
+
+
+def test_a_hangup_that_is_ignored_stays_so(store: Path) -> None:
+    """As nohup has it."""
+    with serving(store, before="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)") as server:
+        server.process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
 
 
 def test_an_address_that_is_none(store: Path) -> None:
