@@ -51,6 +51,7 @@ def serve(
     import uvicorn
 
     from service.app import create_app
+    from service.log import log_config
     from service.metrics import WORKERS_FOLDER
     from service.settings import load_settings
 
@@ -77,6 +78,7 @@ def serve(
         from service.redis_link import make_client
 
         make_client(settings.redis_url.get_secret_value(), settings.redis_timeout).close()
+    options = _OPTIONS | {"log_config": log_config(settings)}
     listener = _listen(settings.host, settings.port)
     with listener:
         host, port = listener.getsockname()[:2]
@@ -87,7 +89,7 @@ def serve(
             # As a terminal that goes away says it; nohup has it ignored.
             if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
                 signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-            uvicorn.Server(uvicorn.Config(create_app(settings), **_OPTIONS)).run(sockets=[listener])
+            uvicorn.Server(uvicorn.Config(create_app(settings), **options)).run(sockets=[listener])
             return
         if settings.redis_url is None:
             typer.echo(
@@ -102,7 +104,7 @@ def serve(
             named = {f"FIBERWALK_{name.upper()}": str(value) for name, value in given.items() if value is not None}
             os.environ.update(named)
             os.environ[WORKERS_FOLDER] = folder
-            serve_side_by_side(settings, listener, _OPTIONS)
+            serve_side_by_side(settings, listener, options)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -115,7 +115,7 @@ def _wait_for_start(server: Server, ready: bool) -> None:
 
     def is_ready() -> bool:
         assert server.process.poll() is None, f"the server ended:\n{server.log}"
-        return httpx.get(f"{server.url}/readyz").status_code == 200
+        return httpx.get(f"{server.url}/readyz", timeout=_START_SECONDS).status_code == 200
 
     wait_until(listens, _START_SECONDS, "the server to listen")
     if ready:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import fiberwalk.serve
 from model_store.errors import ConfigError
 from tests import bundles
 from tests.servers import Server, serving, wait_until
+from tests.service.test_http import address
 
 BODY = {"inputs": [[1.0, 2.0]], "model": "sine"}
 
@@ -129,14 +131,29 @@ def test_requests_in_flight_are_answered_before_the_end(store: Path, how: signal
         assert status in {0, -15}
 
 
-def test_json_logs(store: Path) -> None:
-    with serving(store, log_format="json") as server, server.client() as client:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_json_logs(store: Path, workers: int) -> None:
+    with serving(store, log_format="json", workers=workers) as server, server.client() as client:
         client.post("/predict", json=BODY, headers={"X-Request-ID": "mine"})
-        wait_until(lambda: "mine" in server.log)
-        lines = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
-    (line,) = [entry for entry in lines if entry.get("request_id") == "mine"]
+        client.post("/ood", json=BODY | {"inputs": [["a", "b"]]}, headers={"X-Request-ID": "wrong"})
+        client.get("/nothing", headers={"X-Request-ID": "lost"})
+        with socket.create_connection(address(server), timeout=10) as s:
+            s.sendall(b"what is this\r\n\r\n")
+            s.recv(4096)
+        wait_until(lambda: "lost" in server.log and "Invalid HTTP" in server.log)
+        text = [
+            line for line in server.log.splitlines() if not line.startswith(("fiberwalk serves", "Without a Redis"))
+        ]
+    lines = [json.loads(line) for line in text]
+    asked = {entry["request_id"]: entry for entry in lines if entry["event"] == "request" and "request_id" in entry}
+    line = asked["mine"]
     assert (line["event"], line["level"], line["path"], line["status"]) == ("request", "info", "/predict", 200)
+    assert line["model"] == "sine@1" and "code" not in line
+    assert (asked["wrong"]["model"], asked["wrong"]["code"]) == ("sine@1", "wrong_type")
+    assert asked["lost"]["code"] == "not_found" and "model" not in asked["lost"]
     assert [entry["model"] for entry in lines if entry["event"] == "model_loaded"]
+    (refused,) = [entry for entry in lines if entry["event"] == "Invalid HTTP request received."]
+    assert (refused["level"], refused["logger"]) == ("warning", "uvicorn.error")
 
 
 def test_an_internal_error_tells_nothing_and_is_logged(store: Path) -> None:
