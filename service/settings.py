@@ -104,9 +104,14 @@ class Settings(BaseSettings):
     redis_timeout: Annotated[
         float, Field(gt=0, le=10, description="Seconds to wait for Redis before answering without it.")
     ] = 0.25
-    redis_retry: Annotated[float, Field(gt=0, description="Seconds between attempts to reach a Redis that failed.")] = (
-        2.0
-    )
+    redis_retry: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Seconds to the first attempt to reach a Redis that failed; each later one waits twice as "
+            "long, up to 30 s.",
+        ),
+    ] = 2.0
     redis_ttl: Annotated[
         int, Field(ge=1, description="Seconds that anything stays in Redis after it was last written.")
     ] = 7 * 24 * 3600
