@@ -20,6 +20,8 @@ _OPTIONS: Final[dict[str, Any]] = {
     "ws": "none",
     "http": "service.connections:BoundedProtocol",
     "timeout_graceful_shutdown": 30,
+    # Of workers alone. On a busy machine one takes longer than uvicorn's own 5 s to start, and would be ended for that.
+    "timeout_worker_healthcheck": 15,
 }
 """Of uvicorn, whatever the number of workers."""
 

@@ -91,6 +91,17 @@ def test_a_worker_that_ends_is_told_of(store: Path) -> None:
         assert re.search(rf" \[warning\] worker_ended exit_code=-9 pid={first[0]} restarted_as=\d+$", line)
 
 
+def test_a_hangup_restarts_workers_one_after_another(store: Path) -> None:
+    with serving(store, workers=2) as server:
+        first = workers(server)
+        server.process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 60
+        while len(set(workers(server)) - set(first)) < 2 or set(workers(server)) & set(first):
+            ask(server)
+            assert time.monotonic() < end
+        assert len(workers(server)) == 2 and "worker_ended" not in server.log
+
+
 def test_a_worker_that_does_not_start_ends_the_server(store: Path) -> None:
     code = """
 import io, service.redis_link
@@ -108,7 +119,7 @@ app(["serve", "--port", "0", "--workers", "2", "--redis-url", "redis://:hunter2@
     )
     assert run.returncode == 1
     assert "[error] worker_failed pid=" in run.stderr and "FIBERWALK_REDIS_URL has an option (foo)" in run.stderr
-    assert run.stderr.splitlines()[-1] == "fiberwalk serve: A worker did not start; the log says why."
+    assert "fiberwalk serve: A worker did not start; the log says why.\n" in run.stderr
     assert "hunter2" not in run.stderr
 
 
