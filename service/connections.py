@@ -95,6 +95,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, error: InputError) -> None:
         """Ends the connection, with an answer where none has begun that this would fall into."""
+        if self.transport.is_closing():
+            return
         busy = self.cycle is not None and not self.cycle.response_complete
         if not (busy and (self.pipeline or self.cycle.response_started)):
             body = error_body(error)
