@@ -31,8 +31,8 @@ ENV PATH=/opt/fiberwalk/bin:/usr/local/bin:/usr/bin:/bin \
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8000
-# Healthy means ready: every model is loaded and warmed.
+# Healthy means ready: every model is loaded and warmed. An address instead of a port is what Kubernetes says of a service.
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 \
-  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['FIBERWALK_PORT'] + '/readyz', timeout=4)"]
+  CMD ["python", "-c", "import os, urllib.request as r; p = os.environ['FIBERWALK_PORT']; r.urlopen('http://127.0.0.1:' + ('8000' if '://' in p else p) + '/readyz', timeout=4)"]
 ENTRYPOINT ["fiberwalk"]
 CMD ["serve"]

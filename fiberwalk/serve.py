@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -17,7 +18,10 @@ _OPTIONS: Final[dict[str, Any]] = {
     "access_log": False,
     "server_header": False,
     "ws": "none",
+    "http": "service.connections:BoundedProtocol",
     "timeout_graceful_shutdown": 30,
+    # Of workers alone. On a busy machine one takes longer than uvicorn's own 5 s to start, and would be ended for that.
+    "timeout_worker_healthcheck": 15,
 }
 """Of uvicorn, whatever the number of workers."""
 
@@ -43,11 +47,13 @@ def serve(
 
     Raises:
         ConfigError: a setting is not usable, there is no store, or the address is not free.
+        FiberwalkError: one of several workers did not start.
     """
     # Imported here, so that the other commands start without the web.
     import uvicorn
 
     from service.app import create_app
+    from service.log import log_config
     from service.metrics import WORKERS_FOLDER
     from service.settings import load_settings
 
@@ -70,6 +76,11 @@ def serve(
         from service.providers import possible_devices
 
         possible_devices(settings.device)
+    if settings.redis_url is not None:
+        from service.redis_link import make_client
+
+        make_client(settings.redis_url.get_secret_value(), settings.redis_timeout).close()
+    options = _OPTIONS | {"log_config": log_config(settings)}
     listener = _listen(settings.host, settings.port)
     with listener:
         host, port = listener.getsockname()[:2]
@@ -77,7 +88,10 @@ def serve(
             f"fiberwalk serves {settings.store} at http://{f'[{host}]' if ':' in host else host}:{port}", err=True
         )
         if settings.workers == 1:
-            uvicorn.Server(uvicorn.Config(create_app(settings), **_OPTIONS)).run(sockets=[listener])
+            # As a terminal that goes away says it; nohup has it ignored.
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+            uvicorn.Server(uvicorn.Config(create_app(settings), **options)).run(sockets=[listener])
             return
         if settings.redis_url is None:
             typer.echo(
@@ -86,12 +100,13 @@ def serve(
                 err=True,
             )
         with tempfile.TemporaryDirectory(prefix="fiberwalk-workers-") as folder:
+            from fiberwalk.workers import serve_side_by_side
+
             # Workers start from nothing but the environment.
             named = {f"FIBERWALK_{name.upper()}": str(value) for name, value in given.items() if value is not None}
             os.environ.update(named)
             os.environ[WORKERS_FOLDER] = folder
-            app = "service.app:create_app"
-            uvicorn.run(app, factory=True, workers=settings.workers, fd=listener.fileno(), **_OPTIONS)
+            serve_side_by_side(settings, listener, options)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -102,8 +117,8 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--host {host} is no address to listen on: {e.strerror}.", field="host", got=host) from e
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Inherited by the connections. Workers take the socket for one without TCP and would not set it, and then the
-        # second part of an answer waits 40 ms until the client's system acknowledges the first.
+        # Inherited by the connections. Without it the second part of an answer waits 40 ms until the client's system
+        # acknowledges the first.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(address)
         listener.listen(2048)

@@ -137,13 +137,14 @@ class _Straight:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, FiberwalkError)
+    request.state.code = error.code
     forget_frames(error)
     status = status_of(error)
     headers = None
     if error.code == "unsupported_content_encoding":
         headers = {"Accept-Encoding": "identity"}
-    elif status == 413:
-        # A body that was refused half-way cannot be followed by another request on the same connection.
+    elif status in {408, 413}:
+        # A body that was given up half-way cannot be followed by another request on the same connection.
         headers = {"Connection": "close"}
     elif isinstance(error, OverloadedError):
         headers = {"Retry-After": "1"}
@@ -154,6 +155,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    request.state.code = code
     headers = dict(error.headers or {})
     if headers.get("Allow") == "GET":
         headers["Allow"] = "GET, HEAD"
@@ -168,6 +170,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return LingeringResponse(error_body(shown), error.status_code, headers=headers, media_type="application/json")
 
 
-async def _on_invalid(_: Request, error: Exception) -> Response:
+async def _on_invalid(request: Request, error: Exception) -> Response:
     shown = InputError("The request's path or query is not acceptable.", got=type(error).__name__)
+    request.state.code = shown.code
     return Response(error_body(shown), 422, media_type="application/json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from starlette.requests import Request
@@ -12,6 +13,24 @@ from service.settings import Settings
 
 _SMALL: Final = 64 * 2**10
 """Bytes of a body that is always read: few large ones that come slowly must not keep everyone else out."""
+_SECONDS: Final = 30.0
+"""For each `_SMALL` bytes of a body, or its end."""
+_LOOK_SECONDS: Final = 1.0
+
+
+class _Reader:
+    """A body that is being read.
+
+    Attributes:
+        task: who reads it.
+        due: when it is late, by the event loop's clock.
+        late: whether its task was interrupted for that.
+    """
+
+    __slots__ = ("due", "late", "task")
+
+    def __init__(self, task: asyncio.Task[object], due: float) -> None:
+        self.task, self.due, self.late = task, due, False
 
 
 class Bodies:
@@ -21,31 +40,69 @@ class Bodies:
         self._largest, self._most = settings.max_body_bytes, settings.max_waiting_bytes
         self._metrics = metrics
         self._held = 0
+        self._readers: set[_Reader] = set()
+        self._looking = False
 
     async def read(self, request: Request) -> bytes:
         """A request's body, which counts until it is released; what a client says of its length is not relied on.
 
         Raises:
-            InputError: the body is too large for one request.
+            InputError: the body is too large for one request, or comes too slowly.
             OverloadedError: it would be too much beside those of others that are not answered yet.
         """
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and len(declared) < 20:
             self._check(int(declared), 0)
         body = bytearray()
+        reader, loop = self._begin(), asyncio.get_running_loop()
+        enough = _SMALL
         try:
             async for part in request.stream():
                 self._check(len(body) + len(part), len(body))
                 body += part
                 self._held += len(part)
+                if len(body) >= enough:
+                    reader.due, enough = loop.time() + _SECONDS, len(body) + _SMALL
         except BaseException:
             self._held -= len(body)
-            raise
+            if not reader.late:
+                raise
+            reader.task.uncancel()
+            raise InputError(
+                "The body did not come to its end; send the request again, and its body at once.",
+                code="request_timeout",
+                expected=f"{_SMALL} bytes, or the end, within {_SECONDS:g} s",
+                got=f"{len(body)} bytes of all",
+            ) from None
+        finally:
+            self._readers.discard(reader)
         return bytes(body)
 
     def release(self, body: bytes) -> None:
         """Counts a body out whose request is answered, or has failed."""
         self._held -= len(body)
+
+    def _begin(self) -> _Reader:
+        """Has the task that runs watched. One timer for all: one of each body's own costs more than reading it."""
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        reader = _Reader(task, loop.time() + _SECONDS)
+        self._readers.add(reader)
+        if not self._looking:
+            self._looking = True
+            loop.call_later(_LOOK_SECONDS, self._look, loop)
+        return reader
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Interrupts who reads a body that is late; again and again while any is read."""
+        now = loop.time()
+        for reader in self._readers:
+            if now > reader.due and not reader.late:
+                reader.late = True
+                reader.task.cancel()
+        self._looking = bool(self._readers)
+        if self._looking:
+            loop.call_later(_LOOK_SECONDS, self._look, loop)
 
     def _check(self, size: int, held: int) -> None:
         """Refuses a body of a size, of which so much is held already."""

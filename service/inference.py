@@ -33,15 +33,19 @@ class Inference:
     def __init__(self, settings: Settings, models: Models, metrics: ServiceMetrics, feedback: Feedback) -> None:
         self._settings, self._models, self._metrics, self._feedback = settings, models, metrics, feedback
 
-    def predict(self, body: Body, request_id: str) -> Steps:
+    def predict(self, body: Body, state: dict[str, Any]) -> Steps:
         """The answer to `POST /predict`, with arrays for numbers.
+
+        Args:
+            body: what came.
+            state: of the request, with its `request_id`; takes the `model` once it is known, for the log.
 
         Raises:
             InputError: the request is wrong.
             StoreError: the model is unknown or cannot be served.
         """
         request = parse(body, max_rows=self._settings.max_rows, predicts=True)
-        model = self._models.get(request.model)
+        model = self._model(request, state)
         samples = self._samples(request, model)
         target = model.manifest.target
         classes = target.classes if isinstance(target, ClassificationTarget) else []
@@ -63,7 +67,7 @@ class Inference:
         x = model.encoder.encode(request.inputs, unseen=request.ood)
         columns = yield _run(request, model, samples, x)
         scores: Columns = {name: columns.pop(name) for name in ("epistemic_score", "features") if name in columns}
-        self._feedback.remember(request_id, model, columns)
+        self._feedback.remember(state["request_id"], model, columns)
         answer: dict[str, Any] = _about(model, samples, request) | {"level": request.level}
         answer["calibration"] = _promise(model, request)
         if classes:
@@ -80,21 +84,23 @@ class Inference:
         self._metrics.rows.labels("/predict", model.bundle.name).inc(len(request.inputs))
         return answer
 
-    def feedback(self, body: Body) -> Steps:
-        """The answer to `POST /feedback`; raises as `predict`."""
+    def feedback(self, body: Body, state: dict[str, Any]) -> Steps:
+        """The answer to `POST /feedback`; arguments and errors as of `predict`."""
         request = parse_feedback(body, max_rows=self._settings.max_rows)
         if request.rows is None:
             assert request.request_id is not None
-            return self._feedback.take(request, *self._feedback.recall(request.request_id))
-        model = self._models.get(request.rows.model)
+            model, prediction = self._feedback.recall(request.request_id)
+            state["model"] = model.reference
+            return self._feedback.take(request, model, prediction)
+        model = self._model(request.rows, state)
         x = model.encoder.encode(request.rows.inputs, unseen=True)
         columns = yield _run(request.rows, model, self._samples(request.rows, model), x)
         return self._feedback.take(request, model, prediction_of(model, columns))
 
-    def ood(self, body: Body) -> Steps:
-        """The answer to `POST /ood`; raises as `predict`."""
+    def ood(self, body: Body, state: dict[str, Any]) -> Steps:
+        """The answer to `POST /ood`; arguments and errors as of `predict`."""
         request = parse(body, max_rows=self._settings.max_rows, predicts=False)
-        model = self._models.get(request.model)
+        model = self._model(request, state)
         samples = self._samples(request, model)
         x = model.encoder.encode(request.inputs, unseen=True)
         scores: Columns = {}
@@ -122,6 +128,11 @@ class Inference:
             "columns": _named(model, found),
             "unseen": _unseen(model, found),
         }
+
+    def _model(self, request: InferenceRequest, state: dict[str, Any]) -> ServedModel:
+        model = self._models.get(request.model)
+        state["model"] = model.reference
+        return model
 
     def _samples(self, request: InferenceRequest, model: ServedModel) -> int:
         if request.samples is None:

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import Final, TextIO, cast
+from typing import Any, Final, TextIO, cast
 
 import orjson
 import structlog
@@ -46,6 +46,29 @@ def make_logger(settings: Settings) -> structlog.typing.FilteringBoundLogger:
         context_class=dict,
     )
     return cast(structlog.typing.FilteringBoundLogger, logger)
+
+
+def log_config(settings: Settings) -> dict[str, Any]:
+    """For `logging.config`: warnings and errors of uvicorn and asyncio become lines like those of the server."""
+    own = {"handlers": ["own"], "level": "WARNING", "propagate": False}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {"own": {"()": _Forwarding, "settings": settings}},
+        "loggers": {"uvicorn": own, "asyncio": own},
+    }
+
+
+class _Forwarding(logging.Handler):
+    """Hands what the standard library's loggers are told over to a logger of the settings' level and format."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self._log = make_logger(settings)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        what = record.getMessage().strip().replace("\n", "; ")
+        self._log.log(record.levelno, what, logger=record.name, exc_info=record.exc_info)
 
 
 class _Gathered:

@@ -22,6 +22,10 @@ _USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _QUIET = {"/healthz", "/readyz", "/metrics"}
 _METHODS = {"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"}
 
+_TOLD = ("model", "code")
+"""What a request's state says of it for the log, as soon as that is known."""
+_FAILED: Final = FiberwalkError("The server failed on this request; its log says why.", code="internal_error")
+
 
 class ObserveRequests:
     """ASGI middleware: echoes or makes `X-Request-ID`, logs and counts requests, and answers 500 for what escapes."""
@@ -60,6 +64,7 @@ class ObserveRequests:
         except Exception as e:
             self._runtime.log.exception("request_failed", request_id=request_id, path=scope["path"])
             forget_frames(e)
+            scope["state"]["code"] = _FAILED.code
             if not status:
                 await _internal_error(observed)
             status = 500
@@ -71,6 +76,7 @@ class ObserveRequests:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._count(method, route, str(status))()
         self._time(route)(seconds)
+        state = scope["state"]
         log = self._runtime.log.debug if route in _QUIET else self._runtime.log.info
         log(
             "request",
@@ -79,11 +85,11 @@ class ObserveRequests:
             path=scope["path"][:200],
             status=status,
             milliseconds=round(1000 * seconds, 2),
+            **{name: state[name] for name in _TOLD if name in state},
         )
 
 
 async def _internal_error(send: Send) -> None:
-    error = FiberwalkError("The server failed on this request; its log says why.", code="internal_error")
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": 500, "headers": headers})
-    await send({"type": "http.response.body", "body": error_body(error)})
+    await send({"type": "http.response.body", "body": error_body(_FAILED)})

@@ -28,6 +28,7 @@ _STATUS: Final = {
     "not_found": 404,
     "unknown_request": 404,
     "method_not_allowed": 405,
+    "request_timeout": 408,
     "body_too_large": 413,
     "unsupported_media_type": 415,
     "unsupported_content_encoding": 415,

@@ -90,6 +90,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         400: "The body cannot be read, or is not an object.",
         403: "A browser sends it for a page of another site.",
         404: "There is no such model, version, alias or prediction.",
+        408: "The body did not come to its end in time.",
         413: "The body is larger than the server accepts.",
         415: "The body is of a media type that is not taken, or compressed.",
         422: "A value is not acceptable; the error names it.",
@@ -113,8 +114,7 @@ async def predict(request: Request) -> Response:
     The same request gets the same answer, on every server that has the same bundle, but for the last digits where it
     goes through the network together with others.
     """
-    request_id: str = request.state.request_id
-    return await _computed(request, lambda inference, body: inference.predict(body, request_id))
+    return await _computed(request, Inference.predict)
 
 
 @router.post(
@@ -253,7 +253,7 @@ def _runtime(request: Request) -> Runtime:
     return cast(Runtime, request.app.state.runtime)
 
 
-async def _computed(request: Request, answer: Callable[[Inference, Body], Steps]) -> Response:
+async def _computed(request: Request, answer: Callable[[Inference, Body, dict[str, Any]], Steps]) -> Response:
     """The answer to a request's body, once it is its turn."""
     runtime = _runtime(request)
     try:
@@ -268,7 +268,7 @@ async def _computed(request: Request, answer: Callable[[Inference, Body], Steps]
         body = Body(data, given, tuple(request.query_params.multi_items()))
         kind = answer_type(",".join(request.headers.getlist("accept")))
         content = await runtime.scheduler.answer(
-            lambda: answer(runtime.inference, body), WRITERS[kind], request.receive
+            lambda: answer(runtime.inference, body, request.scope["state"]), WRITERS[kind], request.receive
         )
     finally:
         runtime.bodies.release(data)

@@ -50,7 +50,9 @@ class Runtime:
         self._watcher = threading.Thread(target=self.models.watch, args=(self._stopped,), name="models", daemon=True)
 
     def start(self) -> None:
-        """Starts the workers, and loading and following the models in the background."""
+        """Starts the workers, and asking Redis, loading and following the models in the background."""
+        if self.redis is not None:
+            self.redis.start()
         self.scheduler.start()
         self._watcher.start()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model_store.errors import ConfigError
@@ -104,9 +104,14 @@ class Settings(BaseSettings):
     redis_timeout: Annotated[
         float, Field(gt=0, le=10, description="Seconds to wait for Redis before answering without it.")
     ] = 0.25
-    redis_retry: Annotated[float, Field(gt=0, description="Seconds between attempts to reach a Redis that failed.")] = (
-        2.0
-    )
+    redis_retry: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Seconds to the first attempt to reach a Redis that failed; each later one waits twice as "
+            "long, up to 30 s.",
+        ),
+    ] = 2.0
     redis_ttl: Annotated[
         int, Field(ge=1, description="Seconds that anything stays in Redis after it was last written.")
     ] = 7 * 24 * 3600
@@ -125,6 +130,18 @@ class Settings(BaseSettings):
     log_format: Annotated[
         Literal["console", "json"], Field(description="Log lines for a person (console) or a machine (json).")
     ] = "console"
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _no_address_of_a_service(cls, value: Any) -> Any:
+        """Kubernetes sets FIBERWALK_PORT to `tcp://ADDRESS:PORT` where a service has our name; nobody chose that."""
+        link = isinstance(value, str) and value.startswith("tcp://")
+        return cls.model_fields["port"].default if link else value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
 
 
 def load_settings(**given: Any) -> Settings:

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.redis_server import redis_binary
 
 _START_SECONDS = 60.0
-_COMMAND = [sys.executable, "-c", "from fiberwalk.serve import serve; serve()"]
+_COMMAND = "from fiberwalk.serve import serve; serve()"
 
 
 def free_port() -> int:
@@ -76,21 +76,23 @@ def counter(text: str, name: str, **labels: str) -> float:
 
 
 @contextmanager
-def serving(store: Path, *, ready: bool = True, **settings: object) -> Iterator[Server]:
+def serving(store: Path, *, ready: bool = True, before: str = "", **settings: object) -> Iterator[Server]:
     """Runs a server on a free port until the block ends.
 
     Args:
         store: the model store.
         ready: whether to wait for /readyz, or only until it listens.
+        before: Python that the process runs first, such as one that makes a deadline shorter.
         settings: the server's settings by name, such as `redis_url="redis://..."`.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("FIBERWALK_", "ORT_"))}
     environment |= {f"FIBERWALK_{k.upper()}": str(v) for k, v in settings.items()}
     environment |= {"FIBERWALK_STORE": str(store), "FIBERWALK_PORT": "0"}
+    command = [sys.executable, "-c", f"{before}\n{_COMMAND}"]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("wb") as out:
-            process = subprocess.Popen(_COMMAND, env=environment, stdout=out, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
         server = Server(process, log)
         try:
             _wait_for_start(server, ready)
@@ -113,7 +115,7 @@ def _wait_for_start(server: Server, ready: bool) -> None:
 
     def is_ready() -> bool:
         assert server.process.poll() is None, f"the server ended:\n{server.log}"
-        return httpx.get(f"{server.url}/readyz").status_code == 200
+        return httpx.get(f"{server.url}/readyz", timeout=_START_SECONDS).status_code == 200
 
     wait_until(listens, _START_SECONDS, "the server to listen")
     if ready:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
+import logging.config
 import os
 import re
 import sys
@@ -12,7 +14,7 @@ import threading
 
 import pytest
 
-from service.log import make_logger
+from service.log import log_config, make_logger
 from service.randomness import RandomBytes
 from service.settings import Settings
 from tests.servers import wait_until
@@ -55,6 +57,32 @@ def test_an_exception_is_shown_with_its_trace(capsys: pytest.CaptureFixture[str]
         found = lines(capsys, 4)
         assert "[error] request_failed path=/predict" in found[0]
         assert "ValueError: one" in "\n".join(found[1:])
+
+
+@pytest.mark.parametrize("shape", ["json", "console"])
+def test_what_libraries_log_has_the_same_form(capsys: pytest.CaptureFixture[str], tmp_path: object, shape: str) -> None:
+    names = ("uvicorn", "asyncio")
+    before = {name: (logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in names}
+    try:
+        logging.config.dictConfig(log_config(Settings(store=tmp_path, log_format=shape)))
+        logging.getLogger("uvicorn.error").warning("No %s.", "\nHTTP")
+        logging.getLogger("asyncio").info("unseen")
+        first, *_ = lines(capsys, 1)
+        if shape == "json":
+            content = json.loads(first)
+            assert (content["event"], content["level"], content["logger"]) == ("No ; HTTP.", "warning", "uvicorn.error")
+        else:
+            assert first.endswith("Z [warning] No ; HTTP. logger=uvicorn.error")
+        try:
+            raise ValueError("one")
+        except ValueError:
+            logging.getLogger("asyncio").exception("Task exception was never retrieved")
+        found = lines(capsys, 1 if shape == "json" else 4)
+        assert "Task exception was never retrieved" in found[0] and "ValueError" in "\n".join(found)
+        assert len(found) == 1 or shape == "console"
+    finally:
+        for name, (handlers, propagate) in before.items():
+            logging.getLogger(name).handlers, logging.getLogger(name).propagate = handlers, propagate
 
 
 def test_a_value_cannot_forge_a_line(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:

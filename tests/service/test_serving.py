@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import fiberwalk.serve
 from model_store.errors import ConfigError
 from tests import bundles
 from tests.servers import Server, serving, wait_until
+from tests.service.test_http import address
 
 BODY = {"inputs": [[1.0, 2.0]], "model": "sine"}
 
@@ -114,26 +117,43 @@ def test_large_requests_leave_the_server_responsive(store: Path) -> None:
     assert statistics.median(waits) < 0.1
 
 
-def test_requests_in_flight_are_answered_before_the_end(store: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_requests_in_flight_are_answered_before_the_end(store: Path, how: signal.Signals) -> None:
     large = json.dumps({"inputs": [[1.0, 2.0]] * 4096, "model": "sine", "samples": 256}).encode()
     with serving(store) as server, ThreadPoolExecutor(1) as pool:
         warming = server.counter("fiberwalk_cache_misses_total")
         running = pool.submit(httpx.post, f"{server.url}/predict", content=large, timeout=60)
         wait_until(lambda: server.counter("fiberwalk_cache_misses_total") > warming)
-        status = server.stop()
+        server.process.send_signal(how)
+        status = server.process.wait(40)
         assert running.result().status_code == 200
         assert len(running.result().json()["mean"]) == 4096
         assert status in {0, -15}
 
 
-def test_json_logs(store: Path) -> None:
-    with serving(store, log_format="json") as server, server.client() as client:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_json_logs(store: Path, workers: int) -> None:
+    with serving(store, log_format="json", workers=workers) as server, server.client() as client:
         client.post("/predict", json=BODY, headers={"X-Request-ID": "mine"})
-        wait_until(lambda: "mine" in server.log)
-        lines = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
-    (line,) = [entry for entry in lines if entry.get("request_id") == "mine"]
+        client.post("/ood", json=BODY | {"inputs": [["a", "b"]]}, headers={"X-Request-ID": "wrong"})
+        client.get("/nothing", headers={"X-Request-ID": "lost"})
+        with socket.create_connection(address(server), timeout=10) as s:
+            s.sendall(b"what is this\r\n\r\n")
+            s.recv(4096)
+        wait_until(lambda: "lost" in server.log and "Invalid HTTP" in server.log)
+        text = [
+            line for line in server.log.splitlines() if not line.startswith(("fiberwalk serves", "Without a Redis"))
+        ]
+    lines = [json.loads(line) for line in text]
+    asked = {entry["request_id"]: entry for entry in lines if entry["event"] == "request" and "request_id" in entry}
+    line = asked["mine"]
     assert (line["event"], line["level"], line["path"], line["status"]) == ("request", "info", "/predict", 200)
+    assert line["model"] == "sine@1" and "code" not in line
+    assert (asked["wrong"]["model"], asked["wrong"]["code"]) == ("sine@1", "wrong_type")
+    assert asked["lost"]["code"] == "not_found" and "model" not in asked["lost"]
     assert [entry["model"] for entry in lines if entry["event"] == "model_loaded"]
+    (refused,) = [entry for entry in lines if entry["event"] == "Invalid HTTP request received."]
+    assert (refused["level"], refused["logger"]) == ("warning", "uvicorn.error")
 
 
 def test_an_internal_error_tells_nothing_and_is_logged(store: Path) -> None:
@@ -180,6 +200,33 @@ def test_a_port_in_use_is_one_clear_line(server: Server, store: Path) -> None:
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(ConfigError, match=f"Cannot listen on 127.0.0.1:{port} .*--port"):
         fiberwalk.serve.serve(store=store, port=port)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("redis://:hunter2@127.0.0.1:7001/0?foo=1", "(foo)"),
+        ("redis://:hunter2@127.0.0.1:7001/0?db=xx", "(db)"),
+        ("rediss://:hunter2@127.0.0.1:7001/0?ssl_cert_reqs=bogus", "(ssl_cert_reqs)"),
+        ("redis://127.0.0.1:7001/0?protocol=9&password=hunter2", "(protocol, password)"),
+    ],
+)
+def test_an_option_that_redis_clients_do_not_take_is_one_clear_line(
+    store: Path, url: str, named: str, workers: int
+) -> None:
+    code = "from fiberwalk.cli import app; app(['serve', '--port', '0'])"
+    run = python(code, FIBERWALK_STORE=str(store), FIBERWALK_REDIS_URL=url, FIBERWALK_WORKERS=str(workers))
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1)
+    assert f"FIBERWALK_REDIS_URL has an option {named}" in run.stderr and "hunter2" not in run.stderr
+
+
+def test_a_hangup_that_is_ignored_stays_so(store: Path) -> None:
+    """As nohup has it."""
+    with serving(store, before="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)") as server:
+        server.process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
 
 
 def test_an_address_that_is_none(store: Path) -> None:

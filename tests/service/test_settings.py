@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +35,35 @@ def test_an_unusable_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str
     monkeypatch.setenv(f"FIBERWALK_{name}", value)
     with pytest.raises(ConfigError, match=f"FIBERWALK_{name}"):
         load_settings()
+
+
+def test_the_address_of_a_service_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes sets it for every pod beside a service that is called fiberwalk."""
+    monkeypatch.setenv("FIBERWALK_PORT", "tcp://10.0.0.1:80")
+    assert load_settings().port == 8000
+    assert load_settings(port=4321).port == 4321
+
+
+@pytest.mark.parametrize(("given", "asked"), [("tcp://10.0.0.1:80", 8000), ("4321", 4321)])
+def test_the_image_looks_for_its_health_where_it_serves(given: str, asked: int) -> None:
+    text = (Path(__file__).parents[2] / "docker" / "server.Dockerfile").read_text()
+    (line,) = (line for line in text.splitlines() if line.strip().startswith("CMD [") and "readyz" in line)
+    code = json.loads(line.strip().removeprefix("CMD "))[2]
+    show = "import urllib.request; urllib.request.urlopen = lambda url, timeout: print(url)\n"
+    run = subprocess.run(
+        [sys.executable, "-c", show + code],
+        env=os.environ | {"FIBERWALK_PORT": given},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == f"http://127.0.0.1:{asked}/readyz\n"
+
+
+@pytest.mark.parametrize("level", ["INFO", "Info", "info"])
+def test_a_level_may_be_written_in_any_case(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    monkeypatch.setenv("FIBERWALK_LOG_LEVEL", level)
+    assert load_settings().log_level == "info"
 
 
 @pytest.mark.parametrize("url", ["localhost:6379", "http://:hunter2@host", "redis://:hunter2@host:port/0", "redis://"])

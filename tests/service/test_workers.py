@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from tests.servers import RedisServer, Server, serving, wait_until
+from tests.service.test_http import address
 
 BODY = {"inputs": [[1.0, 2.0], [0.5, 0.1]], "model": "sine"}
 ASKED = 24
@@ -73,3 +80,70 @@ def test_an_answer_of_a_worker_goes_out_whole(store: Path) -> None:
             taken.append(time.perf_counter() - started)
     # Where its parts go out one by one, each but the first waits 40 ms for the client's system.
     assert min(taken) < 0.03
+
+
+def test_a_worker_that_ends_is_told_of(store: Path) -> None:
+    with serving(store, workers=2) as server:
+        first = workers(server)
+        os.kill(first[0], signal.SIGKILL)
+        wait_until(lambda: "worker_ended" in server.log)
+        (line,) = (line for line in server.log.splitlines() if "worker_ended" in line)
+        assert re.search(rf" \[warning\] worker_ended exit_code=-9 pid={first[0]} restarted_as=\d+$", line)
+
+
+def test_a_hangup_restarts_workers_one_after_another(store: Path) -> None:
+    with serving(store, workers=2) as server:
+        first = workers(server)
+        server.process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 60
+        while len(set(workers(server)) - set(first)) < 2 or set(workers(server)) & set(first):
+            ask(server)
+            assert time.monotonic() < end
+        assert len(workers(server)) == 2 and "worker_ended" not in server.log
+
+
+def test_a_worker_that_does_not_start_ends_the_server(store: Path) -> None:
+    code = """
+import io, service.redis_link
+service.redis_link.make_client = lambda *_: io.BytesIO()  # the parent does not see what is wrong
+from fiberwalk.cli import app
+app(["serve", "--port", "0", "--workers", "2", "--redis-url", "redis://:hunter2@127.0.0.1:7001/0?foo=1"])
+"""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("FIBERWALK_")}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=kept | {"FIBERWALK_STORE": str(store)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 1
+    assert "[error] worker_failed pid=" in run.stderr and "FIBERWALK_REDIS_URL has an option (foo)" in run.stderr
+    assert "fiberwalk serve: A worker did not start; the log says why.\n" in run.stderr
+    assert "hunter2" not in run.stderr
+
+
+def test_workers_end_with_their_parent(store: Path) -> None:
+    with serving(store, workers=2) as server:
+        orphans = [psutil.Process(pid) for pid in workers(server)]
+        assert len(orphans) == 2
+        server.process.kill()
+        _, alive = psutil.wait_procs(orphans, 20)
+        assert alive == []
+        with socket.create_server(address(server)):
+            pass  # the port is free
+
+
+def test_once_a_server_stops_connections_are_refused(store: Path) -> None:
+    body = json.dumps(BODY).encode()
+    with serving(store, workers=2) as server, socket.create_connection(address(server), timeout=30) as s:
+        s.sendall(b"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:-1])
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(1.5)  # until the workers have heard of it
+        for _ in range(4):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(address(server), timeout=5)
+        s.sendall(body[-1:])
+        assert s.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert server.process.wait(40) == 0

@@ -1,0 +1,118 @@
+"""Connections whose requests do not come: how long a request's head may take, and how many bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from model_store.errors import InputError
+from service.protocol import error_body
+
+_HEAD_SECONDS: Final = 10.0
+"""From a connection's start, or a later request's first byte, to the end of the request's head."""
+_HEAD_BYTES: Final = 64 * 2**10
+_LINGER_SECONDS: Final = 2.0
+_STEP: Final = 16 * 2**10
+"""Most bytes that are parsed at once: by so much a head may pass the bound."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP, with bounds for what comes before a body; a body's time is the matter of who reads it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._refused = False
+        self._loose = 0
+        """Bytes since the last head or part of a body: those of a head, or of trailers, that have not ended."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if len(data) <= _STEP:
+            self._take(data)
+            return
+        for start in range(0, len(data), _STEP):
+            self._take(data[start : start + _STEP])
+
+    def on_headers_complete(self) -> None:
+        self._loose = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._loose = 0
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, InputError("This is no HTTP request that can be read; send HTTP/1.1.", code="invalid_http"))
+
+    def _take(self, data: bytes) -> None:
+        if self._refused or self.transport.is_closing():
+            return
+        self._loose += len(data)
+        super().data_received(data)
+        if self._loose > _HEAD_BYTES:
+            error = InputError(
+                "The request's head is too large; send fewer headers, or shorter ones, and what is long in the body.",
+                code="headers_too_large",
+                expected=f"at most {_HEAD_BYTES} bytes",
+                got="more",
+            )
+            self._refuse(431, error)
+        elif self.cycle is None or self.cycle.response_complete:
+            self._wait()
+        else:
+            self._stop_waiting()
+
+    def _wait(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(_HEAD_SECONDS, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        if not self._loose:
+            self.transport.close()  # who has asked for nothing expects no answer
+            return
+        error = InputError(
+            "The request's head did not come to its end; send it again at once.",
+            code="request_timeout",
+            expected=f"a whole head within {_HEAD_SECONDS:g} s",
+            got="a part of it",
+        )
+        self._refuse(408, error)
+
+    def _refuse(self, status: int, error: InputError) -> None:
+        """Ends the connection, with an answer where none has begun that this would fall into."""
+        if self.transport.is_closing():
+            return
+        busy = self.cycle is not None and not self.cycle.response_complete
+        if not (busy and (self.pipeline or self.cycle.response_started)):
+            body = error_body(error)
+            headers = [
+                *self.server_state.default_headers,
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+            ]
+            lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+            self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + body)
+        if busy:
+            self.transport.close()
+            return
+        # Closed while the client still sends, the connection would take the answer with it.
+        self._refused = True
+        self.transport.write_eof()
+        self._stop_waiting()
+        self._deadline = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
