@@ -116,8 +116,7 @@ def _calibration(calibrated: Calibrated) -> Finding | None:
     if not loss <= MOST_NLL_LOSS:
         return Finding(
             "calibration",
-            "The posterior predicts worse than the MAP: "
-            f"out-of-fold NLL {nll:.3f} against {calibrated.map_nll:.3f}.",
+            f"The posterior predicts worse than the MAP: out-of-fold NLL {nll:.3f} against {calibrated.map_nll:.3f}.",
             "The latent structure is wrong: raise autoencoder.steps or autoencoder.dimension.",
         )
     return None
