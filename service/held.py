@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from model_store.errors import StoreError
-from model_store.store import Stamp
+from model_store.shelf import Stamp
 from service.model import ServedModel
 
 

@@ -20,7 +20,8 @@ from model_store.errors import (
     StoreError,
     UnknownModelError,
 )
-from model_store.store import ModelStore, Stamp
+from model_store.shelf import Stamp
+from model_store.store import ModelStore
 from service.cache import Flights
 from service.held import Failed, Held
 from service.memory import forget_frames, give_back

@@ -14,7 +14,8 @@ import structlog
 
 from model_store.errors import InputError, IntegrityError, StoreError, UnknownModelError
 from model_store.manifest import BASE_FILE, DECODER_FILE
-from model_store.store import CHAMPION, ModelStore
+from model_store.shelf import CHAMPION
+from model_store.store import ModelStore
 from service.catalog import summaries
 from service.metrics import ServiceMetrics
 from service.models import Models, sample_limit

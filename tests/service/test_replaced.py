@@ -17,7 +17,8 @@ import structlog
 from model_store.bundle import MANIFEST_FILE
 from model_store.errors import UnknownModelError
 from model_store.manifest import BASE_FILE
-from model_store.store import CHAMPION, ModelStore
+from model_store.shelf import CHAMPION
+from model_store.store import ModelStore
 from service.metrics import ServiceMetrics
 from service.model import ServedModel
 from service.models import PLAN, Models
