@@ -119,3 +119,15 @@ def test_a_version_needs_no_aliases(store: ModelStore) -> None:
     for reference in ("sine", "sine@champion"):
         with pytest.raises(StoreError, match="is damaged; set the aliases again"):
             store.resolve(reference)
+
+
+def test_a_bundle_whose_folder_cannot_be_read_any_more(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = store.open("sine@1")
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", denied)
+    monkeypatch.setattr(Path, "lstat", denied)
+    with pytest.raises(IntegrityError, match=r"cannot be read \(Permission denied\)"):
+        bundle.read("card.md")
