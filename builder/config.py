@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from builder.augmentation import Augmentation
 from model_store.errors import ConfigError
-from model_store.store import checked_name
+from model_store.shelf import checked_name
 
 Preset = Literal["fast", "default", "thorough"]
 Task = Literal["regression", "classification"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from model_store import Bundle, FiberwalkError, ModelStore, StoreError
+from model_store import Bundle, FiberwalkError, IntegrityError, ModelStore, StoreError
 from model_store.manifest import CategoricalColumn, NumericColumn, RegressionTarget, TensorInput
 
 app = typer.Typer(no_args_is_help=True, help="List, show, verify, alias and delete the models of a store.")
@@ -30,14 +31,14 @@ DEFAULT_STORE = Path("models")
 def list_models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List every version of every model."""
     with _reported():
-        rows = [_row(bundle, name, version, aliases) for name, version, aliases, bundle in _every(_existing(store))]
+        rows = list(_rows(_existing(store)))
         if as_json:
             _print_json(rows)
             return
         table = Table("model", "aliases", "task", "target", "created", "weights", "manifest")
         for row in rows:
             table.add_row(
-                escape(f"{row['name']}@{row['version']}"),
+                escape(f"{row['name']}@{row['version']}" if row["version"] else row["name"]),
                 escape(", ".join(row["aliases"])),
                 row["task"] or "",
                 escape(row["target"] or ""),
@@ -79,11 +80,11 @@ def verify(
     """Check every byte of the models against what was published."""
     with _reported():
         models = _existing(store)
-        every = references or [f"{name}@{version}" for name in models.names() for version in models.versions(name)]
+        every = [(r, partial(models.open, r)) for r in references] if references else list(_every(models))
     damaged = 0
-    for reference in every:
+    for reference, opened in every:
         try:
-            bundle = models.open(reference)
+            bundle = opened()
             bundle.verify()
         except FiberwalkError as e:
             damaged += 1
@@ -101,6 +102,7 @@ def alias(
     reference: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The version that the alias shall mean.")],
     name: Annotated[str, typer.Argument(metavar="ALIAS", help="The alias, such as champion.")],
     remove: Annotated[bool, typer.Option("--remove", help="Remove the alias instead.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Set it even where the version does not verify.")] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Make an alias mean a version. A server follows without a restart; a bare NAME means its champion."""
@@ -114,6 +116,8 @@ def alias(
         if "@" not in reference:
             raise StoreError(f"Say which version of {reference!r} {name!r} shall mean.", expected="NAME@VERSION")
         model, version = models.resolve(reference)
+        if not force:
+            _refuse_damaged(models, f"{model}@{version}")
         models.set_alias(model, name, version)
         typer.echo(f"{model}@{name} means {model}@{version}.")
 
@@ -145,29 +149,51 @@ def _existing(folder: Path) -> ModelStore:
     return ModelStore(folder)
 
 
-def _every(models: ModelStore) -> Iterator[tuple[str, int, list[str], Bundle | FiberwalkError]]:
-    for name in models.names():
-        aliases = models.aliases(name)
-        for version in models.versions(name):
-            try:
-                bundle: Bundle | FiberwalkError = models.open(f"{name}@{version}")
-            except FiberwalkError as e:
-                bundle = e
-            yield name, version, sorted(a for a, v in aliases.items() if v == version), bundle
+def _refuse_damaged(models: ModelStore, reference: str) -> None:
+    try:
+        models.open(reference).verify()
+    except FiberwalkError as e:
+        raise StoreError(f"No alias may mean what does not verify, unless with --force. {_one_line(e)}") from e
 
 
-def _row(bundle: Bundle | FiberwalkError, name: str, version: int, aliases: list[str]) -> dict[str, Any]:
-    manifest = None if isinstance(bundle, FiberwalkError) else bundle.manifest
-    return {
-        "name": name,
-        "version": version,
-        "aliases": aliases,
-        "task": manifest and manifest.task,
-        "target": manifest and manifest.target.name,
-        "created": manifest and manifest.build.created.isoformat(),
-        "weights": manifest and manifest.network.random_weights,
-        "error": bundle.message if isinstance(bundle, FiberwalkError) else None,
-    }
+def _every(models: ModelStore) -> Iterator[tuple[str, Callable[[], Bundle]]]:
+    """A reference to everything that looks like a version, and what opens it, or raises why it cannot be opened."""
+    for name in models.folders():
+        try:
+            versions, unfinished = models.versions(name), models.unfinished(name)
+        except StoreError as e:
+            yield name, partial(_raised, e)
+            continue
+        for version in sorted(versions + unfinished):
+            reference = f"{name}@{version}"
+            missing = IntegrityError(f"{reference} has no manifest; copy it again as a whole, or remove its folder.")
+            yield reference, partial(_raised, missing) if version in unfinished else partial(models.open, reference)
+
+
+def _raised(error: StoreError) -> Bundle:
+    raise error
+
+
+def _rows(models: ModelStore) -> Iterator[dict[str, Any]]:
+    for reference, opened in _every(models):
+        name, _, version = reference.partition("@")
+        shelf = models.shelf(name)
+        error: FiberwalkError | None = shelf.damage
+        manifest = None
+        try:
+            manifest = opened().manifest
+        except FiberwalkError as e:
+            error = e
+        yield {
+            "name": name,
+            "version": int(version) if version else None,
+            "aliases": sorted(a for a, v in shelf.aliases.items() if str(v) == version),
+            "task": manifest and manifest.task,
+            "target": manifest and manifest.target.name,
+            "created": manifest and manifest.build.created.isoformat(),
+            "weights": manifest and manifest.network.random_weights,
+            "error": error and error.message,
+        }
 
 
 # ---- tables

@@ -13,7 +13,8 @@ from model_store.errors import (
     UnknownModelError,
 )
 from model_store.manifest import SCHEMA_VERSION, Manifest
-from model_store.store import CHAMPION, ModelStore
+from model_store.shelf import CHAMPION
+from model_store.store import ModelStore
 
 __all__ = [
     "CHAMPION",

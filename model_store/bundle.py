@@ -191,9 +191,16 @@ def _read_regular(path: Path, limit: int) -> tuple[bytes, int]:
         finally:
             os.close(fd)
     except OSError as e:
-        if path.is_symlink():
+        if _is_link(path):
             raise IntegrityError(f"{path} is a link, which is refused; publish the bundle again.") from e
         raise IntegrityError(f"{path} cannot be read ({e.strerror}); publish the bundle again.") from e
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError:
+        return False  # its folder cannot be read
 
 
 def _are_scores(scores: NDArray[Any] | None, shape: tuple[int, ...] | None) -> bool:

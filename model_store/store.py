@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,16 +20,9 @@ from pathlib import Path
 from model_store.bundle import MANIFEST_FILE, Bundle, file_entry, is_file_name
 from model_store.errors import IntegrityError, InvalidNameError, StoreError, UnknownModelError
 from model_store.manifest import Manifest
+from model_store.shelf import NAME, VERSION, Shelf, Stamp, checked_name
 
-CHAMPION = "champion"
-"""The alias that a bare NAME means, where it is set; otherwise NAME means the newest version."""
-
-Stamp = tuple[int, ...]
-"""See `ModelStore.stamp`."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _ALIASES_FILE = "aliases.json"
 _STAGING = ".staging"
 
@@ -42,12 +36,24 @@ class ModelStore:
     # ---- reading
 
     def names(self) -> list[str]:
-        """The names of all models with at least one version, sorted."""
-        try:
-            found = [p.name for p in self.root.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(n for n in found if self._has_versions(n))
+        """The names of all models with at least one version, sorted.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return [n for n in self.folders() if self._has_versions(n)]
+
+    def folders(self) -> list[str]:
+        """The names of all models, also of those that have no version any more, sorted; empty if there is no store.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        with _reading("The store's folder"):
+            try:
+                return sorted(p.name for p in self.root.iterdir() if NAME.fullmatch(p.name) and p.is_dir())
+            except (FileNotFoundError, NotADirectoryError):
+                return []
 
     def _has_versions(self, name: str) -> bool:
         try:
@@ -56,18 +62,21 @@ class ModelStore:
             return True  # who asks for it is told why it cannot be read
 
     def versions(self, name: str) -> list[int]:
-        """The versions of a model, oldest first; empty if there is no such model.
+        """The versions of a model, oldest first; empty if there is no such model. One that cannot be read is there too.
 
         Raises:
             StoreError: its folder cannot be read.
         """
-        folder = self.root / checked_name(name)
-        with _reading(name):
-            try:
-                found = [p for p in folder.iterdir() if _VERSION.fullmatch(p.name)]
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-            return sorted(int(p.name) for p in found if (p / MANIFEST_FILE).is_file())
+        return list(self._stamps(name))
+
+    def unfinished(self, name: str) -> list[int]:
+        """The folders of a model that are named like versions and hold no manifest: copies that are not whole.
+
+        Raises:
+            StoreError: its folder cannot be read.
+        """
+        found = self._stamps(name)
+        return [v for v in self._numbered(name) if v not in found]
 
     def aliases(self, name: str) -> dict[str, int]:
         """The aliases of a model and the versions they mean.
@@ -76,50 +85,52 @@ class ModelStore:
             StoreError: they cannot be read.
         """
         path = self.root / checked_name(name) / _ALIASES_FILE
-        try:
-            with _reading(f"{name}/{_ALIASES_FILE}"):
+        with _reading(f"{name}/{_ALIASES_FILE} in the store"):
+            try:
                 raw = json.loads(path.read_text())
-            return {str(k): int(v) for k, v in raw.items()}
-        except FileNotFoundError:
-            return {}
-        except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as e:
-            raise StoreError(f"{name}/{_ALIASES_FILE} is damaged; set the aliases again after removing it.") from e
+                return {str(k): int(v) for k, v in raw.items()}
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+            except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as e:
+                message = f"{name}/{_ALIASES_FILE} is damaged; set the aliases again after removing it."
+                raise StoreError(message) from e
+
+    def shelf(self, name: str) -> Shelf:
+        """What there is of a model; what of it cannot be read is told by its `damage`.
+
+        Raises:
+            InvalidNameError: the name cannot be a model's.
+        """
+        stamps: dict[int, Stamp | None] = {}
+        aliases: dict[str, int] = {}
+        damage = None
+        checked_name(name)
+        try:
+            # Before the versions: an alias that is read is of a version that had been published.
+            aliases = self.aliases(name)
+        except StoreError as e:
+            damage = e
+        try:
+            stamps = self._stamps(name)
+        except StoreError as e:
+            damage = e
+        return Shelf(name, stamps, aliases, damage)
 
     def resolve(self, reference: str) -> tuple[str, int]:
-        """The (name, version) that `NAME`, `NAME@VERSION` or `NAME@ALIAS` means.
-
-        A bare name whose champion is gone means nothing: whoever set one did not want the newest version unasked.
+        """The (name, version) that `NAME`, `NAME@VERSION` or `NAME@ALIAS` means; see `Shelf.choices`.
 
         Raises:
             InvalidNameError: the reference is not of that form.
             UnknownModelError: there is no such model, version or alias; the message lists what there is.
+            StoreError: what it means cannot be read.
         """
-        name, _, wanted = reference.partition("@")
-        versions = self.versions(name)
-        if not versions:
+        shelf = self.shelf(reference.partition("@")[0])
+        if not shelf.stamps and shelf.damage is None:
             known = ", ".join(self.names()) or "none yet"
             raise UnknownModelError(
-                f"There is no model {name!r}.", field="model", expected=f"one of: {known}", got=reference[:80]
+                f"There is no model {shelf.name!r}.", field="model", expected=f"one of: {known}", got=reference[:80]
             )
-        aliases = self.aliases(name)
-        alias: str | None = wanted if "@" in reference else CHAMPION
-        if _VERSION.fullmatch(wanted):
-            alias, version = None, int(wanted)
-        elif alias in aliases:
-            version = aliases[alias]
-        else:
-            alias, version = None, 0 if "@" in reference else versions[-1]
-        if version not in versions:
-            if alias is not None:
-                raise _dangling(reference, name, alias, version, versions)
-            known = ", ".join([*(str(v) for v in versions[-8:]), *sorted(aliases)])
-            raise UnknownModelError(
-                f"Model {name!r} has no version or alias {wanted[:80]!r}.",
-                field="model",
-                expected=f"{name}@ one of: {known}",
-                got=reference[:80],
-            )
-        return name, version
+        return shelf.name, shelf.choices(reference)[0]
 
     def stamp(self, name: str, version: int) -> Stamp:
         """What differs, without a look into them, between a bundle and another that takes its place.
@@ -131,11 +142,13 @@ class ModelStore:
             StoreError: it cannot be read.
         """
         path = self.root / checked_name(name) / str(version) / MANIFEST_FILE
-        with _reading(f"{name}@{version}"):
+        with _reading(f"{name}@{version} in the store"):
             try:
                 found = path.stat()
-            except (FileNotFoundError, NotADirectoryError) as e:
-                raise UnknownModelError(f"There is no {name}@{version} any more.", field="model") from e
+            except (FileNotFoundError, NotADirectoryError):
+                found = None
+        if found is None or not stat.S_ISREG(found.st_mode):
+            raise UnknownModelError(f"There is no {name}@{version} any more.", field="model")
         # A copy may keep the time of writing, and a file get the number of one before it; only ctime cannot be set.
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
@@ -256,11 +269,32 @@ class ModelStore:
 
     # ---- inside
 
+    def _numbered(self, name: str) -> list[int]:
+        """What is named like a version in a model's folder, in order."""
+        folder = self.root / checked_name(name)
+        with _reading(f"{name} in the store"):
+            try:
+                return sorted(int(p.name) for p in folder.iterdir() if VERSION.fullmatch(p.name))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def _stamps(self, name: str) -> dict[int, Stamp | None]:
+        """The stamp of every version, None where it cannot be read: that concerns none of the others."""
+        found: dict[int, Stamp | None] = {}
+        for version in self._numbered(name):
+            try:
+                found[version] = self.stamp(name, version)
+            except UnknownModelError:
+                continue
+            except StoreError:
+                found[version] = None
+        return found
+
     @staticmethod
     def _next_version(folder: Path) -> int:
         # Damaged and deleted versions count too: a number means one bundle for ever.
         taken = (p.name.removeprefix(".retired-") for p in folder.iterdir())
-        return max((int(n) for n in taken if _VERSION.fullmatch(n)), default=0) + 1
+        return max((int(n) for n in taken if VERSION.fullmatch(n)), default=0) + 1
 
     @contextmanager
     def _workplace(self) -> Iterator[Path]:
@@ -300,40 +334,12 @@ class ModelStore:
             yield
 
 
-def _dangling(reference: str, name: str, alias: str, version: int, versions: list[int]) -> UnknownModelError:
-    """The error of an alias whose version is no more, which only happens behind the store's back."""
-    means = f"Model {name!r} means its {alias}, version {version}"
-    if reference != name:
-        means = f"{name}@{alias} means version {version}"
-    return UnknownModelError(
-        f"{means}, which is gone; run `fiberwalk models alias {name}@VERSION {alias}` with a version that there is, "
-        "or with --remove.",
-        field="model",
-        expected=f"{name}@ one of: {', '.join(map(str, versions[-8:]))}",
-        got=reference[:80],
-    )
-
-
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as e:
-        raise StoreError(f"{what} in the store cannot be read ({e.strerror}); see to its owner and rights.") from e
-
-
-def checked_name(name: str) -> str:
-    """The name, where it can be a model's. Raises InvalidNameError where it cannot."""
-    if not _NAME.fullmatch(name):
-        raise InvalidNameError(
-            f"{name[:80]!r} cannot be a model's name; use letters, digits, '_', '-' and '.', a letter or digit first.",
-            field="model",
-            expected="1 to 64 letters, digits, '_', '-' or '.'",
-            got=name[:80],
-        )
-    return name
+        raise StoreError(f"{what} cannot be read ({e.strerror}); see to its owner and rights.") from e
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from model_store.errors import FiberwalkError, UnknownModelError
+from model_store.bundle import Bundle
+from model_store.errors import UnknownModelError
 from model_store.manifest import CARD_FILE, REPORT_FILE
+from model_store.shelf import Shelf
 from service.models import Models
 from service.schemas import ModelDetail, ModelSummary
 
@@ -14,43 +16,40 @@ _MEDIA_TYPES = {".png": "image/png", ".md": "text/markdown; charset=utf-8"}
 
 
 def summaries(models: Models) -> list[ModelSummary]:
-    """Every model of the store, those that cannot be served with the reason."""
-    return [_summary(models, name) for name in models.names()]
+    """Every model of the store, those that cannot be served with the reason.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    return [_summary(models, shelf) for shelf in models.shelves()]
 
 
-def _summary(models: Models, name: str) -> ModelSummary:
-    version, task, target, problem = None, None, None, None
-    versions: list[int] = []
-    aliases: dict[str, int] = {}
-    try:
-        versions, aliases = models.store.versions(name), models.store.aliases(name)
-        manifest = models.get(name).manifest
-        version, task, target = manifest.version, manifest.task, manifest.target.name
-    except FiberwalkError as e:
-        problem = e.message
+def _summary(models: Models, shelf: Shelf) -> ModelSummary:
+    model = models.peek(shelf.name)
+    manifest = model and model.manifest
     return ModelSummary(
-        name=name,
-        version=version,
-        versions=versions,
-        aliases=aliases,
-        task=task,
-        target=target,
-        problem=problem,
+        name=shelf.name,
+        version=manifest and manifest.version,
+        versions=list(shelf.stamps),
+        aliases=dict(shelf.aliases),
+        task=manifest and manifest.task,
+        target=manifest and manifest.target.name,
+        problem=models.why_not(shelf.name) if manifest is None else None,
     )
 
 
 def detail(models: Models, reference: str) -> ModelDetail:
     """The version that a reference means. Raises as `Models.get`."""
     bundle = models.get(reference).bundle
-    m = bundle.manifest
-    card = bundle.read(CARD_FILE).decode(errors="replace") if CARD_FILE in m.files else None
+    m, shelf = bundle.manifest, models.shelf(bundle.name)
+    card = _read(models, bundle, CARD_FILE).decode(errors="replace") if CARD_FILE in m.files else None
     parts: dict[str, Any] = m.model_dump(mode="json")
     network = {k: parts["network"][k] for k in ("description", "form", "weights", "fixed_weights", "outputs")}
     return ModelDetail(
         name=m.name,
         version=m.version,
-        versions=models.store.versions(m.name),
-        aliases=models.store.aliases(m.name),
+        versions=list(shelf.stamps),
+        aliases=dict(shelf.aliases),
         digest=bundle.digest,
         task=m.task,
         network=network,
@@ -76,7 +75,7 @@ def file(models: Models, reference: str, name: str) -> tuple[bytes, str]:
             expected="one of: " + (", ".join(shown) or "none"),
             got=name[:80],
         )
-    return bundle.read(name), _media_type(name)
+    return _read(models, bundle, name), _media_type(name)
 
 
 def report(models: Models, reference: str) -> bytes:
@@ -90,7 +89,13 @@ def report(models: Models, reference: str) -> bytes:
         raise UnknownModelError(
             f"{bundle.name}@{bundle.version} has no report; build it again.", code="not_found", field="model"
         )
-    return bundle.read(REPORT_FILE)
+    return _read(models, bundle, REPORT_FILE)
+
+
+def _read(models: Models, bundle: Bundle, file: str) -> bytes:
+    """A file of a loaded version, which is read anew."""
+    models.refuse_in_trouble()
+    return bundle.read(file)
 
 
 def _media_type(name: str) -> str:

@@ -13,10 +13,11 @@ from model_store.manifest import ClassificationTarget, TableInput
 from service.cache import WeightKey
 from service.feedback import Feedback, prediction_of
 from service.formats import Body
+from service.held import PLAN, default_samples, sample_limit
 from service.inputs import refuse
 from service.metrics import ServiceMetrics
 from service.model import Asked, Columns, ServedModel
-from service.models import PLAN, Models, default_samples, sample_limit
+from service.models import Models
 from service.predictive import highest_level
 from service.protocol import InferenceRequest, parse, parse_feedback
 from service.settings import Settings

@@ -103,6 +103,12 @@ class ServiceMetrics:
             registry=self.registry,
             multiprocess_mode="livemin",
         )
+        self.failed = Gauge(
+            "fiberwalk_models_failed",
+            "Versions that a name or an alias means and that did not load; of workers the most.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
         self.failures = Counter(
             "fiberwalk_model_failures", "Attempts to load a version that failed.", registry=self.registry
         )

@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-import weakref
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
-from typing import Final, Literal, TypeVar
+from typing import Literal
 
 import structlog
 
-from model_store.errors import (
-    FiberwalkError,
-    IncompatibleError,
-    InputError,
-    IntegrityError,
-    StoreError,
-    UnknownModelError,
-)
-from model_store.store import ModelStore, Stamp
-from service.cache import Flights
-from service.held import Failed, Held
-from service.memory import forget_frames, give_back
+from model_store.errors import InputError, StoreError, UnknownModelError
+from model_store.shelf import Shelf, Stamp
+from model_store.store import ModelStore
+from service.held import Versions, reference_of
+from service.look import Choice, Look, Version, folders_of, look_through
+from service.memory import forget_frames
 from service.metrics import ServiceMetrics
-from service.model import Asked, ServedModel
+from service.model import ServedModel
 from service.settings import Settings
 from service.weights import WeightSource
 
-T = TypeVar("T")
-Version = tuple[str, int]
 State = Literal["loading", "ready", "failed"]
 
-PLAN: Final = "predict"
-"""The latent plan that all answers draw from."""
-_FRESH_SECONDS = 1.0
-"""How old an answer of the store's may be; so long a moved alias takes to be followed."""
-_RETRY_SECONDS: Final = (1.0, 10.0)
-"""How long a version that did not load is left alone: at first, as it may be being copied, and at the most."""
-_WATCH_SECONDS = 2.0
-_MAX_REMEMBERED = 1024
+_WATCH_SECONDS = 1.0
+"""Between two looks at the store; so long a moved alias takes to be followed."""
+_STALE_SECONDS = 15.0
+"""How old the last look at the store may be, before its file system is taken to hang."""
 
 
 class Models:
-    """Loaded versions by reference. Thread-safe; a version is loaded once, however many threads ask."""
+    """Loaded versions by reference. Thread-safe.
+
+    One thread looks through the store and another loads what it means, so that what takes long to load does not hide
+    that the store does not answer. Requests go by the last look: only what it does not know is asked of the disk.
+    """
 
     def __init__(
         self,
@@ -54,116 +42,170 @@ class Models:
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
         self.store = ModelStore(settings.store)
-        self._settings, self._weights, self._metrics, self._log = settings, weights, metrics, log
-        self._loaded: dict[Version, Held] = {}
-        self._failed: dict[Version, Failed] = {}
-        self._meaningless: dict[str, StoreError] = {}
-        self._leaving: list[tuple[str, weakref.ref[ServedModel]]] = []
-        self._remembered: dict[str, tuple[object, float]] = {}
-        self._flights: Flights[Version, ServedModel] = Flights()
-        self._lock = threading.Lock()
-        self._told: set[tuple[str, str]] = set()
+        self._log = log
+        self._versions = Versions(self.store, settings, weights, metrics, log, self._wanted)
+        self._look, self._looked = Look(), time.monotonic()
+        self._news = threading.Event()
         self._state: State = "loading"
 
-    # ---- loading
+    # ---- following the store
 
     def watch(self, stop: threading.Event) -> None:
-        """Loads what the store means now, and from then on what it comes to mean, until told to stop.
+        """Looks through the store again and again, until told to stop."""
+        while not stop.is_set():
+            try:
+                self.look()
+            except Exception:
+                # Whatever lies in the store, it is looked at again.
+                self._log.exception("store_not_followed")
+            self._news.set()
+            stop.wait(_WATCH_SECONDS)
+
+    def follow(self, stop: threading.Event) -> None:
+        """Loads what each look finds that the store means, until told to stop.
 
         So a version that is published, that takes another's place, or that an alias moves to, is warm before most
         requests for it; one that did not verify is taken up once it is repaired, and one that is gone is let go.
         """
         while not stop.is_set():
-            try:
-                self.load_all(stop)
-            except Exception:
-                # Whatever lies in the store, it is looked at again.
-                self._log.exception("store_not_followed")
-            stop.wait(_WATCH_SECONDS)
+            if self._news.wait(_WATCH_SECONDS):
+                self._news.clear()
+                try:
+                    self.load(stop)
+                except Exception:
+                    self._log.exception("store_not_followed")
 
-    def load_all(self, stop: threading.Event | None = None) -> None:
+    def load_all(self) -> None:
+        """Looks through the store once, and loads what it means."""
+        self.look()
+        self.load()
+
+    def look(self) -> None:
+        """Looks through the store once; what it cannot be asked stays as it was."""
+        last, look = self._look, look_through(self.store, self._look)
+        if look.failure is not None and last.failure is None:
+            self._log.error("store_not_readable", store=str(self.store.root), reason=look.failure.message)
+        for reference, error in look.problems.items():
+            if reference not in last.problems:
+                event = "alias_means_nothing" if isinstance(error, UnknownModelError) else "model_not_readable"
+                self._log.warning(event, model=reference, reason=error.message)
+        self._look, self._looked = look, time.monotonic()
+
+    def load(self, stop: threading.Event | None = None) -> None:
         """Loads and warms every version that a name or an alias means; one that fails is reported, not raised.
 
         Args:
             stop: set when the rest need not be loaded any more.
         """
-        wanted, meaningless, failure = set[Version](), dict[str, StoreError](), ""
-        try:
-            if not self.store.root.is_dir():
-                raise StoreError(f"There is no model store at {self.store.root}; build a model first.")
-            wanted, meaningless = self._wanted()
-        except (StoreError, OSError) as e:
-            failure = str(e)
-        self._let_go_of_gone(wanted)
-        self._meaningless = meaningless
-        self._told = {told for told in self._told if told[1] in meaningless}  # what is mended may break again
-        with self._lock:
-            self._failed = {v: failed for v, failed in self._failed.items() if v in wanted}
-        if failure:
-            if self._state != "failed":
-                self._log.error("store_not_readable", reason=failure)
+        look = self._look
+        if look.failure is not None:
             self._state = "failed"
             return
-        for version in sorted(wanted):
-            if stop is not None and stop.is_set():
-                return
-            try:
-                self._get(version, self.store.stamp(*version))
-            except StoreError as e:  # logged where it happened
-                forget_frames(e)
+        self._versions.settle(look, self._wanted())
+        for choices in look.meanings.values():
+            for choice in choices:
+                if stop is not None and stop.is_set():
+                    return
+                if self._tried(*choice) is not None:
+                    break
         # A damaged bundle must not take the healthy ones out of service, unless none is healthy.
-        state: State = "failed" if (self._failed or self._meaningless) and not self._loaded else "ready"
+        state: State = "failed" if self.problems() and not self.loaded() else "ready"
         if state != self._state:
             self._log.info("models_" + state, models=self.loaded(), failed=[p["model"] for p in self.problems()])
         self._state = state
 
     @property
+    def trouble(self) -> StoreError | None:
+        """Why the store as a whole cannot be followed; None where it can."""
+        seconds = time.monotonic() - self._looked
+        if seconds > _STALE_SECONDS:
+            return StoreError(f"The store has not answered for {seconds:.0f} s; see to its file system.")
+        return self._look.failure
+
+    def refuse_in_trouble(self) -> None:
+        """Raises StoreError while the store cannot be followed: nothing is asked of a disk that may not answer."""
+        trouble = self.trouble
+        if trouble is not None:
+            raise trouble
+
+    @property
     def state(self) -> State:
-        """`loading` until `load_all` is through; `failed` where no model can be served."""
-        return self._state
+        """`loading` until `load` is through; `failed` where no model can be served, or the store be followed."""
+        return self._state if self.trouble is None else "failed"
 
     def loaded(self) -> list[str]:
         """`NAME@VERSION` of every version that is loaded and warmed."""
-        with self._lock:
-            return sorted(_reference(v) for v in self._loaded)
+        return self._versions.references()
 
-    def problems(self) -> list[dict[str, str]]:
-        """Versions that are not served, and references that mean none, and why, without the machine's paths."""
-        with self._lock:
-            failed = {_reference(v): failed.error for v, failed in sorted(self._failed.items())}
-        return [{"model": r, "code": e.code, "message": e.message} for r, e in (failed | self._meaningless).items()]
+    def problems(self) -> list[dict[str, str | None]]:
+        """What is not served or followed, and why, without the machine's paths; no model where it is the store."""
+        trouble = self.trouble
+        found: list[tuple[str | None, StoreError]] = [] if trouble is None else [(None, trouble)]
+        found += (self._look.problems | self._versions.problems()).items()
+        return [{"model": model, "code": e.code, "message": e.message} for model, e in found]
 
     # ---- finding
 
     def get(self, reference: str | None) -> ServedModel:
         """The loaded model that `NAME`, `NAME@VERSION` or `NAME@ALIAS` means; None means the only one there is.
 
+        A bare name without a champion means the newest version that can be served.
+
         Raises:
             UnknownModelError, InvalidNameError: there is none such.
             InputError: no reference, and the store has several models.
             IntegrityError, IncompatibleError: it does not verify or cannot be run.
+            StoreError: it is not loaded, and the store cannot be read.
         """
-        if reference is None:
-            reference = self._only()
-        wanted = reference
-        return self._get(*self._recall(f"@{wanted}", lambda: self._find(wanted)))
+        try:
+            wanted = self._only() if reference is None else reference
+            trouble = self.trouble
+            if trouble is None:
+                return self._first(self._look.choices(wanted) or [self._find(wanted)])
+        except UnknownModelError:
+            # No look has told yet that the whole store is gone.
+            folders_of(self.store, self._look)
+            raise
+        model = self.peek(wanted)
+        if model is None:
+            raise trouble
+        return model
 
-    def names(self) -> list[str]:
-        """The names of all models in the store."""
-        return self._recall("names", self.store.names)
+    def shelves(self) -> list[Shelf]:
+        """All models of the store.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        self.refuse_in_trouble()
+        return [self._look.shelves[name] for name in self._look.names()]
+
+    def shelf(self, name: str) -> Shelf:
+        """One model of the store. Raises InvalidNameError where the name can be none's."""
+        return self._look.shelves.get(name) or self.store.shelf(name)
+
+    def peek(self, reference: str) -> ServedModel | None:
+        """The model that a reference means, if it is loaded; loads nothing and asks no disk."""
+        found = (self._versions.peek(version) for version, _ in self._look.choices(reference))
+        return next((model for model in found if model is not None), None)
+
+    def why_not(self, name: str) -> str:
+        """Why no model of a name is served."""
+        problems = self._look.problems | self._versions.problems()
+        named = [name, *(reference_of(version) for version, _ in self._look.choices(name))]
+        return next((problems[n].message for n in named if n in problems), f"{name} is being loaded; ask again soon.")
 
     def current(self) -> list[ServedModel]:
-        """The models that bare names mean, as far as they are loaded; loads nothing."""
-        found = []
-        for name in self.names():
-            with suppress(StoreError):
-                version, _ = self._recall(f"@{name}", lambda wanted=name: self._find(wanted))  # type: ignore[misc]
-                with self._lock:
-                    found += [self._loaded[version].model] if version in self._loaded else []
-        return found
+        """The models that bare names mean, as far as they are loaded; loads nothing and asks no disk."""
+        return [model for model in map(self.peek, self._look.names()) if model is not None]
+
+    # ---- inside
 
     def _only(self) -> str:
-        names = self.names()
+        names = self._look.names()
+        if not names:
+            self.refuse_in_trouble()
+            names = self.store.names()
         if len(names) == 1:
             return names[0]
         if not names:
@@ -181,206 +223,32 @@ class Models:
             got="no model",
         )
 
-    def _recall(self, question: str, ask: Callable[[], T]) -> T:
-        now = time.monotonic()
-        held = self._remembered.get(question)
-        if held is not None and now - held[1] < _FRESH_SECONDS:
-            return held[0]  # type: ignore[return-value]
-        answer = ask()
-        if len(self._remembered) >= _MAX_REMEMBERED:
-            self._remembered.clear()
-        self._remembered[question] = (answer, now)
-        return answer
-
-    # ---- inside
-
-    def _find(self, reference: str) -> tuple[Version, Stamp]:
+    def _find(self, reference: str) -> Choice:
+        """What a reference means that the last look does not know."""
         version = self.store.resolve(reference)
         return version, self.store.stamp(*version)
 
-    def _get(self, version: Version, stamp: Stamp) -> ServedModel:
-        """The model of a version, where the store was seen to have what the stamp tells."""
-        return self._known(version, stamp) or self._flights.run(version, lambda: self._load(version))
+    def _first(self, choices: list[Choice]) -> ServedModel:
+        """The first that is served. What failed is tried again by `load`: requests need not wait for it."""
+        for choice in choices if len(choices) > 1 else ():
+            model = None if self._versions.has_failed(*choice) else self._tried(*choice)
+            if model is not None:
+                return model
+        return self._versions.get(*choices[0])
 
-    def _known(self, version: Version, stamp: Stamp) -> ServedModel | None:
-        """A loaded model; None where it has to be loaded. Raises what kept it from loading a short while ago."""
-        with self._lock:
-            held, failed = self._loaded.get(version), self._failed.get(version)
-            # Some file systems never tell the same of a file twice.
-            if held is not None and (held.stamp == stamp or time.monotonic() - held.checked < _FRESH_SECONDS):
-                self._loaded[version] = self._loaded.pop(version)  # last is the most recently used
-                return held.model
-        if failed is not None and failed.stamp == stamp and time.monotonic() - failed.time < failed.wait:
-            raise failed.error
-        return None
-
-    def _load(self, version: Version) -> ServedModel:
-        # Seen before the bundle is read: what takes its place meanwhile has another.
-        stamp = self.store.stamp(*version)
-        # Whoever asks may have seen what was there before.
-        known = self._known(version, stamp)
-        if known is not None:
-            return known
-        with self._lock:
-            held = self._loaded.get(version)
-        started = time.perf_counter()
+    def _tried(self, version: Version, stamp: Stamp | None) -> ServedModel | None:
         try:
-            model = self._warmed(version, held)
-        except StoreError as e:
-            self._let_go({} if held is None else {version: held})
-            if isinstance(e, UnknownModelError):
-                raise  # it went meanwhile
-            self._metrics.failures.inc()
-            public = type(e)(_public(version, e), code=e.code, field="model")
-            with self._lock:
-                before = self._failed.get(version)
-                again = before is not None and before.stamp == stamp
-                wait = min(2 * before.wait, _RETRY_SECONDS[1]) if before is not None and again else _RETRY_SECONDS[0]
-                self._failed[version] = Failed(public, stamp, time.monotonic(), wait)
-            log = self._log.debug if again else self._log.error
-            log("model_not_served", model=_reference(version), code=e.code, reason=e.message)
-            raise public from e
-        same = held is not None and held.model is model
-        with self._lock:
-            self._failed.pop(version, None)
-            self._loaded[version] = Held(model, stamp, time.monotonic() if same else -math.inf)
-        if same:
-            self._metrics.models.set(len(self._loaded))
-            return model
-        self._leave([held.model] if held is not None else [])
-        self._forget_surplus(version)
-        give_back()
-        seconds = round(time.perf_counter() - started, 3)
-        self._log.info("model_loaded", model=model.reference, device=model.engine.device, seconds=seconds)
-        return model
+            return self._versions.get(version, stamp)
+        except StoreError as e:  # logged where it happened
+            forget_frames(e)
+            return None
 
-    def _warmed(self, version: Version, held: Held | None) -> ServedModel:
-        """A version ready to be asked; the one that is held where the store has the same bundle still."""
-        settings = self._settings
-        try:
-            bundle = self.store.open(_reference(version))
-            if held is not None and held.model.bundle.digest == bundle.digest:
-                return held.model
-            model = ServedModel(bundle, threads=settings.threads, run_size=settings.run_size, device=settings.device)
-            x = model.encoder.typical()
-            weights = self._weights.get(model, PLAN, default_samples(model, settings), 0)
-            model.unfamiliarity(x, model.predict(weights, x, Asked(0.9, scores=True)))
-        except FiberwalkError as e:
-            if isinstance(e, StoreError):
-                raise
-            raise IntegrityError(f"{_reference(version)} cannot predict a typical row; build it again.") from e
-        except Exception as e:
-            # Whatever a bundle makes a library raise, the other models go on serving.
-            raise IntegrityError(f"{_reference(version)} cannot be run ({e}); build it again.") from e
-        return model
-
-    # ---- letting go
-
-    def _let_go_of_gone(self, wanted: Collection[Version]) -> None:
-        """Lets go of versions that the store has no more, or has something else in place of that nothing means."""
-        with self._lock:
-            loaded = dict(self._loaded)
-        gone = {}
-        for version, held in loaded.items():
-            try:
-                changed = self.store.stamp(*version) != held.stamp and version not in wanted
-                if changed and self.store.open(_reference(version)).digest != held.model.bundle.digest:
-                    gone[version] = held
-            except (UnknownModelError, IntegrityError, IncompatibleError):
-                gone[version] = held
-            except StoreError:
-                continue  # it may come to be readable again
-        self._let_go(gone)
-        self._forget_again()
-
-    def _let_go(self, versions: Mapping[Version, Held]) -> None:
-        """Lets go of versions, unless something else has been loaded in their place meanwhile."""
-        with self._lock:
-            gone = [self._loaded.pop(v).model for v, held in versions.items() if self._loaded.get(v) is held]
-        self._leave(gone)
-        if gone:
-            give_back()
-
-    def _leave(self, models: Collection[ServedModel]) -> None:
-        """Forgets models that are served no more; requests in flight go on with theirs."""
-        for model in models:
-            with self._lock:
-                self._leaving.append((model.bundle.digest, weakref.ref(model)))
-            self._weights.forget(model.bundle.digest)
-            self._log.info("model_unloaded", model=model.reference)
-        self._metrics.models.set(len(self._loaded))
-
-    def _forget_again(self) -> None:
-        """Forgets what requests that were in flight had decoded of models that had left already."""
-        with self._lock:
-            leaving = self._leaving
-            self._leaving = [each for each in leaving if each[1]() is not None]
-            # A backup may have brought it back.
-            back = {held.model.bundle.digest for held in self._loaded.values()}
-        for digest, _ in leaving:
-            if digest not in back:
-                self._weights.forget(digest)
-
-    def _forget_surplus(self, latest: Version) -> None:
-        """Lets go of the least recently used versions that no name and no alias means any more."""
-        try:
-            wanted = self._wanted()[0] | {latest}
-        except (StoreError, OSError):
-            return  # `load_all` tells of it
-        with self._lock:
-            surplus = [v for v in self._loaded if v not in wanted]
-            gone = [self._loaded.pop(v).model for v in surplus[: max(len(surplus) - self._settings.spare_models, 0)]]
-        self._leave(gone)
-
-    def _wanted(self) -> tuple[set[Version], dict[str, StoreError]]:
-        """Every version that a bare name or an alias means, and why those mean none that do not."""
+    def _wanted(self) -> set[Version]:
+        """Every version that a bare name or an alias means, and what stands in for those that failed."""
         wanted: set[Version] = set()
-        meaningless: dict[str, StoreError] = {}
-        for name in self.store.names():
-            try:
-                references = [name, *(f"{name}@{alias}" for alias in self.store.aliases(name))]
-            except StoreError as e:
-                self._tell_once("aliases_not_readable", name, e)
-                meaningless[name] = e
-                continue
-            for reference in references:
-                try:
-                    wanted.add(self.store.resolve(reference))
-                except StoreError as e:
-                    self._tell_once("alias_means_nothing", reference, e)
-                    meaningless[reference] = e
-        for error in meaningless.values():
-            forget_frames(error)
-        return wanted, meaningless
-
-    def _tell_once(self, event: str, model: str, error: StoreError) -> None:
-        """Logs what each look at the store would find again."""
-        if (event, model) not in self._told:
-            self._told.add((event, model))
-            self._log.warning(event, model=model, reason=error.message)
-
-
-def default_samples(model: ServedModel, settings: Settings) -> int:
-    """Samples of a request that names none: the server's setting or the plan's own, within the limits."""
-    own = settings.samples if settings.samples is not None else model.plan(PLAN).samples
-    return min(own, sample_limit(model, settings))
-
-
-def sample_limit(model: ServedModel, settings: Settings) -> int:
-    """Most samples a request may ask of a model, so that its decoded weights stay within the memory set aside."""
-    fitting = settings.max_set_bytes // (4 * model.manifest.network.weights)
-    return max(min(settings.max_samples, fitting), 1)
-
-
-def _reference(version: Version) -> str:
-    return f"{version[0]}@{version[1]}"
-
-
-def _public(version: Version, error: StoreError) -> str:
-    if error.code == "no_device":
-        return f"{_reference(version)} is not served; {error.message[0].lower()}{error.message[1:]}"
-    why = {
-        "incompatible_bundle": "was written by another version of fiberwalk",
-        "external_data": "keeps data outside its files",
-    }.get(error.code, "does not verify")
-    return f"{_reference(version)} {why} and is not served; publish it again. The server's log has the details."
+        for choices in self._look.meanings.values():
+            for version, stamp in choices:
+                wanted.add(version)
+                if not self._versions.has_failed(version, stamp):
+                    break
+        return wanted

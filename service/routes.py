@@ -94,7 +94,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         413: "The body is larger than the server accepts.",
         415: "The body is of a media type that is not taken, or compressed.",
         422: "A value is not acceptable; the error names it.",
-        503: "The model does not verify and is not served, or too many requests wait; then there is a `Retry-After`.",
+        503: "It does not verify, the store cannot be read, or too many requests wait; then there is a `Retry-After`.",
     }.items()
 }
 _UNKNOWN: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (404, 422, 503)}
@@ -164,7 +164,11 @@ async def model_health(request: Request, name: str) -> Response:
 
 
 @router.get(
-    "/models", summary="List the models", tags=["models"], response_model=None, responses={200: {"model": ModelList}}
+    "/models",
+    summary="List the models",
+    tags=["models"],
+    response_model=None,
+    responses={200: {"model": ModelList}, 503: _ERRORS[503]},
 )
 async def models(request: Request) -> Response:
     """Every model of the store, with its versions and aliases."""
@@ -228,7 +232,8 @@ async def healthz() -> Health:
 async def readyz(request: Request) -> Response:
     """200 once every model is loaded and warmed; versions that do not verify are listed, the others go on serving.
 
-    A store without any model is ready too, and lists none: the first one is taken up as it comes.
+    A store without any model is ready too, and lists none: the first one is taken up as it comes. 503 while the store
+    cannot be read, has lost all its models or does not answer; what is loaded goes on serving.
     """
     models = _runtime(request).models
     state = models.state

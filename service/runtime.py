@@ -47,21 +47,26 @@ class Runtime:
         self.bodies = Bodies(settings, self.metrics)
         self.scheduler = Scheduler(settings, self.weights, self.metrics)
         self._stopped = threading.Event()
-        self._watcher = threading.Thread(target=self.models.watch, args=(self._stopped,), name="models", daemon=True)
+        self._followers = [
+            threading.Thread(target=target, args=(self._stopped,), name=name, daemon=True)
+            for name, target in (("store", self.models.watch), ("models", self.models.follow))
+        ]
 
     def start(self) -> None:
         """Starts the workers, and asking Redis, loading and following the models in the background."""
         if self.redis is not None:
             self.redis.start()
         self.scheduler.start()
-        self._watcher.start()
+        for thread in self._followers:
+            thread.start()
 
     def stop(self) -> None:
         """Stops the workers and following the models, and lets go of what is outside the process."""
         self._stopped.set()
         self.scheduler.stop()
         # The interpreter must not go down below a model that is being loaded.
-        self._watcher.join(_STOP_SECONDS)
+        for thread in self._followers:
+            thread.join(_STOP_SECONDS)
         self.feedback.close()
         if self.redis is not None:
             self.redis.close()

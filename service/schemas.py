@@ -358,4 +358,7 @@ class Readiness(_Schema):
         Literal["loading", "ready", "failed"], Field(description="Ready is the only one with status 200.")
     ]
     models: Annotated[list[str], Field(description="NAME@VERSION of every version loaded and warmed.")]
-    problems: Annotated[list[dict[str, str]], Field(description="Versions and aliases that cannot be served, and why.")]
+    problems: Annotated[
+        list[dict[str, str | None]],
+        Field(description="Versions and aliases that cannot be served, and why; without a model: the store itself."),
+    ]

@@ -80,6 +80,47 @@ def test_list_shows_a_damaged_version_among_the_others(store: ModelStore) -> Non
     assert "[red]" not in text
 
 
+def test_list_tells_broken_aliases_in_the_rows_of_their_model(store: ModelStore) -> None:
+    (store.root / "prices" / "aliases.json").write_text("no json")
+    result = run(store, "list", "--json")
+    assert result.exit_code == 0
+    rows = {f"{r['name']}@{r['version']}": r for r in json.loads(result.stdout)}
+    assert list(rows) == ["flowers@1", "prices@1", "prices@2"]
+    assert rows["flowers@1"]["error"] is None
+    for reference in ("prices@1", "prices@2"):
+        assert "prices/aliases.json is damaged" in rows[reference]["error"]
+        assert (rows[reference]["aliases"], rows[reference]["task"]) == ([], "regression")
+    assert run(store, "verify").exit_code == 0
+
+
+def test_list_and_verify_name_what_has_no_manifest_or_cannot_be_read(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store.root / "prices" / "1" / "manifest.json").unlink()
+    (store.root / "cars" / "4").mkdir(parents=True)
+    (store.root / "flowers" / "2").symlink_to(store.root / "flowers" / "2")
+    (store.root / "locked").mkdir()
+    listed = Path.iterdir
+
+    def iterdir(path: Path) -> object:
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    rows = json.loads(run(store, "list", "--json").stdout)
+    errors = {(r["name"], r["version"]): r["error"] for r in rows}
+    assert "cars@4 has no manifest" in errors["cars", 4]
+    assert "prices@1 has no manifest" in errors["prices", 1]
+    assert "cannot be read" in errors["flowers", 2]
+    assert "locked in the store cannot be read (Permission denied)" in errors["locked", None]
+    assert [key for key, error in errors.items() if error is None] == [("flowers", 1), ("prices", 2)]
+    assert "locked" in run(store, "list").stdout
+    result = run(store, "verify")
+    told = [line.partition(":")[0] for line in result.stderr.splitlines()]
+    assert told == ["cars@4", "flowers@2", "locked", "prices@1", "4 of 6 did not verify."]
+
+
 def test_an_empty_store_and_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no model yet" in run(ModelStore(tmp_path / "empty"), "list").stdout
@@ -193,6 +234,17 @@ def test_alias_refuses(store: ModelStore) -> None:
     assert "cannot be an alias" in refused(run(store, "alias", "prices@1", "2"))
     assert "has no alias 'stable'" in refused(run(store, "alias", "prices", "stable", "--remove"))
     assert store.aliases("prices") == {"champion": 1}
+
+
+@pytest.mark.parametrize("file", ["base.onnx", "manifest.json"])
+def test_no_alias_means_what_does_not_verify_unless_forced(store: ModelStore, file: str) -> None:
+    damage(store, f"prices/2/{file}")
+    line = refused(run(store, "alias", "prices@2", "champion"))
+    assert line.startswith("Error: No alias may mean what does not verify, unless with --force. ")
+    assert "publish the bundle again" in line
+    assert store.aliases("prices") == {"champion": 1}
+    assert run(store, "alias", "prices@2", "champion", "--force").stdout == "prices@champion means prices@2.\n"
+    assert store.aliases("prices") == {"champion": 2}
 
 
 # ---- delete

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model_store import CHAMPION, ModelStore, StoreError, UnknownModelError
+from model_store import CHAMPION, IntegrityError, ModelStore, StoreError, UnknownModelError
 from tests import bundles
 
 
@@ -87,3 +87,47 @@ def test_a_folder_that_goes_while_it_is_read_holds_nothing(
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
     assert (store.names(), store.versions("sine")) == ([], [])
+
+
+def test_a_version_that_cannot_be_read_is_there_and_stops_no_other(store: ModelStore) -> None:
+    folder = store.root / "sine" / "3"
+    shutil.rmtree(folder)
+    folder.symlink_to(folder)
+    assert (store.names(), store.versions("sine"), store.unfinished("sine")) == (["sine"], [1, 2, 3], [])
+    assert store.resolve("sine") == ("sine", 3)
+    assert store.open("sine@2").version == 2
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        store.open("sine@3")
+
+
+def test_a_folder_without_a_manifest_is_no_version_yet(store: ModelStore) -> None:
+    (store.root / "sine" / "3" / "manifest.json").unlink()
+    assert (store.versions("sine"), store.unfinished("sine")) == ([1, 2], [3])
+
+
+def test_a_store_that_cannot_be_read_is_not_empty(tmp_path: Path) -> None:
+    (tmp_path / "store").symlink_to(tmp_path / "store")
+    for ask in (ModelStore.names, ModelStore.folders, lambda store: store.resolve("sine")):
+        with pytest.raises(StoreError, match="cannot be read") as raised:
+            ask(ModelStore(tmp_path / "store"))
+        assert not isinstance(raised.value, UnknownModelError)
+
+
+def test_a_version_needs_no_aliases(store: ModelStore) -> None:
+    (store.root / "sine" / "aliases.json").write_text("no json")
+    assert store.resolve("sine@2") == ("sine", 2)
+    for reference in ("sine", "sine@champion"):
+        with pytest.raises(StoreError, match="is damaged; set the aliases again"):
+            store.resolve(reference)
+
+
+def test_a_bundle_whose_folder_cannot_be_read_any_more(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = store.open("sine@1")
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", denied)
+    monkeypatch.setattr(Path, "lstat", denied)
+    with pytest.raises(IntegrityError, match=r"cannot be read \(Permission denied\)"):
+        bundle.read("card.md")

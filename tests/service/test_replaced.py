@@ -17,10 +17,11 @@ import structlog
 from model_store.bundle import MANIFEST_FILE
 from model_store.errors import UnknownModelError
 from model_store.manifest import BASE_FILE
-from model_store.store import CHAMPION, ModelStore
+from model_store.shelf import CHAMPION
+from model_store.store import ModelStore
+from service.held import PLAN
 from service.metrics import ServiceMetrics
-from service.model import ServedModel
-from service.models import PLAN, Models
+from service.models import Models
 from service.settings import Settings
 from service.weights import WeightSource
 from tests import bundles
@@ -79,21 +80,21 @@ def test_what_takes_the_place_of_a_version_is_taken_up(store: ModelStore, runnin
 def test_a_store_whose_models_are_all_removed(store: ModelStore, running: tuple[Server, httpx.Client]) -> None:
     server, client = running
     assert version(client) == 1
-    shutil.rmtree(store.root / "sine")
+    store.delete("sine@1")
     wait_until(lambda: client.get("/readyz").json()["models"] == [], what="the model to be let go")
     assert server.counter("fiberwalk_models_loaded") == server.counter("fiberwalk_cache_bytes") == 0
     refused = client.post("/predict", json=BODY)
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "unknown_model")
     bundles.numeric_regression().publish(store)
-    wait_until(lambda: client.get("/readyz").json()["models"] == ["sine@1"])
-    assert version(client) == 1
+    wait_until(lambda: client.get("/readyz").json()["models"] == ["sine@2"])
+    assert version(client) == 2
 
 
 def test_a_store_that_is_wiped_and_made_anew(store: ModelStore, running: tuple[Server, httpx.Client]) -> None:
     _, client = running
     shutil.rmtree(store.root)
     wait_until(lambda: client.get("/readyz").status_code == 503)
-    assert client.get("/readyz").json() == {"status": "failed", "models": [], "problems": []}
+    assert client.get("/readyz").json()["models"] == ["sine@1"]
     bundles.numeric_regression("other").publish(store)
     wait_until(lambda: client.get("/readyz").status_code == 200)
     assert client.get("/readyz").json()["models"] == ["other@1"]
@@ -124,7 +125,7 @@ def test_the_model_that_was_replaced_leaves_memory(store: ModelStore) -> None:
 def test_a_request_in_flight_goes_on_with_its_model(store: ModelStore) -> None:
     served = Served(store)
     model: Any = served.models.get("sine")
-    shutil.rmtree(store.root / "sine")
+    store.delete("sine@1")
     served.models.load_all()
     assert (served.models.loaded(), served.cached) == ([], 0)
     assert served.weights.get(model, PLAN, 8, 0)
@@ -192,22 +193,20 @@ def test_a_copy_that_was_not_whole_is_tried_again_soon(store: ModelStore, tmp_pa
     assert served.models.get("sine").bundle.digest == other.digest
 
 
-def test_what_was_loaded_meanwhile_is_not_let_go(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_loaded_meanwhile_is_not_let_go(store: ModelStore) -> None:
+    bundles.classification().publish(store)
     served = Served(store)
-    stamp, loaded = ModelStore.stamp, list[ServedModel]()
-
-    def gone(*_: object) -> Any:
-        monkeypatch.setattr(ModelStore, "stamp", stamp)
-        replace(store)
-        loaded.append(served.models.get("sine@1"))
-        raise UnknownModelError("There is no sine@1 any more.")
-
-    monkeypatch.setattr(ModelStore, "stamp", gone)
-    served.models.load_all()
-    assert [served.models.get("sine@1")] == loaded
+    shutil.rmtree(store.root / "sine")
+    served.models.look()
+    digest = bundles.numeric_regression(seed=7).publish(store).digest
+    loaded = served.models.get("sine@1")
+    served.models.load()
+    assert served.models.get("sine@1") is loaded
+    assert loaded.bundle.digest == digest
 
 
 def test_what_goes_while_it_is_loaded_is_not_damaged(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundles.classification().publish(store)
     served, opened = Served(store), ModelStore.open
     replace(store)
 
@@ -215,9 +214,11 @@ def test_what_goes_while_it_is_loaded_is_not_damaged(store: ModelStore, monkeypa
         shutil.rmtree(store.root / "sine")
         return opened(self, reference)
 
-    monkeypatch.setattr(ModelStore, "open", going)
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelStore, "open", going)
+        served.models.load_all()
     served.models.load_all()
-    assert (served.models.loaded(), served.models.problems()) == ([], [])
+    assert (served.models.loaded(), served.models.problems()) == (["flowers@1"], [])
     assert counter(served.metrics.text().decode(), "fiberwalk_model_failures_total") == 0
 
 
@@ -228,8 +229,9 @@ def test_what_does_not_verify_is_not_hidden_by_what_it_replaced(
     assert version(client) == 1
     replace(store)
     damage(store, "sine", BASE_FILE)
-    wait_until(lambda: client.get("/readyz").json()["models"] == [], what="the damaged bundle")
+    wait_until(lambda: client.get("/readyz").json()["problems"] != [], what="the damaged bundle")
     assert client.get("/readyz").json()["problems"][0]["code"] == "damaged_bundle"
+    wait_until(lambda: client.get("/readyz").json()["models"] == [])
     assert client.post("/predict", json=BODY).status_code == 503
     # What mends it is another bundle, so that it does not wait until the damaged one is tried again.
     replace(store, seed=8)

@@ -11,9 +11,9 @@ import pytest
 import structlog
 
 from model_store.store import ModelStore
+from service.held import PLAN
 from service.metrics import ServiceMetrics
 from service.model import ServedModel
-from service.models import PLAN
 from service.redis_link import RedisLink
 from service.settings import Settings
 from service.weights import WeightSource
