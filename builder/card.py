@@ -66,7 +66,7 @@ _LOGARITHM: Final = [
         "`log_mean`, `log_variance`",
         "of the target's natural logarithm: a small variance is the relative error's square",
     ],
-    ["`log_epistemic_variance`", "its epistemic part; the aleatoric one is the same for all rows"],
+    ["`log_epistemic_variance`", "its epistemic part; the rest is noise"],
 ]
 _SHOWN_CATEGORIES: Final = 30
 _SHOWN_VALUES: Final = 64

@@ -41,9 +41,9 @@ def test_known_noise_is_found(slope: float) -> None:
 
 
 def test_even_noise_stays_even() -> None:
-    each = (errors(300, 0.0, seed) for seed in range(12))
+    each = (errors(300, 0.0, seed) for seed in range(6))
     found = [fit_noise(x, squared, torch.zeros(300), float(squared.mean())) for x, squared, _ in each]
-    assert sum(f is not None for f in found) <= 1
+    assert found.count(None) >= 5
 
 
 def test_doubt_of_the_mean_is_not_taken_for_noise() -> None:
