@@ -40,7 +40,7 @@ lint: $(INSTALLED) ## Style, types and the import contract
 # Small tensors on many threads are slower than on one, and the processes would fight for the cores.
 test: export OMP_NUM_THREADS = 1
 test: lint ## Lint, and all tests but those of the containers
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED) ## What needs a CUDA device, on one
 	$(BIN)/pytest -o addopts=--import-mode=importlib tests/gpu $(PYTEST_ARGS)

@@ -53,7 +53,7 @@ _PICTURES: Final = {
     "latent.png": "The latent space: one curve a trajectory",
 }
 _DETECTORS: Final[dict[DetectorName, str]] = {
-    "epistemic_to_noise": "logarithm of epistemic over aleatoric variance, within the samples of one anchor",
+    "epistemic_to_noise": "logarithm of the epistemic variance over the noise level, within the samples of one anchor",
     "mutual_information": "logarithm of the mutual information of label and weights, within the samples of one anchor",
     "nearest_rows": "logarithm of the mean squared distance from the five nearest of the training rows that are kept",
     "mahalanobis": "logarithm of the squared Mahalanobis distance from the middle of the training rows",
@@ -254,7 +254,7 @@ def _calibrated(m: Manifest) -> str:
             unit = " of the logarithm"
         size = f"{number(c.noise_std)}{unit}, the same for every row"
         if c.noise_range is not None:
-            size = f"{' to '.join(map(number, c.noise_range))}{unit}, by the inputs"
+            size = f"{' to '.join(map(number, c.noise_range))}{unit}, by the inputs, in all at {number(c.noise_std)}"
         first = f"- Noise: a standard deviation of {size}. Intervals are conformal: they reach as many standard "
         first += f"deviations of the whole as it took on {behind}"
     else:

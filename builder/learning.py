@@ -177,8 +177,8 @@ def learn(
             isinstance(dataset.inputs, TableInput) and config.calibration.noise == "learned",
         )
         if not known:
-            spread, dispersion = calibrated.spread, calibrated.dispersion
-            plan = with_enough_samples(plan, posterior, x, spread, y.is_floating_point(), dispersion)
+            regression = y.is_floating_point()
+            plan = with_enough_samples(plan, posterior, x, calibrated.noise_std, regression, calibrated.dispersion)
         networks = FeatureNetworks(full, anchors.weights)
         detection = fit_detectors(
             judged,

@@ -25,6 +25,8 @@ _LEAST_RESIDUAL = 0.25
 """Share of the squared residual that stays, however much anchors disagree."""
 _NO_SPREAD = 1e-6
 """Variance within anchors, in shares of the squared residual, that says nothing of where they differ."""
+_PARTS = 5
+"""Of the rows, by the size of their noise."""
 _PRIOR_FREEDOM = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0)
 """Degrees of freedom that are tried for an expected variance."""
 
@@ -111,11 +113,21 @@ class Moments:
             scatter = normal.square().mean(0).to(scatter)
         # What a row's anchors gain must not be measured by their own disagreement.
         squared, gain = (
-            (v / (noise * self.relative + self.within + scatter * between)).double().sort().values
+            (v / (noise * self.relative + self.within + scatter * between)).double()
             for v, between in ((self.residual.square(), self.between), (self.gain, self.expected))
         )
-        # Not less at a row than at one with a smaller score: the difference of two sorted samples is not quite sorted.
-        return torch.maximum(squared - gain, _LEAST_RESIDUAL * squared).cummax(0).values.sqrt()
+        alike = [torch.arange(len(squared))]
+        if isinstance(self.relative, Tensor):
+            # The gain counts most where there is least noise, and must not be taken off the scores of other rows.
+            alike = list(self.relative.argsort().tensor_split(_PARTS))
+        return torch.cat([_less(squared[rows], gain[rows]) for rows in alike]).sqrt().sort().values
+
+
+def _less(squared: Tensor, gain: Tensor) -> Tensor:
+    """Squared scores less what they gain, in distribution: sorted both."""
+    squared, gain = squared.sort().values, gain.sort().values
+    # Not less at a row than at one with a smaller score: the difference of two sorted samples is not quite sorted.
+    return torch.maximum(squared - gain, _LEAST_RESIDUAL * squared).cummax(0).values
 
 
 def moments(

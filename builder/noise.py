@@ -20,8 +20,9 @@ from torch import Tensor
 from model_store.noise import NoiseShape
 
 _HIDDEN: Final = 16
-_FEWEST_ROWS, _MOST_ROWS = 100, 2048
-"""Rows that are learned from."""
+_FEWEST_ROWS, _MOST_ROWS, _MOST_NUMBERS = 100, 2048, 2**17
+"""Rows that are learned from, of which so many differ at least, and how many numbers they hold at most."""
+_BLOCK: Final = 8192
 _FOLDS: Final = 5
 _DECAYS: Final = (3.0, 10.0, 30.0, 100.0)
 """Precisions of the prior of g's weights that are tried."""
@@ -33,7 +34,8 @@ _LEAST_GAIN, _ERRORS = 0.005, 2.0
 _LARGEST: Final = 6.0
 """Of |g| while it is trained."""
 _RARE: Final = 0.01
-"""Share of rows at either end whose g is that of the row next to them: a few rows do not tell how far it goes."""
+"""Share of rows with the largest errors, or with g at either end, that count as the row next to them: a few rows do not
+tell how far that goes."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,12 @@ class Noise:
     Attributes:
         shape: what is served.
         own: (n,) relative variance at the rows it was learned from, each by a network that was not trained on the row.
+        even_std: standard deviation of the noise, were it the same for all rows.
     """
 
     shape: NoiseShape
     own: Tensor
+    even_std: float
 
 
 def fit_noise(x: Tensor, squared: Tensor, epistemic: Tensor, level: float) -> Noise | None:
@@ -58,40 +62,59 @@ def fit_noise(x: Tensor, squared: Tensor, epistemic: Tensor, level: float) -> No
         epistemic: (n,) variance of what these predict.
         level: variance of the noise, were it the same for all rows.
     """
-    if len(x) < _FEWEST_ROWS or not all(bool(torch.isfinite(v).all()) for v in (x, squared, epistemic)):
+    if not all(bool(torch.isfinite(v).all()) for v in (x, squared, epistemic)):
         return None
     generator = torch.Generator().manual_seed(0)
-    every = x.double().cpu()
-    rows = torch.randperm(len(x), generator=generator)[:_MOST_ROWS]
-    error, doubt = (v.double().cpu()[rows] / level for v in (squared, epistemic))
-    center, scale = every[rows].mean(0), every[rows].std(0)
+    rows = torch.randperm(len(x), generator=generator)[: min(_MOST_ROWS, _MOST_NUMBERS // x.shape[1])]
+    every = x.float().cpu()
+    some = every[rows]
+    center, scale = some.mean(0), some.std(0)
     scale = torch.where(scale > 1e-6, scale, torch.ones_like(scale))
-    z = ((every - center) / scale).clamp(-_FURTHEST, _FURTHEST)
+    z = _near(some, center, scale)
+    error, doubt = (v.float().cpu()[rows] / level for v in (squared, epistemic))
+    # One row far out would decide alone; so rare errors count as the least of them.
+    error = error.clamp(max=float(error.quantile(1 - _RARE)))
 
-    fold = torch.arange(len(rows)) % _FOLDS
+    # Copies of a row are in one fold: those that are trained on would tell of the others.
+    copy = torch.unique(some, dim=0, return_inverse=True)[1]
+    distinct = int(copy.max()) + 1
+    if distinct < _FEWEST_ROWS:
+        return None
+    fold = (torch.randperm(distinct, generator=generator) % _FOLDS)[copy]
     kept = torch.stack([*(fold != k for k in range(_FOLDS)), torch.ones(len(rows), dtype=torch.bool)])
-    decay = torch.tensor(_DECAYS, dtype=torch.float64).repeat_interleave(len(kept))
-    networks = _train(z[rows], error, doubt, kept.repeat(len(_DECAYS), 1), decay, generator)
-    g = _outputs(z[rows], networks).reshape(len(_DECAYS), len(kept), -1)
+    decay = torch.tensor(_DECAYS).repeat_interleave(len(kept))
+    networks = _train(z, error, doubt, kept.repeat(len(_DECAYS), 1), decay, generator)
+    g = _outputs(z, networks).reshape(len(_DECAYS), len(kept), -1)
     unseen = g[:, fold, torch.arange(len(rows))]
-    gain = _nll(torch.zeros_like(error), error, doubt) - _nll(unseen, error, doubt)
-    mean, deviation = gain.mean(1), gain.std(1) / math.sqrt(len(rows))
+    gain = _nll(_level(error, doubt, kept)[fold], error, doubt) - _nll(unseen, error, doubt)
+    mean = gain.mean(1)
     best = int(mean.argmax())
     # The simplest that is as good as the best, as far as rows tell.
-    apart = (gain[best] - gain).std(1) / math.sqrt(len(rows))
+    apart = (gain[best] - gain).std(1) / math.sqrt(distinct)
     chosen = max(i for i in range(len(_DECAYS)) if mean[i] >= mean[best] - apart[i])
-    if not bool((mean[chosen] >= _LEAST_GAIN) & (mean[chosen] >= _ERRORS * deviation[chosen])):
+    if not bool(mean[chosen] >= max(_LEAST_GAIN, _ERRORS * float(gain[chosen].std()) / math.sqrt(distinct))):
         return None
-    place = chosen * len(kept) + _FOLDS
-    hidden, output = (p[place] for p in networks)
-    ends = g[chosen, _FOLDS].quantile(torch.tensor([_RARE, 1 - _RARE], dtype=torch.float64))
-    own = _outputs(z, [p[place : place + 1] for p in networks])[0]
+    network = [p[chosen * len(kept) + _FOLDS][None] for p in networks]
+    ends = g[chosen, _FOLDS].quantile(torch.tensor([_RARE, 1 - _RARE]))
+    own = torch.cat([_outputs(_near(part, center, scale), network)[0] for part in torch.split(every, _BLOCK)])
     own[rows] = unseen[chosen]
     # Of the inputs as they are encoded, not as z-scores of these.
+    center, scale, hidden, output = (v.double() for v in (center, scale, network[0][0], network[1][0, :, 0]))
     own_hidden = torch.cat([hidden[:-1] / scale[:, None], hidden[-1:] - (center / scale) @ hidden[:-1]])
     low, high = center - _FURTHEST * scale, center + _FURTHEST * scale
-    shape = NoiseShape(low.numpy(), high.numpy(), own_hidden.numpy(), output[:, 0].numpy(), ends.numpy())
-    return Noise(shape, own.clamp(float(ends[0]), float(ends[1])).exp().to(squared))
+    shape = NoiseShape(low.numpy(), high.numpy(), own_hidden.numpy(), output.numpy(), ends.double().numpy())
+    return Noise(shape, own.clamp(float(ends[0]), float(ends[1])).exp().to(squared), math.sqrt(level))
+
+
+def _near(x: Tensor, center: Tensor, scale: Tensor) -> Tensor:
+    return ((x - center) / scale).clamp(-_FURTHEST, _FURTHEST)
+
+
+def _level(error: Tensor, doubt: Tensor, kept: Tensor) -> Tensor:
+    """(K,) the g of least NLL that is one for all rows, over the rows `kept` (K, n)."""
+    tried = torch.linspace(-_LARGEST, _LARGEST / 4, 121)
+    loss = torch.stack([_nll(g, error, doubt) for g in tried])
+    return tried[(kept.float() @ loss.T).argmin(1)]
 
 
 def _train(
@@ -100,10 +123,10 @@ def _train(
     """Weights (K, d + 1, H) and (K, H + 1, 1) of networks of z (n, d), each of the rows `kept` (K, n) and of `decay`
     (K,)."""
     width = z.shape[1]
-    hidden = torch.zeros(width + 1, _HIDDEN, dtype=torch.float64)
-    hidden[:-1] = torch.randn(width, _HIDDEN, generator=generator, dtype=torch.float64) / math.sqrt(width)
-    output = torch.zeros(_HIDDEN + 1, 1, dtype=torch.float64)
-    output[:-1] = 0.1 * torch.randn(_HIDDEN, 1, generator=generator, dtype=torch.float64)
+    hidden = torch.zeros(width + 1, _HIDDEN)
+    hidden[:-1] = torch.randn(width, _HIDDEN, generator=generator) / math.sqrt(width)
+    output = torch.zeros(_HIDDEN + 1, 1)
+    output[:-1] = 0.1 * torch.randn(_HIDDEN, 1, generator=generator)
     networks = [p.repeat(len(kept), 1, 1).requires_grad_() for p in (hidden, output)]
     optimizer = torch.optim.Adam(networks, _RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=_STEPS)

@@ -96,7 +96,7 @@ def _refuse_no_logarithm(trained: Trained) -> None:
     target = trained.dataset.target
     if not isinstance(target, RegressionTarget) or not target.log:
         return
-    noise = float(trained.calibrated.noise_std(trained.x).max()) * target.scale
+    noise = trained.calibrated.spread * target.scale
     if noise > MOST_NOISE:
         raise ConfigError(
             "What is predicted is no logarithm of the target: given weights have to predict it, and other "

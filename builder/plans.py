@@ -5,6 +5,7 @@ Lengths: S samples, B rows, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from torch import Tensor
@@ -41,7 +42,12 @@ def _most(network: FunctionalNetwork) -> int:
 
 
 def with_enough_samples(
-    plan: LatentPlan, posterior: DecodedPosterior, x: Tensor, spread: float, regression: bool, dispersion: float = 1.0
+    plan: LatentPlan,
+    posterior: DecodedPosterior,
+    x: Tensor,
+    spread_of: Callable[[Tensor], Tensor | float],
+    regression: bool,
+    dispersion: float = 1.0,
 ) -> LatentPlan:
     """The plan with the fewest samples, from 32 on and doubled up to 256, whose answers are as good as many samples'.
 
@@ -50,10 +56,11 @@ def with_enough_samples(
 
     Args:
         x: (n, ...) encoded training rows.
-        spread: noise standard deviation, or temperature.
+        spread_of: the standard deviation of the noise at rows, or the temperature, as `Calibrated.noise_std`.
         dispersion: of a classifier's logits.
     """
     rows = x[:: -(-len(x) // _ROWS)]
+    spread = spread_of(rows)
 
     def answer(samples: int, seed: int) -> tuple[Tensor, Tensor]:
         outputs = sample_outputs(posterior.network, posterior.draw(plan, samples, seed)[0], rows)

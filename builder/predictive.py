@@ -72,14 +72,14 @@ def contracted(logits: Tensor, dispersion: float, log_weight: Tensor | None = No
     return torch.lerp(mean, logits, dispersion)
 
 
-def answer_of(outputs: Tensor, spread: float, regression: bool) -> tuple[Tensor, Tensor]:
+def answer_of(outputs: Tensor, spread: Tensor | float, regression: bool) -> tuple[Tensor, Tensor]:
     """What is answered of outputs (S, B, O): mean and variance (B,) of a regression, or probabilities (B, C) and their
-    logarithms; `spread` is the noise standard deviation, or the temperature."""
+    logarithms; `spread` is the noise standard deviation, one or (B,), or the temperature."""
     outputs = outputs.double()
     if regression:
         variance, mean = torch.var_mean(outputs[..., 0], 0, unbiased=False)
         return mean, variance + spread**2
-    p = mixture_probabilities(outputs, spread)
+    p = mixture_probabilities(outputs, float(spread))
     return p, p.clamp(min=1e-30).log()
 
 

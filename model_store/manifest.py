@@ -239,12 +239,12 @@ class LatentSpace(_Schema):
 
 class RegressionCalibration(_Schema):
     """Chosen on out-of-fold predictions. `noise_std` is in the target's own units, that of a `log` target of its
-    logarithm. Where noise differs from row to row (`NoiseShape`), `noise_range` has the least and the largest standard
-    deviation among the training rows."""
+    logarithm. Where noise differs from row to row, `noise_std` is the level that `NoiseShape` counts in, and
+    `noise_range` has the least and the largest standard deviation among the training rows."""
 
     task: Literal["regression"] = "regression"
     noise_std: Annotated[FiniteFloat, Field(gt=0)]
-    noise_range: tuple[FiniteFloat, FiniteFloat] | None = None
+    noise_range: tuple[Annotated[FiniteFloat, Field(gt=0)], Annotated[FiniteFloat, Field(gt=0)]] | None = None
     points: Annotated[int, Field(ge=1)]
 
 
@@ -277,10 +277,11 @@ class OodDetection(_Schema):
     """Flags rows that look less familiar than all but a share of `false_alarm_rate` of `points` unseen rows.
 
     Every detector's score is a logarithm, larger where a row is less familiar. Of the network, within each anchor's
-    samples of the plan `predict` and averaged over the anchors: `epistemic_to_noise` of epistemic over aleatoric
-    variance, `mutual_information` of label and weights in nats. Of the inputs of a table: `nearest_rows` of the mean
-    squared distance from the nearest training rows, `mahalanobis` of the squared Mahalanobis distance. Of the features
-    of inputs that are no table: `nearest_features` and `mahalanobis_features`, the latter from the nearest class.
+    samples of the plan `predict` and averaged over the anchors: `epistemic_to_noise` of the epistemic variance over
+    `noise_std` squared, `mutual_information` of label and weights in nats. Of the inputs of a table: `nearest_rows` of
+    the mean squared distance from the nearest training rows, `mahalanobis` of the squared Mahalanobis distance. Of the
+    features of inputs that are no table: `nearest_features` and `mahalanobis_features`, the latter from the nearest
+    class.
     """
 
     detectors: Annotated[list[DetectorName], Field(min_length=1), AfterValidator(_distinct)]

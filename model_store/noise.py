@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 
 _PREFIX: Final = "noise_"
+_LARGEST: Final = 10.0
+"""Of |g|: beyond it noise is nothing, or everything."""
 
 
 @dataclass(frozen=True)
@@ -60,4 +62,8 @@ class NoiseShape:
         units = shape.output.size - 1
         wanted = [(width,), (width,), (width + 1, units), (units + 1,), (2,)]
         fits = [v.shape for v in vars(shape).values()] == wanted and units > 0
-        return shape if fits and (shape.low <= shape.high).all() and shape.ends[0] <= shape.ends[1] else None
+        return (
+            shape
+            if fits and (shape.low <= shape.high).all() and -_LARGEST <= shape.ends[0] <= shape.ends[1] <= _LARGEST
+            else None
+        )

@@ -301,7 +301,7 @@ class AnchorSamples:
 def epistemic_to_noise(
     outputs: Float32, members: AnchorSamples, target: RegressionTarget, calibration: RegressionCalibration
 ) -> Float64:
-    """log(epistemic variance / aleatoric variance) (B,), the epistemic variance within anchors.
+    """log(epistemic variance / `noise_std` squared) (B,), the epistemic variance within anchors.
 
     The unbiased variance over each anchor's samples is averaged over the anchors that have at least two.
     """

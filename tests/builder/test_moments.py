@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from builder.moments import disagreement, moments
+from builder.predictive import conformal_quantile
 from tests.builder.walked import two_rounds
 
 
@@ -71,3 +75,25 @@ def test_two_anchors_say_as_much_of_a_row_as_rows_differ(scatter: float) -> None
     known = torch.corrcoef(torch.stack([found.between.log(), apart.log()]))[0, 1] if scatter else 0.0
     spread = float((found.between / found.expected).std())
     assert spread < 0.2 if not scatter else spread > 0.5 and float(known) > 0.4
+
+
+def test_scores_of_uneven_noise_cover_as_promised() -> None:
+    """Twenty anchors, of which two did not see a row, and noise of known size; 500 rows, and new ones."""
+    covered = []
+    for seed in range(16):
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int, by: torch.Generator = generator) -> Tensor:
+            return torch.randn(*shape, generator=by)
+
+        between, relative, new = 0.3, (2.5 * draw(500)).exp(), (2.5 * draw(4000)).exp()
+        unseen = torch.rand(20, 500, generator=generator).argsort(0) < 2
+        found = moments(
+            between**0.5 * draw(20, 500), torch.zeros(20, 500), unseen, relative.sqrt() * draw(500), between
+        )
+        scores = replace(found, relative=relative).scores(1.0)
+        anchors = between**0.5 * draw(20, 4000)
+        error = anchors.mean(0) - new.sqrt() * draw(4000)
+        score = error.abs() / (new + anchors.var(0, unbiased=False)).sqrt()
+        covered.append([float((score <= conformal_quantile(scores, level)).double().mean()) for level in (0.8, 0.95)])
+    assert np.mean(covered, axis=0) == pytest.approx([0.8, 0.95], abs=0.012)

@@ -56,6 +56,22 @@ def test_doubt_of_the_mean_is_not_taken_for_noise() -> None:
     assert fit_noise(x, noise, torch.zeros(1500), 1.0) is not None
 
 
+def test_one_row_far_out_hides_no_noise() -> None:
+    x, squared, _ = errors(500, 1.0)
+    squared[7] = 1600.0
+    assert fit_noise(x, squared, torch.zeros(500), float(squared.mean())) is not None
+    # Nor does it make even noise look uneven, whose level it raises.
+    x, squared, _ = errors(500, 0.0)
+    squared[7] = 1600.0
+    assert fit_noise(x, squared, torch.zeros(500), float(squared.mean())) is None
+
+
+def test_copies_of_rows_do_not_tell_of_each_other() -> None:
+    each = [errors(120, 0.0, seed) for seed in range(3)]
+    found = [fit_noise(x.repeat(4, 1), squared.repeat(4), torch.zeros(480), 1.0) for x, squared, _ in each]
+    assert found.count(None) >= 2
+
+
 def test_what_cannot_be_told_is_even() -> None:
     x, squared, _ = errors(80, 2.0)
     assert fit_noise(x, squared, torch.zeros(80), 1.0) is None

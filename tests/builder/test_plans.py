@@ -37,7 +37,7 @@ def rows(inputs: int = 2) -> Tensor:
 def test_the_wider_the_posterior_the_more_samples(regression: bool) -> None:
     outputs = 1 if regression else 3
     found = [
-        with_enough_samples(PLAN, posterior(outputs, spread), rows(), 1.0, regression).samples
+        with_enough_samples(PLAN, posterior(outputs, spread), rows(), lambda _: 1.0, regression).samples
         for spread in (0.0, 0.03, 1.0, 10.0)
     ]
     assert found == sorted(found)
@@ -48,7 +48,7 @@ def test_the_wider_the_posterior_the_more_samples(regression: bool) -> None:
 def test_the_chosen_number_answers_as_well_as_many(regression: bool, spread: float) -> None:
     """Half as many would not, as far as other draws than those that were compared can tell."""
     many = posterior(1 if regression else 3, spread)
-    samples = with_enough_samples(PLAN, many, rows(), 1.0, regression).samples
+    samples = with_enough_samples(PLAN, many, rows(), lambda _: 1.0, regression).samples
     assert 32 < samples < 256
 
     def answer(count: int, seed: int) -> Tensor:
@@ -68,7 +68,7 @@ def test_the_chosen_number_answers_as_well_as_many(regression: bool, spread: flo
 
 def test_large_networks_stay_at_few() -> None:
     wide = 2**21 // 64
-    assert with_enough_samples(PLAN, posterior(1, 10.0, wide), rows(wide), 1.0, True).samples == 32
+    assert with_enough_samples(PLAN, posterior(1, 10.0, wide), rows(wide), lambda _: 1.0, True).samples == 32
 
 
 @pytest.mark.parametrize("growth", [1.0, 1.7])
