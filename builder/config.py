@@ -195,9 +195,9 @@ class CalibrationConfig(_Config):
         ),
     ] = None
     noise: Annotated[
-        Literal["learned", "even"],
-        Field(description="a regression's noise: by the inputs of a table where unseen rows want it, or even for all"),
-    ] = "learned"
+        Literal["even", "learned"],
+        Field(description="a regression's noise: even for all rows, or learned of a table's inputs where rows tell it"),
+    ] = "even"
     reference_rows: Annotated[
         int,
         Field(

@@ -120,14 +120,16 @@ def _noise(rows: UnseenRows, target: RegressionTarget, given: bool, learned: boo
         seen.append(f"{share:.0%} of intervals reach below zero, where no target is")
     of = "the target's logarithm" if target.log else "this target"
     if target.log:
-        advice = "Build without --log-target, or try a root of the target, if that is more even."
+        advice = "Try it without --log-target, or a root of the target, if that is more even."
     elif not (positive and _grows(found, own)):
         advice = "Try a function of the target whose noise is more even, such as a root."
     elif given:
         advice = "Try a network that predicts the target's logarithm, and --log-target: its noise is more even."
     else:
+        advice = "Try --log-target (data.log_target), which learns the target's logarithm: its noise is more even."
+    if found.thirds and not learned:
         advice = (
-            "Build with --log-target (data.log_target), which learns the target's logarithm: its noise is more even."
+            f"Try --set calibration.noise=learned: the noise then goes by the inputs. {advice.replace('Try', 'Or', 1)}"
         )
     return Finding(
         "noise",

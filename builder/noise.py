@@ -45,12 +45,10 @@ class Noise:
     Attributes:
         shape: what is served.
         own: (n,) relative variance at the rows it was learned from, each by a network that was not trained on the row.
-        even_std: standard deviation of the noise, were it the same for all rows.
     """
 
     shape: NoiseShape
     own: Tensor
-    even_std: float
 
 
 def fit_noise(x: Tensor, squared: Tensor, epistemic: Tensor, level: float) -> Noise | None:
@@ -103,7 +101,7 @@ def fit_noise(x: Tensor, squared: Tensor, epistemic: Tensor, level: float) -> No
     own_hidden = torch.cat([hidden[:-1] / scale[:, None], hidden[-1:] - (center / scale) @ hidden[:-1]])
     low, high = center - _FURTHEST * scale, center + _FURTHEST * scale
     shape = NoiseShape(low.numpy(), high.numpy(), own_hidden.numpy(), output.numpy(), ends.double().numpy())
-    return Noise(shape, own.clamp(float(ends[0]), float(ends[1])).exp().to(squared), math.sqrt(level))
+    return Noise(shape, own.clamp(float(ends[0]), float(ends[1])).exp().to(squared))
 
 
 def _near(x: Tensor, center: Tensor, scale: Tensor) -> Tensor:

@@ -39,7 +39,6 @@ METHODS = {
     "fiberwalk_anchors": "our anchors without fibers",
     "fiberwalk_fiber": "our fiber samples",
     "fiberwalk_many": "fiberwalk, 512 decoded samples",
-    "fiberwalk_even": "fiberwalk, one noise level for all rows",
     "fiberwalk": "fiberwalk, as served",
 }
 """What the methods are called in tables, in their order."""

@@ -114,19 +114,21 @@ def of_prices(spread: float = 0.4, base: float = 0.0, rows: int = 1500) -> Unsee
 )
 def test_the_logarithm_is_advised_where_noise_is_even_then(rows: UnseenRows, advised: bool) -> None:
     (finding,) = uneven(rows, TARGET)
-    assert ("Build with --log-target" in finding.advice) == advised
+    assert ("--log-target" in finding.advice) == advised
     assert ("such as a root" in finding.advice) != advised
 
 
 def test_who_gives_weights_has_to_train_others_for_the_logarithm() -> None:
     (finding,) = uneven(of_prices(), TARGET, given=True)
-    assert "Try a network that predicts the target's logarithm" in finding.advice
+    assert "a network that predicts the target's logarithm" in finding.advice
 
 
 def test_who_learns_the_logarithm_is_not_sent_back_to_it() -> None:
     (finding,) = uneven(of_prices(), OF_LOGARITHM)
     assert "the target's logarithm is not like" in finding.message
-    assert "Build without --log-target" in finding.advice
+    assert "without --log-target" in finding.advice and "calibration.noise=learned" in finding.advice
+    (learned,) = uneven(of_prices(), OF_LOGARITHM, learned=True)
+    assert "calibration.noise" not in learned.advice and "Noise goes by the inputs" in learned.message
 
 
 def test_intervals_below_zero_are_told_of_targets_above_it() -> None:
@@ -178,7 +180,7 @@ def test_a_build_says_so_in_its_bundle(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     a = rng.uniform(-2, 2, 600)
     pd.DataFrame({"a": a, "y": np.exp(a + 0.5 * rng.normal(size=600))}).to_csv(tmp_path / "table.csv", index=False)
-    result = run_build(config(tmp_path, calibration={"noise": "even"}))
+    result = run_build(config(tmp_path))
     (finding,) = (f for f in result.findings if f.code == "noise")
     assert "--log-target" in finding.advice and str(finding) in result.bundle.manifest.build.warnings
     assert "One noise level holds for all rows" in (result.bundle.path / "report.html").read_text()

@@ -106,7 +106,7 @@ def test_a_build_serves_the_noise_that_it_learned(tmp_path: Path) -> None:
     a = rng.uniform(-2, 2, 700)
     size = 0.1 * np.exp(0.8 * a)
     pd.DataFrame({"a": a, "y": a + size * rng.normal(size=700)}).to_csv(tmp_path / "table.csv", index=False)
-    result = run_build(config(tmp_path, map=FOUR))
+    result = run_build(config(tmp_path, map=FOUR, calibration={"noise": "learned"}))
     calibration = result.bundle.manifest.calibration
     assert isinstance(calibration, RegressionCalibration) and calibration.noise_range is not None
     assert not [f for f in result.findings if f.code == "noise"]
@@ -119,7 +119,7 @@ def test_a_build_serves_the_noise_that_it_learned(tmp_path: Path) -> None:
     y = new + true * rng.normal(size=600)
     assert "by the inputs" in (result.bundle.path / "report.html").read_text()
 
-    even = run_build(config(tmp_path, name="even", map=FOUR, calibration={"noise": "even"}))
+    even = run_build(config(tmp_path, name="even", map=FOUR))
     same = serve(even.bundle, new[:, None].tolist())
     assert len(np.unique(same["aleatoric_variance"])) == 1
     shares = []

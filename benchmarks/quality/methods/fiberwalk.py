@@ -20,8 +20,7 @@ def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome
     mean and variance, which is what calibration chose the noise for.
 
     `fiberwalk`: what a server answers by default; `fiberwalk_many`: from 512 decoded samples; `fiberwalk_fiber`: from
-    the fiber samples themselves. Of a regression also `fiberwalk_even`: as served, with one noise level for all rows,
-    as every peer has it.
+    the fiber samples themselves.
     """
     plan = trained.plans["predict"]
     nodes = _evenly(trained.fibers.nodes[: trained.reach.node + 1])
@@ -30,12 +29,7 @@ def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome
         "fiberwalk_many": trained.posterior.draw(plan, MANY)[0],
         "fiberwalk_fiber": nodes.flatten(0, 2),
     }
-    found = {name: _predict(problem, trained, thetas) for name, thetas in weights.items()}
-    if problem.regression:
-        noise = trained.calibrated.noise
-        even = trained.calibrated.spread if noise is None else noise.even_std
-        found["fiberwalk_even"] = predict(problem, _outputs(problem, weights["fiberwalk"]), even**2, 1.0)
-    return {name: Outcome(answered(predictive), cost) for name, predictive in found.items()}
+    return {name: Outcome(answered(_predict(problem, trained, thetas)), cost) for name, thetas in weights.items()}
 
 
 def ablated(problem: Problem, trained: Trained, cost: Cost, tuned: Tuned) -> dict[str, Outcome]:
