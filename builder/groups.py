@@ -30,7 +30,9 @@ _TAIL, _TIMES = 0.05, 3.0
 _SHOWN = 10
 
 
-def uneven(rows: UnseenRows | None, target: Target, *, given: bool = False, learned: bool = False) -> list[Finding]:
+def uneven(
+    rows: UnseenRows | None, target: Target, *, given: bool = False, learned: bool | None = False
+) -> list[Finding]:
     """Where promises of level 90 % hold over all rows, but not over parts of them: by more than chance, and enough to
     matter.
 
@@ -43,7 +45,7 @@ def uneven(rows: UnseenRows | None, target: Target, *, given: bool = False, lear
     a probability below a thousandth, shared among the classes (binomial).
 
     Args:
-        given: whether the network's weights were; learned: whether the noise may differ from row to row.
+        given: whether the network's weights were; learned: whether the noise goes by the inputs; None where it cannot.
     """
     if rows is None:
         return []
@@ -92,7 +94,7 @@ class _Unevenness:
         return max(self.above, self.below) / max(self.above + self.below, 1)
 
 
-def _noise(rows: UnseenRows, target: RegressionTarget, given: bool, learned: bool) -> Finding | None:
+def _noise(rows: UnseenRows, target: RegressionTarget, given: bool, learned: bool | None) -> Finding | None:
     assert rows.mean is not None and rows.std is not None
     y, mean, std = (v.double().cpu() for v in (rows.y, rows.mean, rows.std))
     error = (y - mean) / std
@@ -120,14 +122,14 @@ def _noise(rows: UnseenRows, target: RegressionTarget, given: bool, learned: boo
         seen.append(f"{share:.0%} of intervals reach below zero, where no target is")
     of = "the target's logarithm" if target.log else "this target"
     if target.log:
-        advice = "Try it without --log-target, or a root of the target, if that is more even."
+        advice = "Try the target itself, without --log-target, or a root of it."
     elif not (positive and _grows(found, own)):
         advice = "Try a function of the target whose noise is more even, such as a root."
     elif given:
         advice = "Try a network that predicts the target's logarithm, and --log-target: its noise is more even."
     else:
         advice = "Try --log-target (data.log_target), which learns the target's logarithm: its noise is more even."
-    if found.thirds and not learned:
+    if found.thirds and learned is False:
         advice = (
             f"Try --set calibration.noise=learned: the noise then goes by the inputs. {advice.replace('Try', 'Or', 1)}"
         )

@@ -21,7 +21,7 @@ from builder.work import WorkFolder
 from model_store.bundle import Bundle
 from model_store.errors import ConfigError
 from model_store.logarithm import MOST_NOISE
-from model_store.manifest import Metrics, RegressionTarget
+from model_store.manifest import Metrics, RegressionTarget, TableInput
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def run_build(
             calibrated.unseen,
             dataset.target,
             given=config.network.weights is not None,
-            learned=calibrated.noise is not None,
+            learned=calibrated.noise is not None if isinstance(dataset.inputs, TableInput) else None,
         ),
     ]
     for finding in findings:

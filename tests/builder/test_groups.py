@@ -127,6 +127,8 @@ def test_who_learns_the_logarithm_is_not_sent_back_to_it() -> None:
     (finding,) = uneven(of_prices(), OF_LOGARITHM)
     assert "the target's logarithm is not like" in finding.message
     assert "without --log-target" in finding.advice and "calibration.noise=learned" in finding.advice
+    (images,) = uneven(of_prices(), OF_LOGARITHM, learned=None)
+    assert "calibration.noise" not in images.advice and "One noise level" in images.message
     (learned,) = uneven(of_prices(), OF_LOGARITHM, learned=True)
     assert "calibration.noise" not in learned.advice and "Noise goes by the inputs" in learned.message
 
