@@ -20,14 +20,15 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
 from benchmarks import figures
-from benchmarks.command import run_build, serving
+from benchmarks.command import Server, run_build, serving
 from benchmarks.data import PUBLISHED, ROOT, SEEN, SYNTHETIC, TARGET, DataSet, check_available, read_set
 from benchmarks.exit import exit_status
 from benchmarks.results import Results, Run, environment, refuse_changed
@@ -53,26 +54,42 @@ _SHOWN: Final = {
 }
 
 
+@contextmanager
+def built_and_served(
+    data: DataSet, split: int, preset: str, options: Sequence[str] = ()
+) -> Iterator[tuple[Server, str, float]]:
+    """A server of a model built from a split's training rows, the model's name, and the seconds of the build.
+
+    Args:
+        options: more of `fiberwalk build`.
+
+    Raises:
+        FiberwalkError: a command failed.
+    """
+    name = f"{data.name}-{split}"
+    with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as temporary:
+        folder = Path(temporary)
+        data.write_training(split, folder / "train.csv")
+        (folder / "recipe.toml").write_text(RECIPE)
+        asked = {"data": "train.csv", "target": TARGET, "task": data.task, "name": name, "store": "models"}
+        asked |= {"preset": preset, "seed": str(split)}
+        arguments = [word for option, value in asked.items() for word in (f"--{option}", value)]
+        seconds = run_build(["recipe.toml", *arguments, *options, "--quiet"], folder)
+        with serving(folder / "models") as server:
+            yield server, name, seconds
+
+
 def run_split(data: DataSet, split: int, preset: str) -> dict[str, Any]:
     """Builds from a split's training rows, serves, and scores the answers for its test rows.
 
     Raises:
         FiberwalkError: a command or a request failed.
     """
-    name = f"{data.name}-{split}"
     x, y = data.x[data.test[split]], data.y[data.test[split]]
-    with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as temporary:
-        folder = Path(temporary)
-        data.write_training(split, folder / "train.csv")
-        (folder / "recipe.toml").write_text(RECIPE)
-        options = {"data": "train.csv", "target": TARGET, "task": data.task, "name": name, "store": "models"}
-        options |= {"preset": preset, "seed": str(split)}
-        arguments = [word for option, value in options.items() for word in (f"--{option}", value)]
-        seconds = run_build(["recipe.toml", *arguments, "--quiet"], folder)
-        with serving(folder / "models") as server:
-            described = server.describe(name)
-            answers = {level: server.ask("/predict", name, x, level=level) for level in LEVELS}
-            flags = {rate: server.ask("/ood", name, x, false_alarm_rate=rate)["flag"] for rate in ALARM_RATES}
+    with built_and_served(data, split, preset) as (server, name, seconds):
+        described = server.describe(name)
+        answers = {level: server.ask("/predict", name, x, level=level) for level in LEVELS}
+        flags = {rate: server.ask("/ood", name, x, false_alarm_rate=rate)["flag"] for rate in ALARM_RATES}
     if data.task == "regression":
         found = figures.of_regression(answers, y)
     else:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,22 @@ class Bundle:
             raise IntegrityError(
                 f"{self}: what rows are compared with does not fit the inputs; build the bundle again."
             )
-        if not _has_noise(arrays, self.manifest):
-            raise IntegrityError(f"{self}: the shape of the noise does not fit the inputs; build the bundle again.")
+        self.noise(arrays)
         return arrays
+
+    def noise(self, arrays: Mapping[str, NDArray[Any]]) -> NoiseShape | None:
+        """How the noise differs from row to row, of the bundle's arrays; None where it does not.
+
+        Raises:
+            IntegrityError: they do not hold what the manifest says.
+        """
+        calibration, table = self.manifest.calibration, self.manifest.inputs
+        if not isinstance(calibration, RegressionCalibration) or calibration.noise_range is None:
+            return None
+        shape = NoiseShape.of(arrays, TableEncoder(table).width) if isinstance(table, TableInput) else None
+        if shape is None:
+            raise IntegrityError(f"{self}: the shape of the noise does not fit the inputs; build the bundle again.")
+        return shape
 
     def verify(self) -> None:
         """Checks every file of the bundle, that none is missing which a server needs, and that nothing lies beside.
@@ -209,14 +223,6 @@ def _are_scores(scores: NDArray[Any] | None, shape: tuple[int, ...] | None) -> b
         return False
     fits = scores.ndim == 1 if shape is None else scores.shape == shape
     return bool(fits and np.isfinite(scores).all() and (np.diff(scores) >= 0).all())
-
-
-def _has_noise(arrays: dict[str, NDArray[Any]], manifest: Manifest) -> bool:
-    """Whether there is all that says how noise differs from row to row, where it does."""
-    calibration, table = manifest.calibration, manifest.inputs
-    if not isinstance(calibration, RegressionCalibration) or calibration.noise_range is None:
-        return True
-    return isinstance(table, TableInput) and NoiseShape.of(arrays, TableEncoder(table).width) is not None
 
 
 def _are_references(arrays: dict[str, NDArray[Any]], manifest: Manifest) -> bool:

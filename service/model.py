@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +10,8 @@ from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
 from model_store.detection import Detectors, Unfamiliarity
-from model_store.encoding import TableEncoder
 from model_store.errors import InputError
-from model_store.manifest import LatentPlan, RegressionCalibration, RegressionTarget, TableInput
-from model_store.noise import NoiseShape
+from model_store.manifest import LatentPlan, RegressionCalibration, RegressionTarget
 from service import predictive
 from service.engine import Engine, WeightSet
 from service.inputs import InputEncoder
@@ -67,7 +64,7 @@ class ServedModel:
         self.encoder = InputEncoder(bundle.manifest.inputs)
         self.engine = Engine(bundle, threads=threads, device=device)
         self._scores: NDArray[np.float64] = arrays["conformity_scores"]
-        self._noise = self._noise_shape(arrays)
+        self._noise = bundle.noise(arrays)
         self.detectors = Detectors(bundle.manifest.inputs, bundle.manifest.ood, arrays)
         if self.detectors.features:
             self.engine.take_features(bundle, self.detectors.features)
@@ -111,6 +108,9 @@ class ServedModel:
         """(B,) bool: the rows of whose outputs (S, B, O) something can be said: where they are `scored` alone, and
         nothing is predicted, of all that are finite."""
         within = np.isfinite(outputs) if scored else predictive.in_range(outputs, self.manifest.target)
+        # Row by row takes many times as long, and hardly any request has such a row.
+        if within.all():
+            return np.ones(outputs.shape[1], dtype=np.bool_)
         found: NDArray[np.bool_] = np.logical_and.reduce(within, axis=(0, 2))
         return found
 
@@ -145,13 +145,6 @@ class ServedModel:
         if asked.draws:
             found["draws"] = predictive.probabilities(outputs, calibration).swapaxes(0, 1)
         return found
-
-    def _noise_shape(self, arrays: Mapping[str, NDArray[Any]]) -> NoiseShape | None:
-        calibration, inputs = self.manifest.calibration, self.manifest.inputs
-        if not isinstance(calibration, RegressionCalibration) or calibration.noise_range is None:
-            return None
-        assert isinstance(inputs, TableInput)  # the bundle has been verified
-        return NoiseShape.of(arrays, TableEncoder(inputs).width)
 
     def interval_factor(self, level: float) -> float:
         """How many predictive standard deviations an interval reaches to either side."""

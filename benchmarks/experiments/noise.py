@@ -3,19 +3,17 @@ and of high predictions."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import figures
-from benchmarks.command import run_build, serving
-from benchmarks.data import TARGET, DataSet, read_set
+from benchmarks.data import DataSet, read_set
 from benchmarks.experiments.experiment import Experiment, Report, Table, apart, by_set, heading
 from benchmarks.results import Run
+from benchmarks.served import built_and_served
 from benchmarks.table import estimate
 
 SETS = ("uci_energy", "uci_concrete", "uci_wine_red", "uci_yacht", "uci_boston")
@@ -36,18 +34,10 @@ def run(name: str, split: int, preset: str) -> dict[str, Any]:
 
 
 def _of(data: DataSet, split: int, preset: str, options: Sequence[str]) -> dict[str, Any]:
-    name = f"{data.name}-{split}"
     x, y = data.x[data.test[split]], data.y[data.test[split]].astype(np.float64)
-    with tempfile.TemporaryDirectory(prefix="fiberwalk-experiment-") as temporary:
-        folder = Path(temporary)
-        data.write_training(split, folder / "train.csv")
-        asked = {"data": "train.csv", "target": TARGET, "task": "regression", "name": name, "store": "models"}
-        asked |= {"preset": preset, "seed": str(split), "set": "data.test_fraction=0"}
-        words = [word for option, value in asked.items() for word in (f"--{option}", value)]
-        run_build([*words, *options, "--quiet"], folder)
-        with serving(folder / "models") as server:
-            described = server.describe(name)
-            answer = server.ask("/predict", name, x, level=LEVEL)
+    with built_and_served(data, split, preset, options) as (server, name, _):
+        described = server.describe(name)
+        answer = server.ask("/predict", name, x, level=LEVEL)
     unseen = next(m for m in described["metrics"] if m["split"] == "out_of_fold" and m["predictor"] == "posterior")
     return {"unseen": unseen["values"]["nll"], **judge(answer, y)}
 
@@ -108,8 +98,8 @@ def report(runs: Sequence[Run]) -> Report:
     return Report([Table(title, [*header, "reach below zero"], rows)], findings=findings)
 
 
-def _apart(figures: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], figure: str = "nll") -> str:
-    return apart([f[figure] for f in figures], [f[figure] for f in others])
+def _apart(those: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], figure: str = "nll") -> str:
+    return apart([f[figure] for f in those], [f[figure] for f in others])
 
 
 EXPERIMENT = Experiment(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,13 @@ from model_store.shelf import CHAMPION
 from model_store.store import ModelStore
 from service import models as models_module
 from tests import bundles
-from tests.servers import Server, counter, serving, wait_until
+from tests.servers import Server, counter, wait_until
+from tests.service import test_replaced
 from tests.service.test_models import BODY, models_of, version
 from tests.service.test_replaced import Served
 
-
-@pytest.fixture
-def store(tmp_path: Path) -> ModelStore:
-    """One version of `sine`."""
-    bundles.numeric_regression().publish(tmp_path / "store")
-    return ModelStore(tmp_path / "store")
-
-
-@pytest.fixture
-def running(store: ModelStore) -> Iterator[tuple[Server, httpx.Client]]:
-    with serving(store.root) as server, server.client() as client:
-        yield server, client
+# A store of one version of `sine`, and a server of it.
+store, running = test_replaced.store, test_replaced.running
 
 
 def refused(client: httpx.Client, model: str) -> tuple[int, str]:

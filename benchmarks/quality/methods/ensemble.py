@@ -98,7 +98,9 @@ def predict(
     """The averaged predictive of outputs (S, B, O): of Gaussians with this noise, one or (B,), or of tempered softmaxes
     of logits of this dispersion. Mutual information is of the samples as drawn, which know unfamiliar rows better."""
     if problem.regression:
-        variance = torch.as_tensor(noise_variance, dtype=outputs.dtype).expand_as(outputs[..., 0])
+        variance = torch.as_tensor(noise_variance, dtype=outputs.dtype, device=outputs.device).expand_as(
+            outputs[..., 0]
+        )
         return Gaussians(outputs[..., 0], variance)
     drawn = of_samples((outputs / temperature).softmax(-1))
     if dispersion == 1:
