@@ -288,13 +288,13 @@ def calibrate(
             few = outputs_on_unseen(posterior.network, fewer, inputs, at)
         spread, dispersion, rows_nll = gather(few, at, target[judged], served).fit_dispersed()
         p = torch.empty(len(rows), own[0].shape[2], device=x.device)
-        p[judged] = _averaged(own, at, spread, dispersion)
+        p[judged] = averaged_over_unseen(own, at, spread, dispersion)
         others = torch.ones(len(rows), dtype=torch.bool, device=x.device)
         others[judged] = False
         size = max(1, values_at_once() // sum(f.shape[0] * f.shape[2] for f in own))
         for part in torch.split(others.nonzero().squeeze(1), size):
             outputs = outputs_on_unseen(posterior.network, drawn, x[rows[part]], unseen[:, part])
-            p[part] = _averaged(outputs, unseen[:, part], spread, dispersion)
+            p[part] = averaged_over_unseen(outputs, unseen[:, part], spread, dispersion)
         true = p.gather(1, target[:, None]).squeeze(1)
         each_score = (1 - true).double().clamp(0, 1)
         scores = each_score.sort().values
@@ -304,7 +304,7 @@ def calibrate(
     return Calibrated(spread, dispersion, map_spread, scores, len(target), nll, map_nll, noise, gain, answered)
 
 
-def _averaged(outputs: list[Tensor], unseen: Tensor, temperature: float, dispersion: float) -> Tensor:
+def averaged_over_unseen(outputs: list[Tensor], unseen: Tensor, temperature: float, dispersion: float) -> Tensor:
     """Probabilities (m, C) averaged over the samples of the anchors that did not see a row, from the logits (S, m_a, C)
     of each anchor on those rows of `unseen` (A, m)."""
 

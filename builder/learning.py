@@ -30,7 +30,7 @@ from builder.map import Anchors, given_anchor, refit_anchors, train_anchors
 from builder.metric import PredictiveMetric
 from builder.narrowing import narrow_first_layers
 from builder.network import FunctionalNetwork, NetworkFactory
-from builder.plans import make_plan, settled, with_enough_samples
+from builder.plans import make_plan, settled, with_enough_samples, with_enough_samples_of_classes
 from builder.preparation import assign_members, choose_device, default_memory, make_module
 from builder.progress import StageBars, StepReport
 from builder.runtime import limit_memory
@@ -177,8 +177,11 @@ def learn(
             isinstance(dataset.inputs, TableInput) and config.calibration.noise == "learned",
         )
         if not known:
-            regression = y.is_floating_point()
-            plan = with_enough_samples(plan, posterior, x, calibrated.noise_std, regression, calibrated.dispersion)
+            if y.is_floating_point():
+                plan = with_enough_samples(plan, posterior, x, calibrated.noise_std)
+            else:
+                spread, dispersion = calibrated.spread, calibrated.dispersion
+                plan = with_enough_samples_of_classes(plan, judged, x, member, spread, dispersion)
         networks = FeatureNetworks(full, anchors.weights)
         detection = fit_detectors(
             judged,

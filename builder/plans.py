@@ -10,18 +10,24 @@ from typing import Final
 
 from torch import Tensor
 
-from builder.calibration import DecodedPosterior, Reach
+from builder.calibration import DecodedPosterior, Posterior, Reach, averaged_over_unseen, weights_of_anchors
 from builder.config import CalibrationConfig
 from builder.fiber import Fibers
 from builder.network import FunctionalNetwork
-from builder.predictive import answer_of, answers_apart, contracted, sample_outputs
+from builder.out_of_fold import outputs_on_unseen, rows_to_judge
+from builder.predictive import answer_of, answers_apart, sample_outputs
 from model_store.manifest import LatentPlan
 
 _FEWEST: Final = 32
 _MOST: Final = 256
 _REFERENCE: Final = 1024
+"""Samples that are many."""
 _TOLERATED: Final = 0.0005
-"""Nats a row that the default number of samples may cost on training rows, where samples differ less than on others."""
+"""Nats a row that the default number of samples may cost on training rows."""
+_REFERENCE_UNSEEN: Final = 512
+"""As many, on rows that two of twenty anchors answer: half as many then are drawn of all twenty."""
+_TOLERATED_UNSEEN: Final = 0.001
+"""Nats a row on these, where samples differ more."""
 _MOST_WEIGHTS: Final = 2**21
 """Of all samples together (8 MB), where their number is chosen automatically."""
 _ROWS: Final = 512
@@ -42,34 +48,61 @@ def _most(network: FunctionalNetwork) -> int:
 
 
 def with_enough_samples(
-    plan: LatentPlan,
-    posterior: DecodedPosterior,
-    x: Tensor,
-    spread_of: Callable[[Tensor], Tensor | float],
-    regression: bool,
-    dispersion: float = 1.0,
+    plan: LatentPlan, posterior: DecodedPosterior, x: Tensor, spread_of: Callable[[Tensor], Tensor | float]
 ) -> LatentPlan:
-    """The plan with the fewest samples, from 32 on and doubled up to 256, whose answers are as good as many samples'.
-
-    What few samples cost is the divergence `KL(many || few)` of the predictive distributions, which no target is
-    needed for: the NLL that they lose where the answer of many is right. Large networks stay at fewer.
+    """The plan of a regression with the fewest samples that answer as well as many, to training rows.
 
     Args:
         x: (n, ...) encoded training rows.
-        spread_of: the standard deviation of the noise at rows, or the temperature, as `Calibrated.noise_std`.
-        dispersion: of a classifier's logits.
+        spread_of: the standard deviation of the noise at rows, as `Calibrated.noise_std`.
     """
     rows = x[:: -(-len(x) // _ROWS)]
     spread = spread_of(rows)
 
     def answer(samples: int, seed: int) -> tuple[Tensor, Tensor]:
         outputs = sample_outputs(posterior.network, posterior.draw(plan, samples, seed)[0], rows)
-        return answer_of(contracted(outputs, dispersion), spread, regression)
+        return answer_of(outputs, spread, True)
 
-    samples, most = _FEWEST, _most(posterior.network)
     many = answer(_REFERENCE, 1)
-    while 2 * samples <= most:
-        if answers_apart(many, answer(samples, 0), regression) <= _TOLERATED:
-            break
+    return _fewest(plan, posterior.network, lambda samples: answers_apart(many, answer(samples, 0), True) <= _TOLERATED)
+
+
+def with_enough_samples_of_classes(
+    plan: LatentPlan, posterior: Posterior, x: Tensor, member: Tensor, temperature: float, dispersion: float
+) -> LatentPlan:
+    """The plan of a classification with the fewest samples that answer as well as many, to rows that are unseen by the
+    anchors that answer.
+
+    Of rows that networks fit without an error they are all as sure, and a few samples look like enough.
+
+    Args:
+        posterior: that of the cross-fitted anchors.
+        x: (n, ...) encoded training rows.
+        member: (A, n) whether an anchor has them.
+    """
+    rows = rows_to_judge(member, _ROWS)
+    unseen = ~member[:, rows]
+    lacking = int(unseen.sum(0).min())
+
+    def answer(samples: int) -> tuple[Tensor, Tensor]:
+        weights = weights_of_anchors(posterior, plan, max(1, samples // lacking))
+        outputs = outputs_on_unseen(posterior.network, weights, x[rows], unseen)
+        p = averaged_over_unseen(outputs, unseen, temperature, dispersion).double()
+        return p, p.clamp(min=1e-30).log()
+
+    many = answer(_REFERENCE_UNSEEN)
+    return _fewest(
+        plan, posterior.network, lambda samples: answers_apart(many, answer(samples), False) <= _TOLERATED_UNSEEN
+    )
+
+
+def _fewest(plan: LatentPlan, network: FunctionalNetwork, enough: Callable[[int], bool]) -> LatentPlan:
+    """The plan with the fewest samples that are enough, from 32 on and doubled up to 256; large networks stay at fewer.
+
+    What few samples cost is the divergence `KL(many || few)` of the predictive distributions, which no target is
+    needed for: the NLL that they lose where the answer of many is right.
+    """
+    samples, most = _FEWEST, _most(network)
+    while 2 * samples <= most and not enough(samples):
         samples *= 2
     return plan.model_copy(update={"samples": samples})
