@@ -9,6 +9,7 @@ from benchmarks.quality.methods.ensemble import predict
 from benchmarks.quality.predictive import Cost, Outcome, Predictive, answered
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.tuning import Tuned
+from builder.calibration import SampledPosterior
 from builder.predictive import contracted, sample_outputs
 from builder.trained import Trained
 
@@ -20,14 +21,14 @@ def answers(problem: Problem, trained: Trained, cost: Cost) -> dict[str, Outcome
     mean and variance, which is what calibration chose the noise for.
 
     `fiberwalk`: what a server answers by default; `fiberwalk_many`: from 512 decoded samples; `fiberwalk_fiber`: from
-    the fiber samples themselves.
+    the fibers' own weights at the same places, so that what is between the two is the decoder's error alone.
     """
     plan = trained.plans["predict"]
-    nodes = _evenly(trained.fibers.nodes[: trained.reach.node + 1])
+    fibers = SampledPosterior.of(trained.network, trained.fibers, trained.reach.used)
     weights = {
         "fiberwalk": trained.posterior.draw(plan, plan.samples)[0],
         "fiberwalk_many": trained.posterior.draw(plan, MANY)[0],
-        "fiberwalk_fiber": nodes.flatten(0, 2),
+        "fiberwalk_fiber": fibers.draw(plan, MANY)[0],
     }
     return {name: Outcome(answered(_predict(problem, trained, thetas)), cost) for name, thetas in weights.items()}
 
