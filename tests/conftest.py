@@ -44,13 +44,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def rough_pictures() -> Iterator[None]:
-    """Pictures of builds that nobody looks at: drawn small, and with no room found for their parts, which together
-    takes a fifth of a tiny build. What they show and how is the matter of `builder/test_report.py`."""
+    """Pictures of builds that nobody looks at: what is drawn of the data, small, with neither axes nor words, and with
+    no room found for them, which together takes half of a tiny build. What they show and how is the matter of
+    `builder/test_report.py`."""
+    from matplotlib.axis import Axis
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.legend import Legend
+    from matplotlib.text import Text
 
     from builder import canvas
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
+        for part in (Axis, Legend, Text):
+            patch.setattr(part, "draw", lambda *_: None)
         patch.setitem(canvas._STYLE, "figure.dpi", 30)
+        # At a place of its own: matplotlib looks for one that is free of ticks.
+        patch.setitem(canvas._STYLE, "axes.titley", 1.0)
         yield

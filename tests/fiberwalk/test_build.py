@@ -42,6 +42,9 @@ number = 3
 """
 
 
+pytestmark = pytest.mark.usefixtures("rough_pictures")
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a table and a recipe for it."""
