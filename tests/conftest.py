@@ -1,8 +1,10 @@
 """The order of the test files, those that take longest first, so that no process is left with one at the end; and
-pictures that cost less."""
+pictures and exports that cost less."""
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,4 +63,17 @@ def rough_pictures() -> Iterator[None]:
         patch.setitem(canvas._STYLE, "figure.dpi", 30)
         # At a place of its own: matplotlib looks for one that is free of ticks.
         patch.setitem(canvas._STYLE, "axes.titley", 1.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_registry() -> Iterator[None]:
+    """torch reads its library of ONNX operators anew at each export, which takes two seconds; it is always the same."""
+    if "torch" not in sys.modules:
+        yield  # no test file that was collected exports
+        return
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         yield
