@@ -1,8 +1,11 @@
 """The order of the test files, those that take longest first, so that no process is left with one at the end; and
-pictures that cost less."""
+pictures, exports and a search for garbage that cost less."""
 
 from __future__ import annotations
 
+import functools
+import gc
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,23 +14,40 @@ import pytest
 ROOT = Path(__file__).parent
 LONGEST = (
     "fiberwalk/test_demo.py",
-    "builder/test_pipeline.py",
-    "fiberwalk/test_own_network.py",
-    "builder/test_distributed.py",
     "builder/test_export.py",
+    "builder/test_pipeline.py",
+    "builder/test_distributed.py",
+    "service/test_serving.py",
+    "service/test_workers.py",
+    "fiberwalk/test_own_network.py",
     "benchmarks/calibration/test_run.py",
-    "benchmarks/test_served.py",
+    "service/test_batching.py",
+    "builder/test_noise.py",
+    "builder/test_report.py",
     "benchmarks/quality/test_images.py",
-    "test_clean_install.py",
-    "fiberwalk/test_edge_cases.py",
     "benchmarks/quality/test_record.py",
-    "builder/test_calibration.py",
+    "benchmarks/test_served.py",
+    "builder/test_map.py",
+    "builder/test_learning.py",
+    "builder/test_trial.py",
+    "test_clean_install.py",
     "builder/test_export_blocked.py",
-    "builder/test_entry.py",
-    "builder/test_fiber.py",
+    "fiberwalk/test_edge_cases.py",
+    "benchmarks/serving/test_peers.py",
+    "builder/test_calibration.py",
+    "service/test_store_trouble.py",
     "benchmarks/fidelity/test_agreement.py",
-    "builder/test_export_graph.py",
+    "service/test_redis_tier.py",
+    "service/test_feedback.py",
+    "builder/test_fiber.py",
+    "benchmarks/serving/test_wire.py",
+    "service/test_redis_monitor.py",
+    "builder/test_unfamiliar.py",
+    "builder/test_export_layers.py",
+    "fiberwalk/test_build.py",
+    "builder/test_entry.py",
     "benchmarks/serving/test_curves.py",
+    "builder/test_export_graph.py",
 )
 
 
@@ -37,6 +57,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
+def pytest_collection_finish() -> None:
+    # What was imported stays to the end. To look through all of it for garbage again and again, as Python does by
+    # default, takes a tenth of the time of tests that trace networks; they leave much, but nothing that is large.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 10)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {ROOT / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
@@ -44,13 +72,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def rough_pictures() -> Iterator[None]:
-    """Pictures of builds that nobody looks at: drawn small, and with no room found for their parts, which together
-    takes a fifth of a tiny build. What they show and how is the matter of `builder/test_report.py`."""
+    """Pictures of builds that nobody looks at: what is drawn of the data, small, with neither axes nor words, and with
+    no room found for them, which together takes half of a tiny build. What they show and how is the matter of
+    `builder/test_report.py`."""
+    from matplotlib.axis import Axis
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.legend import Legend
+    from matplotlib.text import Text
 
     from builder import canvas
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
+        for part in (Axis, Legend, Text):
+            patch.setattr(part, "draw", lambda *_: None)
         patch.setitem(canvas._STYLE, "figure.dpi", 30)
+        # At a place of its own: matplotlib looks for one that is free of ticks.
+        patch.setitem(canvas._STYLE, "axes.titley", 1.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_registry() -> Iterator[None]:
+    """torch reads its library of ONNX operators anew at each export, which takes two seconds; it is always the same."""
+    if "torch" not in sys.modules:
+        yield  # no test file that was collected exports
+        return
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         yield

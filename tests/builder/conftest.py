@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-
 import pytest
 import torch
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from tests.builder.walked import Walked, walk_wave
 
@@ -19,11 +15,3 @@ torch.set_num_threads(1)
 def walked() -> Walked:
     """Fibers of a small regression; nobody changes them."""
     return walk_wave()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_registry() -> Iterator[None]:
-    """torch reads its library of ONNX operators anew at each export, which takes a second; it is always the same."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
-        yield

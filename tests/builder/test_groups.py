@@ -178,6 +178,7 @@ def test_chance_is_not_told_of_classes() -> None:
 # ---- builds
 
 
+@pytest.mark.usefixtures("rough_pictures")
 def test_a_build_says_so_in_its_bundle(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     a = rng.uniform(-2, 2, 600)
@@ -188,6 +189,7 @@ def test_a_build_says_so_in_its_bundle(tmp_path: Path) -> None:
     assert "One noise level holds for all rows" in (result.bundle.path / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("rough_pictures")
 def test_a_build_says_of_a_rare_class_that_sets_leave_it_out(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     kind = np.where(rng.random(500) < 0.08, "rare", "common")

@@ -17,15 +17,18 @@ from tests.builder.test_pipeline import fail
 
 pytestmark = pytest.mark.usefixtures("rough_pictures")
 
+SHORT = {"steps": 30}
+"""Of the training: nothing here is about what was learned."""
+
 
 def test_what_an_option_does_not_touch_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build_table(tmp_path)
+    build_table(tmp_path, map=SHORT)
     for stage in ("train_anchors", "refit_anchors"):
         monkeypatch.setattr(learning, stage, fail)
-    build_table(tmp_path, fiber={"momentum": 0.7})
+    build_table(tmp_path, map=SHORT, fiber={"momentum": 0.7})
     for stage in ("walk_fibers", "train_autoencoder"):
         monkeypatch.setattr(learning, stage, fail)
-    build_table(tmp_path, fiber={"momentum": 0.7}, autoencoder={"first_rank": 2})
+    build_table(tmp_path, map=SHORT, fiber={"momentum": 0.7}, autoencoder={"first_rank": 2})
 
 
 def test_more_served_than_there_are_is_refused_before_any_work(tmp_path: Path) -> None:
@@ -50,7 +53,7 @@ class Flattening(nn.Module):
 def test_a_network_that_flattens_what_it_is_given(tmp_path: Path, test_fraction: float) -> None:
     classes().to_csv(tmp_path / "table.csv", index=False)
     data = {"target": "kind", "task": "classification", "test_fraction": test_fraction}
-    result = run_build(config(tmp_path, data=data), factory=Flattening)
+    result = run_build(config(tmp_path, data=data, map=SHORT), factory=Flattening)
     assert len(result.metrics) == (5 if test_fraction else 2)
 
 
@@ -64,7 +67,7 @@ class Waves(Flattening):
 
 def test_another_forward_of_the_same_layers_is_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classes().to_csv(tmp_path / "table.csv", index=False)
-    options = config(tmp_path, data={"target": "kind", "task": "classification"})
+    options = config(tmp_path, data={"target": "kind", "task": "classification"}, map=SHORT)
     run_build(options, factory=Flattening)
     Waves.__name__ = Flattening.__name__  # as after an edit
     monkeypatch.setattr(learning, "train_anchors", fail)

@@ -46,6 +46,9 @@ TABLE = TableInput(
 
 pytestmark = pytest.mark.usefixtures("rough_pictures")
 
+SHORT = {"steps": 30}
+"""Of the training: what is compared is so of any weights."""
+
 
 def table_rows(rows: int = 500) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     rng = np.random.default_rng(0)
@@ -93,14 +96,15 @@ def test_the_auroc_is_scikit_learns() -> None:
 def test_stand_ins_are_scored_as_a_server_does(tmp_path: Path, kind: str) -> None:
     if kind == "numbers":
         table().to_csv(tmp_path / "table.csv", index=False)
-        options = config(tmp_path)
+        options = config(tmp_path, map=SHORT)
     elif kind == "images":
         rng = np.random.default_rng(0)
         np.savez(tmp_path / "images.npz", x=rng.normal(size=(90, 1, 4, 4)), y=np.arange(90) % 3)
-        options = config(tmp_path, data={"file": tmp_path / "images.npz", "target": "y", "task": "classification"})
+        data = {"file": tmp_path / "images.npz", "target": "y", "task": "classification"}
+        options = config(tmp_path, data=data, map=SHORT)
     else:
         classes().to_csv(tmp_path / "table.csv", index=False)
-        options = config(tmp_path, data={"target": "kind", "task": "classification"})
+        options = config(tmp_path, data={"target": "kind", "task": "classification"}, map=SHORT)
     dataset = prepare(read_file(options.data), options.data, True, 0)
     trained = learn(options, dataset, make_factory(options, dataset), StageBars(quiet=True), {})
     publish(trained, [], [], {})
@@ -150,7 +154,7 @@ class Coded(nn.Module):
 def test_what_a_network_does_not_take_is_left_out_of_the_report(tmp_path: Path) -> None:
     raw = table()
     pd.DataFrame({"code": np.arange(len(raw)) % 4, "a": raw["a"], "y": raw["y"]}).to_csv(tmp_path / "table.csv")
-    options = config(tmp_path, data={"standardize": False, "drop": ["Unnamed: 0"]})
+    options = config(tmp_path, data={"standardize": False, "drop": ["Unnamed: 0"]}, map=SHORT)
     (note,) = run_build(options, factory=Coded).bundle.manifest.build.warnings
     assert note.startswith("The network does not take stand-ins for unfamiliar rows (rows shifted)")
 

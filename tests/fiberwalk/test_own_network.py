@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
@@ -27,6 +28,8 @@ from service.model import ServedModel
 from tests.servers import serving
 
 torch.set_num_threads(1)
+
+pytestmark = pytest.mark.usefixtures("rough_pictures")
 
 Array = NDArray[Any]
 
@@ -102,11 +105,27 @@ def fiberwalk_build(folder: Path, *arguments: str) -> subprocess.CompletedProces
     )
 
 
-def build(folder: Path, *arguments: str, module: nn.Module | None = None) -> Built:
+def build_here(folder: Path, *arguments: str) -> Result:
+    """Runs the command in a folder, but in this process, as a new one takes many seconds to load torch and what it
+    exports with."""
+    settings = {k: None for k in os.environ if k.startswith("FIBERWALK_")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        command = ["build", "--preset", "fast", "--device", "cpu", *arguments]
+        return CliRunner(env={**settings, "COLUMNS": "200"}).invoke(app, command)
+
+
+def build(folder: Path, *arguments: str, module: nn.Module | None = None, installed: bool = False) -> Built:
     (folder / "quick.toml").write_text(QUICK)
-    done = fiberwalk_build(folder, "quick.toml", "--name", "own", "--quiet", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert "own@1" in done.stdout
+    words = ("quick.toml", "--name", "own", "--quiet", *arguments)
+    if installed:
+        run = fiberwalk_build(folder, *words)
+        code, out, err = run.returncode, run.stdout, run.stderr
+    else:
+        done = build_here(folder, *words)
+        code, out, err = done.exit_code, done.stdout, done.stderr
+    assert code == 0, err
+    assert "own@1" in out
     bundle = ModelStore(folder / "models").open("own")
     bundle.verify()
     return Built(folder / "models", bundle, module)
@@ -189,7 +208,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture(scope="module")
 def headed(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A classifier of pictures trained elsewhere, with batch normalisation; only its head is random."""
+    """A classifier of pictures trained elsewhere, with batch normalisation; only its head is random. Built as a user
+    does, by the installed command, to which the factory's own import of another file is new."""
     folder = folder_with_networks(tmp_path_factory.mktemp("headed"))
     with pytest.MonkeyPatch.context() as patch:
         module = own_module(folder, "own_networks:pictures", patch)
@@ -198,7 +218,7 @@ def headed(tmp_path_factory: pytest.TempPathFactory) -> Built:
     save_file(module.state_dict(), folder / "map.safetensors")
     data = ("--data", "stripes.npz", "--task", "classification")
     network = ("--network", "own_networks:pictures", "--weights", "map.safetensors", "--posterior", r"head\.")
-    return build(folder, *data, *network, module=module)
+    return build(folder, *data, *network, module=module, installed=True)
 
 
 def test_given_weights_are_served_with_error_bars(trained: Built) -> None:
@@ -282,13 +302,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--network own_networks:Headed --posterior tail", "--posterior matches no parameter of the network."),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_message(
-    folder: Path, arguments: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # In this process, as a new one takes seconds to load torch.
-    monkeypatch.chdir(folder)
-    options = ["--name", "own", *REGRESSION, "--preset", "fast", "--device", "cpu", *arguments.split()]
-    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["build", *options])
+def test_what_cannot_be_used_is_refused_in_one_message(folder: Path, arguments: str, message: str) -> None:
+    done = build_here(folder, "--name", "own", *REGRESSION, *arguments.split())
     assert_refused(folder, done.exit_code, done.stdout, done.stderr, message)
 
 

@@ -31,6 +31,13 @@ def client(store: Path) -> Iterator[httpx.Client]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def untold(store: Path) -> Iterator[httpx.Client]:
+    """A client of a server that is never told a target: all that it is sent is refused."""
+    with serving(store, max_rows=100) as server, server.client() as found:
+        yield found
+
+
 def tell(client: httpx.Client, **content: Any) -> dict[str, Any]:
     response = client.post("/feedback", json=content)
     assert response.status_code == 200, response.text
@@ -203,14 +210,14 @@ def test_targets_of_a_prediction_do_not_use_up_a_later_one_of_its_id() -> None:
         ({"inputs": [[1, 2]] * 101, "model": "sine", "targets": [1] * 101}, 422, "too_many_rows", "inputs"),
     ],
 )
-def test_bad_feedback(client: httpx.Client, content: dict[str, Any], status: int, code: str, field: str) -> None:
-    error = refused(client.post("/feedback", json=content), status)
+def test_bad_feedback(untold: httpx.Client, content: dict[str, Any], status: int, code: str, field: str) -> None:
+    error = refused(untold.post("/feedback", json=content), status)
     assert (error["code"], error["field"]) == (code, field)
-    assert health(client, "sine")["rows"] == 0
+    assert health(untold, "sine")["rows"] == 0
 
 
-def test_the_health_of_an_unknown_model(client: httpx.Client) -> None:
-    assert refused(client.get("/models/nothing/health"), 404)["code"] == "unknown_model"
+def test_the_health_of_an_unknown_model(untold: httpx.Client) -> None:
+    assert refused(untold.get("/models/nothing/health"), 404)["code"] == "unknown_model"
 
 
 def test_monitors_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
