@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from model_store.errors import InputError
@@ -25,6 +26,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
         self._refused = False
+        self._again = b""
+        """The head of a request that offered another protocol, without the offer."""
         self._loose = 0
         """Bytes since the last head or part of a body: those of a head, or of trailers, that have not ended."""
 
@@ -45,7 +48,14 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._loose = 0
-        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self._again = self._head_without_offer()
+        else:
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         self._loose = 0
@@ -58,7 +68,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._refused or self.transport.is_closing():
             return
         self._loose += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._loose > _HEAD_BYTES:
             error = InputError(
                 "The request's head is too large; send fewer headers, or shorter ones, and what is long in the body.",
@@ -71,6 +82,40 @@ class BoundedProtocol(HttpToolsProtocol):
             self._wait()
         else:
             self._stop_waiting()
+
+    def _parse(self, data: bytes) -> None:
+        """Hands bytes to the parser, as uvicorn does, but leaves offers of other protocols aside.
+
+        At the end of a head with an `Upgrade`, the parser stops: what follows would be of that protocol. It is the body
+        of a request that asks for an answer all the same (RFC 9110, section 7.8), and clients that know HTTP/2 offer it
+        with every request.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as e:
+                if not self._again:
+                    self.send_400_response("")
+                    return
+                data = self._again + data[e.args[0] :]
+                self._again = b""
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            except httptools.HttpParserError:
+                self.logger.warning("Invalid HTTP request received.")
+                self.send_400_response("")
+                return
+            else:
+                return
+
+    def _head_without_offer(self) -> bytes:
+        """What the parser has just read, but for `Upgrade`; nothing for CONNECT, which always leaves HTTP."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            return b""
+        start = b"%b %b HTTP/%b\r\n" % (method, self.url, self.parser.get_http_version().encode())
+        lines = [name + b": " + value + b"\r\n" for name, value in self.headers if name != b"upgrade"]
+        return b"".join([start, *lines, b"\r\n"])
 
     def _wait(self) -> None:
         if self._deadline is None:
