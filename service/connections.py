@@ -9,6 +9,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from model_store.errors import InputError
+from service.crowd import crowd_of
 from service.protocol import error_body
 
 _HEAD_SECONDS: Final = 10.0
@@ -33,6 +34,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        crowd_of(self).watch()
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
