@@ -9,7 +9,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from model_store.errors import InputError
+from model_store.errors import FiberwalkError, InputError, OverloadedError
 from service.crowd import crowd_of
 from service.protocol import error_body
 
@@ -50,7 +50,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = _Flow(transport)
-        crowd_of(self).watch()
+        crowd = crowd_of(self)
+        crowd.watch()
+        if crowd.is_too_large():
+            error = OverloadedError("The server has as many connections as it can; connect again later.")
+            self._answer(503, error)
+            transport.close()
+            return
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -169,15 +175,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         busy = self.cycle is not None and not self.cycle.response_complete
         if not (busy and (self.pipeline or self.cycle.response_started)):
-            body = error_body(error)
-            headers = [
-                *self.server_state.default_headers,
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-                (b"connection", b"close"),
-            ]
-            lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
-            self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + body)
+            self._answer(status, error)
         if busy:
             self.transport.close()
             return
@@ -186,3 +184,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.write_eof()
         self._stop_waiting()
         self._deadline = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _answer(self, status: int, error: FiberwalkError) -> None:
+        body = error_body(error)
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + body)

@@ -1,12 +1,14 @@
-"""All connections of a server together: what their clients have still to take."""
+"""All connections of a server together: how many there may be, and what their clients have still to take."""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
 import logging
+import resource
 import socket
 import struct
+import sys
 import termios
 from contextlib import suppress
 from typing import Final, cast
@@ -21,6 +23,9 @@ _SECONDS: Final = 30.0
 _MOST_BYTES: Final = 256 * 2**20
 """Of all answers that wait to be taken. While there are more, patience is short."""
 _SHORT_SECONDS: Final = 5.0
+_SPARE: Final = 64
+"""Files that the process may open beside its connections, or a quarter of all where that is more."""
+_TOLD_SECONDS: Final = 60.0
 _crowds: WeakKeyDictionary[ServerState, Crowd] = WeakKeyDictionary()
 
 
@@ -42,6 +47,19 @@ class Crowd:
         self._left: dict[HttpToolsProtocol, tuple[int, float]] = {}
         """By connection with something left to send: how much, and since when its client has taken nothing."""
         self._next: asyncio.TimerHandle | None = None
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = sys.maxsize if files == resource.RLIM_INFINITY else files - max(_SPARE, files // 4)
+        self._told = -_TOLD_SECONDS
+
+    def is_too_large(self) -> bool:
+        """Whether there are more connections than leave the process the files that it needs to answer any of them."""
+        if len(self._connections) <= self._most:
+            return False
+        now = self._loop.time()
+        if now - self._told >= _TOLD_SECONDS:
+            self._told = now
+            self._log.warning("More than %d connections are open; further ones are refused (ulimit -n).", self._most)
+        return True
 
     def watch(self) -> None:
         """Goes on looking until there are no connections."""

@@ -1,4 +1,4 @@
-"""Clients that do not read their answers."""
+"""Clients that do not read their answers, and too many at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.servers import Server, serving, wait_until
-from tests.service.test_connections import to_the_end
+from tests.service.test_connections import refusal, to_the_end
 from tests.service.test_http import address
 
 HURRIED = """
@@ -28,6 +28,10 @@ import service.crowd as crowd
 crowd._LOOK_SECONDS = 0.1
 crowd._SHORT_SECONDS = 0.5
 crowd._MOST_BYTES = 10 * 2**20
+"""
+FEW_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))
 """
 ROWS = json.dumps({"inputs": [[1.0, 2.0]] * 2500, "model": "sine", "samples": 250, "return": ["samples"]}).encode()
 LARGE = b"POST /predict HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(ROWS) + ROWS
@@ -95,3 +99,23 @@ def test_when_all_answers_together_are_too_large_who_waits_longest_is_let_go(sto
             assert ended(first, 10)
             assert not ended(second, 1)
             assert len(to_the_end(second)) > 5 * 2**20
+
+
+def test_too_many_connections_are_refused_and_the_others_answered(store: Path) -> None:
+    with serving(store, before=FEW_FILES) as server, ExitStack() as stack:
+        client = stack.enter_context(server.client())
+        assert client.get("/healthz").status_code == 200
+        made = [stack.enter_context(socket.create_connection(address(server), timeout=10)) for _ in range(400)]
+        assert refusal(to_the_end(made[-1])) == (503, "overloaded")
+        assert 90 <= sum(not select.select([s], [], [], 0)[0] for s in made) <= 96
+        assert client.get("/readyz").json()["problems"] == []
+        assert client.get("/models/sine").status_code == 200
+        stack.close()
+        wait_until(lambda: answers(server))
+        assert server.log.count("connections are open") == 1
+
+
+def answers(server: Server) -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.get(f"{server.url}/healthz").status_code == 200
+    return False
