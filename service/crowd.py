@@ -24,7 +24,8 @@ _MOST_BYTES: Final = 256 * 2**20
 """Of all answers that wait to be taken. While there are more, patience is short."""
 _SHORT_SECONDS: Final = 5.0
 _SPARE: Final = 64
-"""Files that the process may open beside its connections, or a quarter of all where that is more."""
+"""Files that the process may open beside its connections; a quarter of all where that is more, half where all are
+few."""
 _TOLD_SECONDS: Final = 60.0
 _crowds: WeakKeyDictionary[ServerState, Crowd] = WeakKeyDictionary()
 
@@ -48,7 +49,9 @@ class Crowd:
         """By connection with something left to send: how much, and since when its client has taken nothing."""
         self._next: asyncio.TimerHandle | None = None
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most = sys.maxsize if files == resource.RLIM_INFINITY else files - max(_SPARE, files // 4)
+        self._most = (
+            sys.maxsize if files == resource.RLIM_INFINITY else files - max(min(_SPARE, files // 2), files // 4)
+        )
         self._told = -_TOLD_SECONDS
 
     def is_too_large(self) -> bool:
