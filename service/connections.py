@@ -5,21 +5,40 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from model_store.errors import InputError
+from model_store.errors import FiberwalkError, InputError, OverloadedError
+from service.crowd import crowd_of
 from service.protocol import error_body
 
 _HEAD_SECONDS: Final = 10.0
 """From a connection's start, or a later request's first byte, to the end of the request's head."""
 _HEAD_BYTES: Final = 64 * 2**10
 _LINGER_SECONDS: Final = 2.0
-_STEP: Final = 16 * 2**10
-"""Most bytes that are parsed at once: by so much a head may pass the bound."""
+_STEP: Final = 8 * 2**10
+"""Most bytes that are parsed at once: by so much a head may pass its bound, and requests that wait theirs."""
+_QUEUED: Final = 16
+"""While so many requests of a connection wait for the answer to an earlier one, no more are looked at."""
+
+
+class _Flow(FlowControl):
+    """uvicorn's, which begins to read again with each answer, however much is there already."""
+
+    held = b""
+    """What came and is not parsed yet; until it is, nothing more is read."""
+
+    def resume_reading(self) -> None:
+        if self.read_paused and not self.held:
+            self.read_paused = False
+            self._transport.resume_reading()
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP, with bounds for what comes before a body; a body's time is the matter of who reads it."""
+
+    flow: _Flow
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -30,6 +49,14 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport)
+        crowd = crowd_of(self)
+        crowd.watch()
+        if crowd.is_too_large():
+            error = OverloadedError("The server has as many connections as it can; connect again later.")
+            self._answer(503, error)
+            transport.close()
+            return
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -37,11 +64,16 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if len(data) <= _STEP:
+        if len(data) <= _STEP and len(self.pipeline) < _QUEUED and not self.flow.held:
             self._take(data)
-            return
-        for start in range(0, len(data), _STEP):
-            self._take(data[start : start + _STEP])
+        else:
+            self._take_some(self.flow.held + data)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.flow.held and not self.transport.is_closing():
+            self._take_some(self.flow.held)
+            self.flow.resume_reading()
 
     def on_headers_complete(self) -> None:
         self._loose = 0
@@ -54,11 +86,22 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, InputError("This is no HTTP request that can be read; send HTTP/1.1.", code="invalid_http"))
 
+    def _take_some(self, data: bytes) -> None:
+        """Takes bytes step by step and leaves those that there is no room for."""
+        start = 0
+        while start < len(data) and len(self.pipeline) < _QUEUED:
+            self._take(data[start : start + _STEP])
+            start += _STEP
+        self.flow.held = data[start:]
+        if self.flow.held:
+            self.flow.pause_reading()
+
     def _take(self, data: bytes) -> None:
         if self._refused or self.transport.is_closing():
             return
         self._loose += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._loose > _HEAD_BYTES:
             error = InputError(
                 "The request's head is too large; send fewer headers, or shorter ones, and what is long in the body.",
@@ -71,6 +114,39 @@ class BoundedProtocol(HttpToolsProtocol):
             self._wait()
         else:
             self._stop_waiting()
+
+    def _parse(self, data: bytes) -> None:
+        """Hands bytes to the parser, as uvicorn does, but leaves offers of other protocols aside.
+
+        At the end of a head with an `Upgrade`, the parser stops: what follows would be of that protocol. It is the body
+        of a request that asks for an answer all the same (RFC 9110, section 7.8), and clients that know HTTP/2 offer it
+        with every request. So a new parser gets the head again, without the offer, and what follows it.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as e:
+                if self.scope["method"] == "CONNECT":  # which always leaves HTTP
+                    self.send_400_response("")
+                    return
+                data = self._head_without_offer() + data[e.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            except httptools.HttpParserError:
+                self.logger.warning("Invalid HTTP request received.")
+                self.send_400_response("")
+                return
+            else:
+                return
+
+    def _should_upgrade(self) -> bool:
+        """Has uvicorn do nothing at the end of a head that the parser stops at."""
+        return True
+
+    def _head_without_offer(self) -> bytes:
+        start = f"{self.scope['method']} ".encode() + self.url + f" HTTP/{self.scope['http_version']}\r\n".encode()
+        lines = [name + b": " + value + b"\r\n" for name, value in self.headers if name != b"upgrade"]
+        return b"".join([start, *lines, b"\r\n"])
 
     def _wait(self) -> None:
         if self._deadline is None:
@@ -99,15 +175,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         busy = self.cycle is not None and not self.cycle.response_complete
         if not (busy and (self.pipeline or self.cycle.response_started)):
-            body = error_body(error)
-            headers = [
-                *self.server_state.default_headers,
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-                (b"connection", b"close"),
-            ]
-            lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
-            self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + body)
+            self._answer(status, error)
         if busy:
             self.transport.close()
             return
@@ -116,3 +184,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.write_eof()
         self._stop_waiting()
         self._deadline = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _answer(self, status: int, error: FiberwalkError) -> None:
+        body = error_body(error)
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + body)
