@@ -81,6 +81,11 @@ class Feedback:
         if model.bundle.digest != found.digest:
             # Of another store on the same Redis, or of one that was made anew.
             raise _unknown(request_id)
+        if not _is_of(model, found):
+            # Nobody predicted that: Redis has it from elsewhere.
+            if self._shared is not None:
+                self._shared.drop(request_id, "task or classes")
+            raise _unknown(request_id)
         return model, found
 
     def take(self, request: FeedbackRequest, model: ServedModel, prediction: Prediction) -> dict[str, Any]:
@@ -121,7 +126,9 @@ class Feedback:
     def _health(self, model: ServedModel) -> dict[str, Any]:
         found, warning = None, None
         if self._shared is not None:
-            found = self._shared.health(model.bundle.digest, model.manifest.ood.false_alarm_rate)
+            classes = isinstance(model.manifest.target, ClassificationTarget)
+            rate = model.manifest.ood.false_alarm_rate
+            found = self._shared.health(model.bundle.digest, rate, classes=classes)
             if found is None:
                 warning = "Redis does not answer: this is what this server process alone was told."
         scope = "process" if found is None else "shared"
@@ -150,6 +157,14 @@ def prediction_of(model: ServedModel, columns: Columns) -> Prediction:
         return Prediction(model.reference, model.bundle.digest, columns["mean"], None)
     of = "log_" if target.log else ""
     return Prediction(model.reference, model.bundle.digest, columns[of + "mean"], columns[of + "variance"])
+
+
+def _is_of(model: ServedModel, prediction: Prediction) -> bool:
+    """Whether a prediction is of a model's task and has its classes."""
+    target = model.manifest.target
+    if isinstance(target, ClassificationTarget):
+        return prediction.variance is None and prediction.mean.shape[1] == len(target.classes)
+    return prediction.variance is not None
 
 
 def _unknown(request_id: str) -> InputError:
