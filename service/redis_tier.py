@@ -54,7 +54,7 @@ def unpack(key: WeightKey, size: int, value: bytes) -> Float32:
         value: what Redis returned.
 
     Raises:
-        ValueError: it is not, to the byte, what `pack` made for this key; the message says why.
+        ValueError: it is not, to the byte, what `pack` made for this key of finite weights; the message says why.
     """
     if len(value) != _HEADER.size + 4 * key.samples * size:
         raise ValueError("size")
@@ -67,6 +67,8 @@ def unpack(key: WeightKey, size: int, value: bytes) -> Float32:
     if checksum != _checksum(key, payload):
         raise ValueError("checksum")
     weights: Float32 = np.frombuffer(payload, dtype="<f4").reshape(samples, p)
+    if not np.isfinite(weights).all():
+        raise ValueError("numbers")
     return weights
 
 
@@ -115,13 +117,17 @@ class RedisTier:
     def get(self, key: WeightKey, size: int) -> Float32 | None:
         """The weights (S, P = size) of a key; None where Redis has none, or none that is right."""
         started = time.perf_counter()
+        pipe = self._link.client.pipeline(transaction=False)
+        # Of a value that is too long, one byte more than is right comes, and not the whole of it.
+        pipe.getrange(str(key), 0, _HEADER.size + 4 * key.samples * size)
         # What is used lives on: were it to expire on all servers at once, all would decode it anew at once.
-        value = self._link.attempt("get", lambda: self._link.client.getex(str(key), ex=self._ttl))
-        if value is None:
+        pipe.expire(str(key), self._ttl)
+        value, there = self._link.attempt("get", pipe.execute) or (b"", 0)
+        if not there:
             return None
         try:
-            found = unpack(key, size, bytes(value))  # type: ignore[arg-type]
-        except (ValueError, TypeError) as e:
+            found = unpack(key, size, value)
+        except ValueError as e:
             self._link.refuse(str(key), str(e))
             return None
         if self._cost is not None:
