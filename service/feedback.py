@@ -18,7 +18,7 @@ from service.model import Columns, ServedModel
 from service.models import Models
 from service.monitor import LEVELS, Labelled, Monitor
 from service.protocol import FeedbackRequest
-from service.remembered import Prediction, Remembered
+from service.remembered import USABLE_ID, Prediction, Remembered
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ class Feedback:
             InputError: it is not known.
         """
         source = self._remembered.get if self._shared is None else self._shared.recall
-        found = source(request_id)
+        # What can be no request's id is a name of something else in Redis, or megabytes on their way there.
+        found = source(request_id) if USABLE_ID.fullmatch(request_id) else None
         if found is None:
             raise _unknown(request_id)
         model = self._models.get(found.reference)
