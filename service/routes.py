@@ -16,6 +16,7 @@ from service import catalog, examples
 from service.formats import JSON, MSGPACK, NPY, OCTETS, WRITERS, Body, answer_type, to_json
 from service.inference import Inference
 from service.inputs import brief
+from service.pages import page_headers
 from service.runtime import Runtime
 from service.schemas import (
     ClassificationAnswer,
@@ -255,7 +256,7 @@ async def metrics(request: Request) -> Response:
 @router.get("/", include_in_schema=False)
 async def start(request: Request) -> HTMLResponse:
     summaries = await _reading(lambda: catalog.summaries(_runtime(request).models))
-    return HTMLResponse(catalog.page(summaries))
+    return HTMLResponse(catalog.page(summaries), headers=page_headers("style-src 'unsafe-inline'"))
 
 
 def _runtime(request: Request) -> Runtime:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from base64 import b64encode
+from hashlib import sha256
 
 import httpx
 import pytest
@@ -57,3 +60,35 @@ def test_where_browsers_do_not_tell_the_site_the_origin_does(
     if not taken:
         error = refused(answer, 403)
         assert error["code"] == "cross_site" and error["field"] in {"Origin", "Sec-Fetch-Site"}
+
+
+# ---- our own pages
+
+
+def directives(client: httpx.Client, path: str) -> tuple[str, dict[str, list[str]]]:
+    """A page, and what its policy allows."""
+    page = client.get(path)
+    assert page.status_code == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
+    assert (page.headers["x-content-type-options"], page.headers["x-frame-options"]) == ("nosniff", "DENY")
+    parts = (part.split() for part in page.headers["content-security-policy"].split(";"))
+    found = {name: values for name, *values in parts}
+    for name in ("default-src", "base-uri", "form-action", "frame-ancestors"):
+        assert found.pop(name) == ["'none'"]
+    return page.text, found
+
+
+def test_the_start_page_may_run_and_fetch_nothing(client: httpx.Client) -> None:
+    page, allowed = directives(client, "/")
+    assert allowed == {"style-src": ["'unsafe-inline'"]}
+    assert "<script" not in page and " src=" not in page and "<link" not in page
+
+
+def test_the_documentation_runs_its_own_scripts_alone(client: httpx.Client) -> None:
+    page, allowed = directives(client, "/docs")
+    assert set(allowed) == {"script-src", "style-src", "img-src", "connect-src"}
+    assert {value for values in allowed.values() for value in values if not value.startswith("'")} == {"data:"}
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert "SwaggerUIBundle" in script
+    assert allowed["script-src"] == ["'self'", f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"]
+    # Nothing else in it would have to be allowed.
+    assert not re.search(r"\son\w+=|javascript:", page)
