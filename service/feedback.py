@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.bundle import Bundle
 from model_store.errors import InputError
 from model_store.manifest import ClassificationTarget
 from service.inputs import brief, number, refuse
@@ -63,7 +64,7 @@ class Feedback:
 
     def scored(self, model: ServedModel, p_values: NDArray[np.float64]) -> None:
         """Counts rows that were asked to be scored."""
-        self._monitor(model).add_scores(p_values)
+        self._monitor(model.bundle).add_scores(p_values)
         if self._shared is not None:
             self._shared.add_scores(model.bundle.digest, p_values <= model.manifest.ood.false_alarm_rate)
 
@@ -104,9 +105,9 @@ class Feedback:
             mine = self._remembered.forget(request_id, prediction.token)
             if not (mine if told is None else told):
                 raise _unknown(request_id)
-        self._monitor(model).add(labelled)
+        self._monitor(model.bundle).add(labelled)
         self._metrics.feedback.labels(model.bundle.name).inc(prediction.rows)
-        return self._answer(model, taken=prediction.rows)
+        return self._answer(model.bundle, taken=prediction.rows)
 
     def health(self, name: str) -> dict[str, Any]:
         """The answer to `GET /models/{name}/health`.
@@ -114,37 +115,37 @@ class Feedback:
         Raises:
             StoreError: the model is unknown or cannot be served.
         """
-        return self._answer(self._models.get(name))
+        return self._answer(self._models.bundle(name))
 
     def close(self) -> None:
         """Lets other processes know what they do not know yet."""
         if self._shared is not None:
             self._shared.close()
 
-    def _answer(self, model: ServedModel, **more: Any) -> dict[str, Any]:
-        return {"model": model.bundle.name, "version": model.bundle.version, **more, **self._health(model)}
+    def _answer(self, bundle: Bundle, **more: Any) -> dict[str, Any]:
+        return {"model": bundle.name, "version": bundle.version, **more, **self._health(bundle)}
 
-    def _health(self, model: ServedModel) -> dict[str, Any]:
+    def _health(self, bundle: Bundle) -> dict[str, Any]:
         found, warning = None, None
         if self._shared is not None:
-            classes = isinstance(model.manifest.target, ClassificationTarget)
-            rate = model.manifest.ood.false_alarm_rate
-            found = self._shared.health(model.bundle.digest, rate, classes=classes)
+            classes = isinstance(bundle.manifest.target, ClassificationTarget)
+            rate = bundle.manifest.ood.false_alarm_rate
+            found = self._shared.health(bundle.digest, rate, classes=classes)
             if found is None:
                 warning = "Redis does not answer: this is what this server process alone was told."
         scope = "process" if found is None else "shared"
-        return {"scope": scope, "warning": warning, **(found or self._monitor(model).health())}
+        return {"scope": scope, "warning": warning, **(found or self._monitor(bundle).health())}
 
     def _gauges(self) -> list[tuple[str, dict[str, Any]]]:
         """The health of what the models' bare names mean."""
-        return [(model.bundle.name, self._health(model)) for model in self._models.current()]
+        return [(model.bundle.name, self._health(model.bundle)) for model in self._models.current()]
 
-    def _monitor(self, model: ServedModel) -> Monitor:
+    def _monitor(self, bundle: Bundle) -> Monitor:
         with self._lock:
-            digest = model.bundle.digest
+            digest = bundle.digest
             monitor = self._monitors.get(digest)
             if monitor is None:
-                monitor = self._monitors[digest] = Monitor(model.manifest.ood.false_alarm_rate)
+                monitor = self._monitors[digest] = Monitor(bundle.manifest.ood.false_alarm_rate)
             self._monitors.move_to_end(digest)
             if len(self._monitors) > _MOST_MONITORS:
                 self._monitors.popitem(last=False)
