@@ -311,6 +311,25 @@ def keys(store: Path, model: str) -> list[str]:
     return [f"fiberwalk:{digest}:monitor2:{part}" for part in ("state", "rows", "flags")]
 
 
+@pytest.mark.parametrize(
+    ("model", "inputs", "targets"),
+    [("sine", ROWS, [0.0, 1e6, -1e308]), ("flowers", [[5, 4], [0, 0], [1e5, -1e5]], SPECIES)],
+)
+def test_what_servers_themselves_write_is_right(
+    served: Served, model: str, inputs: list[Any], targets: list[Any]
+) -> None:
+    server, client, shared = served
+    before = rubbish(server)
+    for turn in range(1, 4):
+        answered = client.post("/predict", json={"model": model, "inputs": inputs, "ood": True})
+        request_id = answered.headers["X-Request-ID"]
+        wait_until(lambda name=request_id: bool(shared.hexists(HELD, name)))  # type: ignore[misc]
+        told = tell(client, request_id=request_id, targets=targets)
+        assert (told["rows"], told["scope"]) == (3 * turn, "shared")
+    wait_until(lambda: health(client, model)["ood"]["rows"] == 9)
+    assert rubbish(server) == before
+
+
 def test_rows_of_wrong_content_fail_no_answer(store: Path, served: Served) -> None:
     server, client, shared = served
     before = rubbish(server)
