@@ -6,9 +6,10 @@ import html
 from typing import Any
 
 from model_store.bundle import Bundle
-from model_store.errors import UnknownModelError
+from model_store.errors import IntegrityError, UnknownModelError
 from model_store.manifest import CARD_FILE, REPORT_FILE
 from model_store.shelf import Shelf
+from service.held import public_message
 from service.models import Models
 from service.schemas import ModelDetail, ModelSummary
 
@@ -39,8 +40,8 @@ def _summary(models: Models, shelf: Shelf) -> ModelSummary:
 
 
 def detail(models: Models, reference: str) -> ModelDetail:
-    """The version that a reference means. Raises as `Models.get`."""
-    bundle = models.get(reference).bundle
+    """The version that a reference means. Raises as `Models.bundle`."""
+    bundle = models.bundle(reference)
     m, shelf = bundle.manifest, models.shelf(bundle.name)
     card = _read(models, bundle, CARD_FILE).decode(errors="replace") if CARD_FILE in m.files else None
     parts: dict[str, Any] = m.model_dump(mode="json")
@@ -63,9 +64,9 @@ def file(models: Models, reference: str, name: str) -> tuple[bytes, str]:
     """A picture or the card of a version, verified, and its media type.
 
     Raises:
-        UnknownModelError: the bundle has no such picture; besides, as `Models.get`.
+        UnknownModelError: the bundle has no such picture; besides, as `Models.bundle`.
     """
-    bundle = models.get(reference).bundle
+    bundle = models.bundle(reference)
     shown = [f for f in sorted(bundle.manifest.files) if _media_type(f)]
     if name not in shown:
         raise UnknownModelError(
@@ -82,9 +83,9 @@ def report(models: Models, reference: str) -> bytes:
     """The report of a version, verified.
 
     Raises:
-        UnknownModelError: the bundle has none; besides, as `Models.get`.
+        UnknownModelError: the bundle has none; besides, as `Models.bundle`.
     """
-    bundle = models.get(reference).bundle
+    bundle = models.bundle(reference)
     if REPORT_FILE not in bundle.manifest.files:
         raise UnknownModelError(
             f"{bundle.name}@{bundle.version} has no report; build it again.", code="not_found", field="model"
@@ -93,9 +94,13 @@ def report(models: Models, reference: str) -> bytes:
 
 
 def _read(models: Models, bundle: Bundle, file: str) -> bytes:
-    """A file of a loaded version, which is read anew."""
+    """A file of a version, read anew and verified."""
     models.refuse_in_trouble()
-    return bundle.read(file)
+    try:
+        return bundle.read(file)
+    except IntegrityError as e:
+        message = public_message((bundle.name, bundle.version), e)
+        raise IntegrityError(message, code=e.code, field="model") from e
 
 
 def _media_type(name: str) -> str:

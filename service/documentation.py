@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
+from hashlib import sha256
 from importlib.resources import files
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -11,7 +14,10 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
+from service.pages import page_headers
 from service.schemas import FeedbackRequest, OodRequest, PredictRequest
+
+_SCRIPT: Final = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 def document(app: FastAPI) -> None:
@@ -19,17 +25,29 @@ def document(app: FastAPI) -> None:
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
 
     # Relative addresses hold behind any prefix of a proxy.
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
+    page = bytes(
+        get_swagger_ui_html(
             openapi_url="openapi.json",
             title=app.title,
             swagger_js_url="docs/swagger-ui-bundle.js",
             swagger_css_url="docs/swagger-ui.css",
             swagger_favicon_url="docs/favicon.png",
-        )
+        ).body
+    )
+    headers = page_headers(_policy(page))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(page, headers=headers)
 
     app.mount("/docs", StaticFiles(directory=str(files("fastapi_offline") / "static")))
+
+
+def _policy(page: bytes) -> str:
+    """What Swagger UI needs: files of this server, the page's own script and no other, styles that it sets as it runs,
+    pictures that its stylesheet brings, and to ask this server."""
+    own = " ".join(f"'sha256-{b64encode(sha256(script).digest()).decode()}'" for script in _SCRIPT.findall(page))
+    return f"script-src 'self' {own}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

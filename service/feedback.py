@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.bundle import Bundle
 from model_store.errors import InputError
 from model_store.manifest import ClassificationTarget
 from service.inputs import brief, number, refuse
@@ -18,7 +19,7 @@ from service.model import Columns, ServedModel
 from service.models import Models
 from service.monitor import LEVELS, Labelled, Monitor
 from service.protocol import FeedbackRequest
-from service.remembered import Prediction, Remembered
+from service.remembered import USABLE_ID, Prediction, Remembered
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Feedback:
 
     def scored(self, model: ServedModel, p_values: NDArray[np.float64]) -> None:
         """Counts rows that were asked to be scored."""
-        self._monitor(model).add_scores(p_values)
+        self._monitor(model.bundle).add_scores(p_values)
         if self._shared is not None:
             self._shared.add_scores(model.bundle.digest, p_values <= model.manifest.ood.false_alarm_rate)
 
@@ -74,12 +75,18 @@ class Feedback:
             InputError: it is not known.
         """
         source = self._remembered.get if self._shared is None else self._shared.recall
-        found = source(request_id)
+        # What can be no request's id is a name of something else in Redis, or megabytes on their way there.
+        found = source(request_id) if USABLE_ID.fullmatch(request_id) else None
         if found is None:
             raise _unknown(request_id)
         model = self._models.get(found.reference)
         if model.bundle.digest != found.digest:
             # Of another store on the same Redis, or of one that was made anew.
+            raise _unknown(request_id)
+        if not _is_of(model, found):
+            # Nobody predicted that: Redis has it from elsewhere.
+            if self._shared is not None:
+                self._shared.drop(request_id, "task or classes")
             raise _unknown(request_id)
         return model, found
 
@@ -98,9 +105,9 @@ class Feedback:
             mine = self._remembered.forget(request_id, prediction.token)
             if not (mine if told is None else told):
                 raise _unknown(request_id)
-        self._monitor(model).add(labelled)
+        self._monitor(model.bundle).add(labelled)
         self._metrics.feedback.labels(model.bundle.name).inc(prediction.rows)
-        return self._answer(model, taken=prediction.rows)
+        return self._answer(model.bundle, taken=prediction.rows)
 
     def health(self, name: str) -> dict[str, Any]:
         """The answer to `GET /models/{name}/health`.
@@ -108,35 +115,37 @@ class Feedback:
         Raises:
             StoreError: the model is unknown or cannot be served.
         """
-        return self._answer(self._models.get(name))
+        return self._answer(self._models.bundle(name))
 
     def close(self) -> None:
         """Lets other processes know what they do not know yet."""
         if self._shared is not None:
             self._shared.close()
 
-    def _answer(self, model: ServedModel, **more: Any) -> dict[str, Any]:
-        return {"model": model.bundle.name, "version": model.bundle.version, **more, **self._health(model)}
+    def _answer(self, bundle: Bundle, **more: Any) -> dict[str, Any]:
+        return {"model": bundle.name, "version": bundle.version, **more, **self._health(bundle)}
 
-    def _health(self, model: ServedModel) -> dict[str, Any]:
+    def _health(self, bundle: Bundle) -> dict[str, Any]:
         found, warning = None, None
         if self._shared is not None:
-            found = self._shared.health(model.bundle.digest, model.manifest.ood.false_alarm_rate)
+            classes = isinstance(bundle.manifest.target, ClassificationTarget)
+            rate = bundle.manifest.ood.false_alarm_rate
+            found = self._shared.health(bundle.digest, rate, classes=classes)
             if found is None:
                 warning = "Redis does not answer: this is what this server process alone was told."
         scope = "process" if found is None else "shared"
-        return {"scope": scope, "warning": warning, **(found or self._monitor(model).health())}
+        return {"scope": scope, "warning": warning, **(found or self._monitor(bundle).health())}
 
     def _gauges(self) -> list[tuple[str, dict[str, Any]]]:
         """The health of what the models' bare names mean."""
-        return [(model.bundle.name, self._health(model)) for model in self._models.current()]
+        return [(model.bundle.name, self._health(model.bundle)) for model in self._models.current()]
 
-    def _monitor(self, model: ServedModel) -> Monitor:
+    def _monitor(self, bundle: Bundle) -> Monitor:
         with self._lock:
-            digest = model.bundle.digest
+            digest = bundle.digest
             monitor = self._monitors.get(digest)
             if monitor is None:
-                monitor = self._monitors[digest] = Monitor(model.manifest.ood.false_alarm_rate)
+                monitor = self._monitors[digest] = Monitor(bundle.manifest.ood.false_alarm_rate)
             self._monitors.move_to_end(digest)
             if len(self._monitors) > _MOST_MONITORS:
                 self._monitors.popitem(last=False)
@@ -150,6 +159,14 @@ def prediction_of(model: ServedModel, columns: Columns) -> Prediction:
         return Prediction(model.reference, model.bundle.digest, columns["mean"], None)
     of = "log_" if target.log else ""
     return Prediction(model.reference, model.bundle.digest, columns[of + "mean"], columns[of + "variance"])
+
+
+def _is_of(model: ServedModel, prediction: Prediction) -> bool:
+    """Whether a prediction is of a model's task and has its classes."""
+    target = model.manifest.target
+    if isinstance(target, ClassificationTarget):
+        return prediction.variance is None and prediction.mean.shape[1] == len(target.classes)
+    return prediction.variance is not None
 
 
 def _unknown(request_id: str) -> InputError:

@@ -12,6 +12,7 @@ from typing import Final
 
 import structlog
 
+from model_store.bundle import Bundle
 from model_store.errors import FiberwalkError, IncompatibleError, IntegrityError, StoreError, UnknownModelError
 from model_store.shelf import Stamp
 from model_store.store import ModelStore
@@ -121,6 +122,18 @@ class Versions:
         """
         return self._known(version, stamp) or self._flights.run(version, lambda: self._load(version))
 
+    def bundle(self, version: Version, stamp: Stamp | None) -> Bundle:
+        """The bundle of a version, to be read; its networks are not loaded. Arguments and errors as of `get`."""
+        model = self._known(version, stamp)
+        if model is not None:
+            return model.bundle
+        try:
+            return self._store.open(reference_of(version))
+        except UnknownModelError:
+            raise  # it went meanwhile
+        except StoreError as e:
+            raise self._refused(version, stamp, e) from e
+
     def settle(self, look: Look, wanted: Collection[Version]) -> None:
         """Lets go of versions that the store has no more, or has something else in place of that nothing means.
 
@@ -189,7 +202,7 @@ class Versions:
     def _refused(self, version: Version, stamp: Stamp | None, error: StoreError) -> StoreError:
         """The error of a version that did not load, as a client is told it; it is remembered, counted and logged."""
         self._metrics.failures.inc()
-        public = type(error)(_public(version, error), code=error.code, field="model")
+        public = type(error)(public_message(version, error), code=error.code, field="model")
         with self._lock:
             before = self._failed.get(version)
             again = before is not None and before.stamp == stamp
@@ -292,7 +305,8 @@ def reference_of(version: Version) -> str:
     return f"{version[0]}@{version[1]}"
 
 
-def _public(version: Version, error: StoreError) -> str:
+def public_message(version: Version, error: StoreError) -> str:
+    """What a client is told of a version's error, without the machine's paths."""
     if error.code == "no_device":
         return f"{reference_of(version)} is not served; {error.message[0].lower()}{error.message[1:]}"
     if error.code == "store_error":

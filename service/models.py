@@ -8,6 +8,7 @@ from typing import Literal
 
 import structlog
 
+from model_store.bundle import Bundle
 from model_store.errors import InputError, StoreError, UnknownModelError
 from model_store.shelf import Shelf, Stamp
 from model_store.store import ModelStore
@@ -170,6 +171,17 @@ class Models:
         if model is None:
             raise trouble
         return model
+
+    def bundle(self, reference: str) -> Bundle:
+        """The bundle that a reference means, to be read; errors as of `get`.
+
+        One that no name and no alias means is loaded for what is asked of its networks alone: who looks through old
+        versions must not make them take turns in memory.
+        """
+        choices = self._look.choices(reference)
+        if self.trouble is None and len(choices) == 1 and choices[0][0] not in self._wanted():
+            return self._versions.bundle(*choices[0])
+        return self.get(reference).bundle
 
     def shelves(self) -> list[Shelf]:
         """All models of the store.

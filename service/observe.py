@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from functools import cache
 from typing import Final
@@ -15,10 +14,10 @@ from model_store.errors import FiberwalkError
 from service.memory import forget_frames
 from service.protocol import error_body
 from service.randomness import RandomBytes
+from service.remembered import USABLE_ID
 from service.runtime import Runtime
 
 REQUEST_ID: Final = "X-Request-ID"
-_USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _QUIET = {"/healthz", "/readyz", "/metrics"}
 _METHODS = {"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"}
 
@@ -42,7 +41,7 @@ class ObserveRequests:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if _USABLE_ID.fullmatch(given) else self._ids.take().hex()
+        request_id = given if USABLE_ID.fullmatch(given) else self._ids.take().hex()
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
         status, answered = 0, 0.0

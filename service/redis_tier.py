@@ -29,6 +29,10 @@ _FLOAT32: Final = 1
 _HEADER: Final = struct.Struct("<8sHHIQ32s32s")
 """magic, format version, dtype, S, P, bundle digest, sha256 of key and payload."""
 
+_ASKED: Final = b"asked"
+"""In place of weights that were asked for once."""
+_ASKED_SECONDS: Final = 3600
+"""For which that is remembered."""
 _PROBE_BYTES, _PROBE_SECONDS, _PROBE_TRIES = 2**20, 10, 3
 _KNOWN_SECONDS: Final = 60.0
 """For which a measurement holds."""
@@ -54,7 +58,7 @@ def unpack(key: WeightKey, size: int, value: bytes) -> Float32:
         value: what Redis returned.
 
     Raises:
-        ValueError: it is not, to the byte, what `pack` made for this key; the message says why.
+        ValueError: it is not, to the byte, what `pack` made for this key of finite weights; the message says why.
     """
     if len(value) != _HEADER.size + 4 * key.samples * size:
         raise ValueError("size")
@@ -67,6 +71,8 @@ def unpack(key: WeightKey, size: int, value: bytes) -> Float32:
     if checksum != _checksum(key, payload):
         raise ValueError("checksum")
     weights: Float32 = np.frombuffer(payload, dtype="<f4").reshape(samples, p)
+    if not np.isfinite(weights).all():
+        raise ValueError("numbers")
     return weights
 
 
@@ -115,13 +121,17 @@ class RedisTier:
     def get(self, key: WeightKey, size: int) -> Float32 | None:
         """The weights (S, P = size) of a key; None where Redis has none, or none that is right."""
         started = time.perf_counter()
+        pipe = self._link.client.pipeline(transaction=False)
+        # Of a value that is too long, one byte more than is right comes, and not the whole of it.
+        pipe.getrange(str(key), 0, _HEADER.size + 4 * key.samples * size)
         # What is used lives on: were it to expire on all servers at once, all would decode it anew at once.
-        value = self._link.attempt("get", lambda: self._link.client.getex(str(key), ex=self._ttl))
-        if value is None:
+        pipe.expire(str(key), self._ttl)
+        value, there = self._link.attempt("get", pipe.execute) or (b"", 0)
+        if not there or value == _ASKED:
             return None
         try:
-            found = unpack(key, size, bytes(value))  # type: ignore[arg-type]
-        except (ValueError, TypeError) as e:
+            found = unpack(key, size, value)
+        except ValueError as e:
             self._link.refuse(str(key), str(e))
             return None
         if self._cost is not None:
@@ -129,10 +139,18 @@ class RedisTier:
             self._known = time.monotonic()
         return found
 
-    def put(self, key: WeightKey, size: int, weights: Callable[[], Float32]) -> None:
-        """Keeps weights (S, P = size) under a key for the time to live; they are made only where Redis takes them."""
-        if 4 * key.samples * size <= self._max_bytes:
-            self._link.attempt("put", lambda: self._link.client.set(str(key), pack(key, weights()), ex=self._ttl))
+    def put(self, key: WeightKey, size: int, weights: Callable[[], Float32], *, at_once: bool = True) -> None:
+        """Keeps weights (S, P = size) under a key for the time to live; they are made only where Redis takes them.
+
+        Unless `at_once`, what is asked for the first time is noted alone, whichever server was asked: clients draw new
+        seeds without end, and sets of megabytes that nobody asks for again would fill Redis.
+        """
+        if 4 * key.samples * size > self._max_bytes:
+            return
+        client, name, ttl = self._link.client, str(key), min(_ASKED_SECONDS, self._ttl)
+        first = not at_once and self._link.attempt("note", lambda: bool(client.set(name, _ASKED, ex=ttl, nx=True)))
+        if not first:
+            self._link.attempt("put", lambda: client.set(name, pack(key, weights()), ex=self._ttl))
 
     def _measured(self) -> _Cost:
         client, key = self._link.client, f"{KEY_PREFIX}probe:{os.getpid()}"

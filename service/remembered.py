@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from service.randomness import RandomBytes
 
+USABLE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+"""What a request's id may be: no other is given to one, and none is looked for."""
 OVERHEAD: Final = 400
 """Bytes that an entry takes beside its arrays."""
 _TOKENS: Final = RandomBytes(8)

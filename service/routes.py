@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
@@ -16,6 +16,7 @@ from service import catalog, examples
 from service.formats import JSON, MSGPACK, NPY, OCTETS, WRITERS, Body, answer_type, to_json
 from service.inference import Inference
 from service.inputs import brief
+from service.pages import page_headers
 from service.runtime import Runtime
 from service.schemas import (
     ClassificationAnswer,
@@ -37,6 +38,10 @@ from service.together import Steps
 T = TypeVar("T")
 router = APIRouter()
 
+_BY_BROWSERS: Final = frozenset({b"sec-fetch-site", b"origin"})
+"""Headers that no page can set or leave out."""
+_SENT_UNASKED: Final = frozenset({"", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"})
+"""Media types of what a browser sends to another site without asking it first."""
 
 _PACKED = (
     "The same object as in JSON. `inputs` may also be an object of `dtype` (such as `<f4`), `shape` and `data`, the "
@@ -251,7 +256,7 @@ async def metrics(request: Request) -> Response:
 @router.get("/", include_in_schema=False)
 async def start(request: Request) -> HTMLResponse:
     summaries = await _reading(lambda: catalog.summaries(_runtime(request).models))
-    return HTMLResponse(catalog.page(summaries))
+    return HTMLResponse(catalog.page(summaries), headers=page_headers("style-src 'unsafe-inline'"))
 
 
 def _runtime(request: Request) -> Runtime:
@@ -269,8 +274,7 @@ async def _computed(request: Request, answer: Callable[[Inference, Body, dict[st
         request.state.unread = True
         raise
     try:
-        given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        body = Body(data, given, tuple(request.query_params.multi_items()))
+        body = Body(data, _media_type(request), tuple(request.query_params.multi_items()))
         kind = answer_type(",".join(request.headers.getlist("accept")))
         content = await runtime.scheduler.answer(
             lambda: answer(runtime.inference, body, request.scope["state"]), WRITERS[kind], request.receive
@@ -283,14 +287,36 @@ async def _computed(request: Request, answer: Callable[[Inference, Body, dict[st
 def _refuse_other_sites(request: Request) -> None:
     """Pages of other sites must not make their visitors' browsers tell targets: what is posted as text, browsers send
     without asking whether it is wanted."""
-    if request.headers.get("sec-fetch-site") == "cross-site":
-        raise InputError(
-            "A browser sends this for a page of another site; ask from your own server, or from a page of this one.",
-            code="cross_site",
-            field="Sec-Fetch-Site",
-            expected="same-origin, same-site or none",
-            got="cross-site",
-        )
+    # One look through all headers takes less time than asking for one that is not there.
+    told = {name: value.decode("latin-1") for name, value in request.scope["headers"] if name in _BY_BROWSERS}
+    if not told:
+        return
+    site, origin = told.get(b"sec-fetch-site"), told.get(b"origin")
+    if site == "cross-site":
+        raise _of_another_site("Sec-Fetch-Site", "same-origin, same-site or none", site)
+    # Browsers tell the site to none but HTTPS and the machine itself; elsewhere they tell a page's origin alone. Behind
+    # a proxy that names another host, that of our own page is foreign too, and nothing tells it from others but what
+    # it sends: JSON or bytes, which a browser sends for a page of another site only once it was allowed to. Text and
+    # forms it sends unasked.
+    if site is None and origin is not None and _media_type(request) in _SENT_UNASKED:
+        host = request.headers.get("host", "")
+        if origin.partition("://")[2].lower() != host.lower():
+            raise _of_another_site("Origin", f"an origin of the host {brief(host)}, or application/json", origin)
+
+
+def _of_another_site(header: str, expected: str, got: str) -> InputError:
+    return InputError(
+        "A browser sends this for a page of another site; ask from your own server, or from a page of this one.",
+        code="cross_site",
+        field=header,
+        expected=expected,
+        got=got[:80],
+    )
+
+
+def _media_type(request: Request) -> str:
+    """What a body is, as the client says it, without parameters and in lower case; empty where it says nothing."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _refuse_compressed(request: Request) -> None:

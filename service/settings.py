@@ -119,7 +119,7 @@ class Settings(BaseSettings):
         Literal["auto", "always", "never"],
         Field(
             description="Whether weight sets are kept in Redis: always, never, or where fetching one takes less time "
-            "than decoding it, by what both were measured to take here (auto)."
+            "than decoding it, by what both were measured to take here, and it was asked for before (auto)."
         ),
     ] = "auto"
     redis_max_bytes: Annotated[

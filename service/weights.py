@@ -33,6 +33,7 @@ class WeightSource:
         self._flights: Flights[WeightKey, WeightSet] = Flights()
         self._redis: RedisTier | None = None
         self._always = settings.redis_weights == "always"
+        self._samples = settings.samples
         self._decoding: dict[str, tuple[float, float]] = {}
         if link is not None and settings.redis_weights != "never":
             # redis is imported only where it is used: it would lengthen every start.
@@ -68,7 +69,10 @@ class WeightSource:
             parts = decoded = model.engine.decode(latents, anchors)
             self._metrics.decodes.labels(model.bundle.name).inc()
             if tier is not None:
-                tier.put(key, size, lambda: model.engine.joined(decoded))
+                # What every server draws as it starts, others want too.
+                usual = key.seed == 0 and key.samples == (self._samples or model.plan(key.plan).samples)
+                at_once = self._always or usual
+                tier.put(key, size, lambda: model.engine.joined(decoded), at_once=at_once)
         found = model.engine.bind(parts, anchors)
         self._cache.put(key, found)
         self._metrics.cache_bytes.set(self._cache.nbytes)

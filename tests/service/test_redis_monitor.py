@@ -15,15 +15,13 @@ import httpx
 import numpy as np
 import pytest
 import structlog
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model_store.store import ModelStore
 from service.metrics import ServiceMetrics
 from service.monitor import LEVELS, Labelled, Monitor
 from service.redis_link import RedisLink
-from service.redis_monitor import RedisMonitor, pack, unpack
+from service.redis_monitor import RedisMonitor
 from service.remembered import Prediction, Remembered
 from tests import bundles
 from tests.servers import RedisServer, Server, serving, silent_listener, wait_until
@@ -56,6 +54,11 @@ class Member:
         self.remembered.put(request_id, prediction)
         self.monitor.remember(request_id)
 
+    @property
+    def rubbish(self) -> float | None:
+        """Values that were refused."""
+        return self.metrics.registry.get_sample_value("fiberwalk_redis_errors_total", {"kind": "rubbish"})
+
     def value(self, name: str) -> float | None:
         return self.metrics.registry.get_sample_value(name)
 
@@ -73,6 +76,13 @@ def member(url: str, limit: int = 2**20, ttl: int = 60, timeout: float = 0.5) ->
         link.close()
 
 
+def known(process: Member, *, classes: bool = False) -> dict[str, Any]:
+    """What all know of a model, in the words of `Monitor.health`."""
+    found = process.monitor.health(DIGEST, 0.05, classes=classes)
+    assert found is not None
+    return found
+
+
 def rows(count: int, rate: float, seed: int) -> Labelled:
     rng = np.random.default_rng(seed)
     missed = rng.uniform(size=(count, 1)) < rate * np.array([[2.0, 1.0, 0.5]])
@@ -82,23 +92,6 @@ def rows(count: int, rate: float, seed: int) -> Labelled:
 def all_missed(count: int) -> Labelled:
     nothing: NDArray[np.float64] = np.full(count, np.nan)
     return Labelled(np.ones((count, len(LEVELS)), dtype=np.bool_), np.zeros(count), nothing, nothing)
-
-
-# ---- the value of a prediction
-
-
-@pytest.mark.parametrize("prediction", [CLASSES, NUMBERS], ids=["classes", "numbers"])
-def test_a_prediction_comes_back_bit_for_bit(prediction: Prediction) -> None:
-    found = unpack(pack(prediction))
-    assert (found.reference, found.token) == (prediction.reference, prediction.token)
-    np.testing.assert_array_equal(found.mean, prediction.mean)
-    np.testing.assert_equal(found.variance, prediction.variance)
-
-
-@given(st.binary(max_size=100) | st.integers(0, 40).map(lambda n: pack(NUMBERS)[:n] + b"x"))
-def test_rubbish_is_no_prediction(value: bytes) -> None:
-    with pytest.raises(ValueError):
-        unpack(value)
 
 
 # ---- what is known together
@@ -118,15 +111,7 @@ def test_threads_that_wait_for_each_other_do_not_take_redis_for_down(redis_serve
             assert all(pool.map(lambda _: one.monitor.tell(DIGEST, all_missed(1), None, b""), range(6)))
         # Nobody else was faster.
         assert len(asked) == 6
-        assert shared_rows(one) == 0 and one.monitor.health(DIGEST, 0.05)["rows"] == 6  # type: ignore[index]
-
-
-@pytest.mark.parametrize("part", ["test", "scored"])
-def test_rubbish_in_a_models_state_is_refused(redis_server: RedisServer, part: str) -> None:
-    with member(redis_server.url) as one, redis_server.client() as client:
-        client.hset(f"fiberwalk:{DIGEST}:monitor2:state", part, "abc")
-        assert one.monitor.health(DIGEST, 0.05) is None
-        assert one.value("fiberwalk_redis_up") == 1
+        assert known(one)["rows"] == 6
 
 
 def test_a_prediction_of_another_bundle_of_that_name_is_not_known(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -168,21 +153,14 @@ def test_the_figures_are_those_of_one_process(redis_server: RedisServer) -> None
             assert monitor.tell(DIGEST, batch, None, b"") is True
             monitor.add_scores(DIGEST, p <= 0.05)
             expected = own.health()
-            wait_until(lambda n=expected["ood"]["rows"]: shared_rows(other) == n)  # type: ignore[misc]
-            assert one.monitor.health(DIGEST, 0.05) == other.monitor.health(DIGEST, 0.05) == expected
+            wait_until(lambda n=expected["ood"]["rows"]: known(other, classes=True)["ood"]["rows"] == n)  # type: ignore[misc]
+            assert known(one, classes=True) == known(other, classes=True) == expected
         assert expected["state"] == "broken" and expected["alarm_at_row"] > 10_000
-        assert other.monitor.health("cd" * 32, 0.05) == Monitor(0.05).health()
+        assert other.monitor.health("cd" * 32, 0.05, classes=True) == Monitor(0.05).health()
     with redis_server.client() as client:
         sizes = {k.decode().rsplit(":", 1)[1]: client.strlen(k) for k in client.keys("*:rows") + client.keys("*:flags")}
         assert sizes == {"rows": 240_000, "flags": 10_000}
         assert all(50 < client.ttl(k) <= 60 for k in client.keys("fiberwalk:*"))
-
-
-def shared_rows(process: Member) -> int:
-    found = process.monitor.health(DIGEST, 0.05)
-    assert found is not None
-    count: int = found["ood"]["rows"]
-    return count
 
 
 def test_rows_told_to_many_at_once_all_count(redis_server: RedisServer) -> None:
@@ -195,8 +173,7 @@ def test_rows_told_to_many_at_once_all_count(redis_server: RedisServer) -> None:
             assert set(pool.map(one_row, range(200))) == {True}
         own = Monitor(0.05)
         own.add(all_missed(200))
-        found = one.monitor.health(DIGEST, 0.05)
-        assert found is not None
+        found = known(one)
         assert found["rows"] == 200 and found["alarm_at_row"] == own.health()["alarm_at_row"]
         assert found["evidence"] == pytest.approx(own.health()["evidence"])
 
@@ -216,7 +193,7 @@ def test_a_prediction_is_told_once_by_whoever_is_first(redis_server: RedisServer
                 told = [answer.result() for answer in [pool.submit(way) for way in ways]]
             assert sorted(map(str, told)) == ["False", "False", "False", "True"]
             assert one.monitor.recall(request_id) is None and other.monitor.recall(request_id) is None
-        assert one.monitor.health(DIGEST, 0.05)["rows"] == 40  # type: ignore[index]
+        assert known(one)["rows"] == 40
 
 
 def test_what_is_told_before_it_was_written_stays_told(redis_server: RedisServer) -> None:
@@ -266,15 +243,9 @@ def test_old_predictions_go_and_so_does_what_lost_its_parts(redis_server: RedisS
         # Redis makes room by dropping whole keys: it all starts anew.
         one.monitor.tell(DIGEST, all_missed(30), None, b"")
         client.delete(f"fiberwalk:{DIGEST}:monitor2:rows")
-        assert one.monitor.health(DIGEST, 0.05)["rows"] == 0  # type: ignore[index]
+        assert known(one)["rows"] == 0
         assert one.monitor.tell(DIGEST, all_missed(2), None, b"") is True
-        assert one.monitor.health(DIGEST, 0.05)["rows"] == 2  # type: ignore[index]
-        client.hset(f"fiberwalk:{DIGEST}:monitor2:state", "test", "rubbish")
-        assert one.monitor.tell(DIGEST, all_missed(2), None, b"") is None
-        assert one.monitor.health(DIGEST, 0.05) is None
-        client.hset(HELD, "r", "rubbish of some length that is no prediction")
-        assert one.monitor.recall("r") is None
-        assert one.metrics.registry.get_sample_value("fiberwalk_redis_errors_total", {"kind": "rubbish"}) == 3
+        assert known(one)["rows"] == 2
 
 
 def test_a_full_queue_drops_and_counts_and_never_waits() -> None:

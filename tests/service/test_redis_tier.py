@@ -99,6 +99,14 @@ def test_another_shape_of_the_same_size_is_refused() -> None:
         unpack(WeightKey("ab" * 32, "predict", 5, 7), 3, VALUE)
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused(number: float) -> None:
+    weights = WEIGHTS.copy()
+    weights[1, 2] = number
+    with pytest.raises(ValueError, match="numbers"):
+        unpack(KEY, 5, pack(KEY, weights))
+
+
 @given(st.binary(max_size=300) | st.integers(0, len(VALUE)).map(lambda n: VALUE[:n] + b"x"))
 def test_rubbish_is_refused(value: bytes) -> None:
     with pytest.raises(ValueError, match=r"size|format|header|checksum"):
@@ -162,14 +170,29 @@ def test_another_type_under_a_key_is_no_failure_of_redis(redis_server: RedisServ
     assert np.array_equal(made.get(KEY, 5), WEIGHTS)  # type: ignore[arg-type]
 
 
+def test_of_a_value_that_is_too_long_no_more_comes_than_is_right(redis_server: RedisServer) -> None:
+    made, metrics = tier(redis_server.url, timeout=5)
+    with redis_server.client() as client:
+        client.set(str(KEY), bytes(50_000_000), ex=30)
+        before = client.info("stats")["total_net_output_bytes"]
+        assert made.get(KEY, 5) is None
+        assert client.info("stats")["total_net_output_bytes"] - before < 100_000
+        assert metrics.registry.get_sample_value("fiberwalk_redis_errors_total", {"kind": "rubbish"}) == 1
+        made.put(KEY, 5, lambda: WEIGHTS)
+        client.expire(str(KEY), 30)
+        assert np.array_equal(made.get(KEY, 5), WEIGHTS)  # type: ignore[arg-type]
+        # What is used lives on.
+        assert 50 < client.ttl(str(KEY)) <= 60
+
+
 def test_one_slow_fetch_does_not_rule_redis_out_for_ever(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, _ = tier(redis_server.url)
     usual = made.seconds(1000)
     made.put(KEY, 5, lambda: WEIGHTS)
-    get = made._link.client.getex
-    monkeypatch.setattr(made._link.client, "getex", lambda *a, **k: (time.sleep(0.1), get(*a, **k))[1])
+    pipeline = made._link.client.pipeline
+    monkeypatch.setattr(made._link.client, "pipeline", lambda **k: (time.sleep(0.1), pipeline(**k))[1])
     assert np.array_equal(made.get(KEY, 5), WEIGHTS)  # type: ignore[arg-type]
     slow = made.seconds(1000)
     assert usual is not None and slow is not None and slow > max(0.1, 2 * usual)

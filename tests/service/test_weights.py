@@ -95,11 +95,36 @@ def test_what_is_decoded_sooner_than_fetched_is_decoded(
 def test_what_is_fetched_sooner_than_decoded_is_fetched(made: Any, slow_model: ServedModel) -> None:
     first, second = made("auto"), made("auto")
     found = first.get(slow_model, 3)
+    first.get(slow_model, 3)
     second.get(slow_model, 4)  # measures
     started = time.perf_counter()
     assert second.get(slow_model, 3) == found
     assert time.perf_counter() - started < SLOW / 2
     assert second.hits == 1 and second.count("redis_left_out") == 0
+
+
+def test_sets_that_nobody_asks_for_again_do_not_fill_redis(
+    made: Any, slow_model: ServedModel, redis_server: RedisServer
+) -> None:
+    first, second, third = (made("auto") for _ in range(3))
+    for seed in range(1, 9):
+        first.get(slow_model, seed)
+    with redis_server.client() as client:
+        names = client.keys("fiberwalk:*")
+        assert len(names) == 8 and all(client.strlen(n) < 10 and 0 < client.ttl(n) <= 3600 for n in names)
+        # Another server counts as well, and the one after that is spared decoding.
+        found = second.get(slow_model, 5)
+        assert third.get(slow_model, 5) == found
+        assert (second.hits, third.hits, third.count("decodes", model="sine")) == (0, 1, 0)
+        (kept,) = (n for n in client.keys("fiberwalk:*") if client.strlen(n) >= 10)
+        assert kept.endswith(b":5") and client.ttl(kept) > 3600
+        # What servers start with they share at once.
+        client.flushall()
+    first.get(slow_model, 0)
+    assert second.get(slow_model, 0) == first.get(slow_model, 0)
+    assert second.hits == 1
+    for source in (first, second, third):
+        assert source.count("redis_errors", kind="rubbish") == 0
 
 
 @pytest.mark.parametrize(("weights", "hits"), [("always", 1), ("never", 0)])
