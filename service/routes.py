@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, cast
 
@@ -76,13 +77,19 @@ def _documented(
             {
                 "name": name,
                 "in": "query",
-                "description": f"With a `.npy` body alone. {schema.pop('description')}",
+                "description": f"With a `.npy` body alone. {schema.pop('description')}{_default(schema)}",
                 "schema": schema,
             }
             for name, schema in fields.items()
             if name != "inputs"
         ]
     return found
+
+
+def _default(schema: dict[str, Any]) -> str:
+    """The default in words: what a schema names, Swagger UI and generated clients send, with JSON bodies too."""
+    default = schema.pop("default", None)
+    return "" if default is None else f" Default: {json.dumps(default)}."
 
 
 def _bytes(description: str) -> dict[str, Any]:

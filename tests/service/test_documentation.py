@@ -62,6 +62,8 @@ def test_the_documentation_describes_requests_and_answers(client: httpx.Client) 
             assert kind["schema"]["description"].endswith(".")
         fields = api["components"]["schemas"][f"{path[1:].title()}Request"]["properties"]
         assert {p["name"] for p in post["parameters"]} == fields.keys() - {"inputs"}
+        # What a query has by default is sent with JSON too, where it is refused.
+        assert all("default" not in p["schema"] for p in post["parameters"])
         for status in ("400", "403", "404", "413", "415", "422", "503"):
             schema = post["responses"][status]["content"]["application/json"]["schema"]
             assert schema["$ref"].endswith("/ErrorAnswer")
