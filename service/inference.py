@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -59,15 +60,7 @@ class Inference:
                     f"{model.reference} predicts a number, with an interval and no set of classes; leave this out."
                 )
                 refuse("bad_empty_sets", message, "empty_sets", "no empty_sets, or false", True)
-            values = len(request.inputs) * samples * max(1, len(classes))
-            if request.draws and values > self._settings.max_values:
-                raise InputError(
-                    f"All samples of these rows are {values} numbers; ask for fewer samples or rows.",
-                    code="too_many_values",
-                    field="return",
-                    expected=f"at most {self._settings.max_values} numbers",
-                    got=f"{values} numbers",
-                )
+            self._check_size(request, samples, classes)
             x = _encoded(request, model, unseen=request.ood)
         columns = yield _run(request, model, samples, x)
         scores: Columns = {name: columns.pop(name) for name in ("epistemic_score", "features") if name in columns}
@@ -116,6 +109,25 @@ class Inference:
         answer = _about(model, samples, request) | self._flagged(model, request, x, scores)
         self._metrics.rows.labels("/ood", model.bundle.name).inc(len(x))
         return answer
+
+    def _check_size(self, request: InferenceRequest, samples: int, classes: Sequence[int | str]) -> None:
+        """Raises InputError where the answer would hold too much: few bytes of rows may ask for many of classes."""
+        each = max(1, len(classes)) * (samples if request.draws else 1) + len(request.quantiles)
+        values, most = len(request.inputs) * each, self._settings.max_values
+        if values <= most:
+            return
+        what, fewer = (
+            ("All samples of these rows are", "fewer samples or rows in a request")
+            if request.draws
+            else ("Of these rows the answer would hold", f"at most {max(1, most // each)} rows in a request")
+        )
+        raise InputError(
+            f"{what} {values} numbers; ask for {fewer}.",
+            code="too_many_values",
+            field="return" if request.draws else "inputs",
+            expected=f"at most {most} numbers",
+            got=f"{values} numbers",
+        )
 
     def _flagged(
         self, model: ServedModel, request: InferenceRequest, x: NDArray[np.float32], scores: Columns

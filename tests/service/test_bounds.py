@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from model_store.errors import InputError
@@ -165,3 +167,23 @@ def test_the_costliest_bodies_at_once_leave_the_server_as_it_was(large_server: S
     # As they come a body takes its bytes, and as many again while its parts are joined.
     assert resident(large_server, "VmHWM") - before < 3 * 4 * len(rows)
     assert slowest < 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "values", "most"),
+    [
+        ({"model": "digits", "inputs": [[0.0] * 16] * 26}, 104, 25),
+        ({"model": "sine", "inputs": [[1, 2]] * 26, "quantiles": [0.1, 0.5, 0.9]}, 104, 25),
+        ({"model": "sine", "inputs": [[1, 2]] * 101}, 101, 100),
+    ],
+    ids=["classes", "quantiles", "numbers"],
+)
+def test_answers_are_bounded(large_server: Server, asked: dict[str, Any], values: int, most: int) -> None:
+    def ask(rows: int) -> httpx.Response:
+        return client.post("/predict", json=asked | {"inputs": asked["inputs"][:rows]})
+
+    with large_server.client() as client:
+        assert ask(most).status_code == 200
+        error = refused(ask(most + 1), 422)
+    assert (error["code"], error["field"], error["got"]) == ("too_many_values", "inputs", f"{values} numbers")
+    assert f"at most {most} rows" in error["message"] and error["expected"] == "at most 100 numbers"
