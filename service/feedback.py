@@ -18,7 +18,7 @@ from service.metrics import ServiceMetrics
 from service.model import Columns, ServedModel
 from service.models import Models
 from service.monitor import LEVELS, Labelled, Monitor
-from service.protocol import FeedbackRequest
+from service.protocol import FeedbackRequest, check_length
 from service.remembered import USABLE_ID, Prediction, Remembered
 from service.settings import Settings
 
@@ -181,14 +181,7 @@ def _unknown(request_id: str) -> InputError:
 
 
 def _labelled(model: ServedModel, prediction: Prediction, targets: list[Any]) -> Labelled:
-    if len(targets) != prediction.rows:
-        raise InputError(
-            "There must be one target for every row.",
-            code="wrong_length",
-            field="targets",
-            expected=f"{prediction.rows} targets",
-            got=f"{len(targets)} targets",
-        )
+    check_length(targets, prediction.rows)
     target = model.manifest.target
     if isinstance(target, ClassificationTarget):
         true = np.array([_class(value, i, target.classes) for i, value in enumerate(targets)])

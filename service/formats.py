@@ -7,7 +7,9 @@ import functools
 import itertools
 import re
 import struct
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ import pydantic_core
 
 from model_store.errors import InputError
 from service.arrays import rows_of_npy, rows_of_object, to_object
+from service.bounds import LARGE, MAX_NAMES, SMALL, Count, check_json, named
 from service.inputs import NumericRows, brief, refuse
 
 JSON: Final = "application/json"
@@ -32,6 +35,9 @@ _ALSO_JSON: Final = {"", JSON, "application/x-www-form-urlencoded", "text/json",
 _MAX_LIST: Final = 2**20
 _ROWS_BEGIN: Final = re.compile(rb'"inputs"\s*:\s*(\[[\[\s]*)[-\d]')
 _MAX_DEPTH: Final = 9
+_PATIENCE_SECONDS: Final = 5.0
+_AT_ONCE: Final = nullcontext()
+_reading: Final = threading.Lock()
 _OTHERS: Final = (
     "targets",
     "request_id",
@@ -61,6 +67,23 @@ class Body:
     data: bytes
     media_type: str = JSON
     query: tuple[tuple[str, str], ...] = ()
+
+
+def turn(body: Body) -> AbstractContextManager[None]:
+    """To be held while a body is read and its rows are encoded: those that become many objects are read one at a time,
+    so that not all of their objects are there at once."""
+    return _alone() if len(body.data) > LARGE and body.media_type not in {NPY, OCTETS} else _AT_ONCE
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    # One that waits for a model must not keep the others for as long.
+    held = _reading.acquire(timeout=_PATIENCE_SECONDS)
+    try:
+        yield
+    finally:
+        if held:
+            _reading.release()
 
 
 def content_of(body: Body, *, rows_alone: bool) -> dict[str, Any]:
@@ -153,6 +176,8 @@ def _packed(value: Any) -> Any:
 
 def _from_json(body: bytes) -> dict[str, Any]:
     body = body.removeprefix(codecs.BOM_UTF8)  # as some editors and shells write it
+    if len(body) > LARGE:
+        check_json(body)
     return _quick_json(body) or _slow_json(body)
 
 
@@ -229,8 +254,17 @@ def _array(rows: list[Any], depth: int) -> np.ndarray[Any, np.dtype[np.float64]]
 def _from_msgpack(body: bytes) -> dict[str, Any]:
     if not body:
         raise _empty("msgpack")
+    count = Count(len(body)) if len(body) > SMALL else None
     try:
-        content = msgpack.unpackb(body, object_hook=_named, max_array_len=min(_MAX_LIST, len(body)))
+        content = msgpack.unpackb(
+            body,
+            object_hook=count.map if count else named,
+            list_hook=count.array if count else None,
+            max_array_len=min(_MAX_LIST, len(body)),
+            max_map_len=MAX_NAMES,
+            # No field is of an extension; those of a small body are refused with their place.
+            max_ext_len=0 if count else -1,
+        )
     except (ValueError, msgpack.UnpackException) as e:
         raise InputError(
             f"The body is not valid msgpack: {str(e).rstrip('.') or type(e).__name__}.",
@@ -242,12 +276,6 @@ def _from_msgpack(body: bytes) -> dict[str, Any]:
     if isinstance(fields.get("inputs"), dict):
         fields["inputs"] = rows_of_object(fields["inputs"])
     return fields
-
-
-def _named(content: dict[Any, Any]) -> dict[str, Any]:
-    if not all(isinstance(key, str) for key in content):
-        raise ValueError("names in a map must be strings")
-    return content
 
 
 # ---- the query

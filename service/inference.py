@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from model_store.errors import InputError
 from model_store.manifest import ClassificationTarget, TableInput
 from service.cache import WeightKey
 from service.feedback import Feedback, prediction_of
-from service.formats import Body
+from service.formats import Body, turn
 from service.held import PLAN, default_samples, sample_limit
 from service.inputs import refuse
 from service.metrics import ServiceMetrics
@@ -45,27 +46,22 @@ class Inference:
             InputError: the request is wrong.
             StoreError: the model is unknown or cannot be served.
         """
-        request = parse(body, max_rows=self._settings.max_rows, predicts=True)
-        model = self._model(request, state)
-        samples = self._samples(request, model)
-        target = model.manifest.target
-        classes = target.classes if isinstance(target, ClassificationTarget) else []
-        if classes and request.quantiles:
-            message = f"{model.reference} predicts a class, which has no quantiles; leave them out."
-            refuse("bad_quantiles", message, "quantiles", "no quantiles", list(request.quantiles))
-        if request.empty_sets and not classes:
-            message = f"{model.reference} predicts a number, with an interval and no set of classes; leave this out."
-            refuse("bad_empty_sets", message, "empty_sets", "no empty_sets, or false", True)
-        values = len(request.inputs) * samples * max(1, len(classes))
-        if request.draws and values > self._settings.max_values:
-            raise InputError(
-                f"All samples of these rows are {values} numbers; ask for fewer samples or rows.",
-                code="too_many_values",
-                field="return",
-                expected=f"at most {self._settings.max_values} numbers",
-                got=f"{values} numbers",
-            )
-        x = model.encoder.encode(request.inputs, unseen=request.ood)
+        with turn(body):
+            request = parse(body, max_rows=self._settings.max_rows, predicts=True)
+            model = self._model(request, state)
+            samples = self._samples(request, model)
+            target = model.manifest.target
+            classes = target.classes if isinstance(target, ClassificationTarget) else []
+            if classes and request.quantiles:
+                message = f"{model.reference} predicts a class, which has no quantiles; leave them out."
+                refuse("bad_quantiles", message, "quantiles", "no quantiles", list(request.quantiles))
+            if request.empty_sets and not classes:
+                message = (
+                    f"{model.reference} predicts a number, with an interval and no set of classes; leave this out."
+                )
+                refuse("bad_empty_sets", message, "empty_sets", "no empty_sets, or false", True)
+            self._check_size(request, samples, classes)
+            x = _encoded(request, model, unseen=request.ood)
         columns = yield _run(request, model, samples, x)
         scores: Columns = {name: columns.pop(name) for name in ("epistemic_score", "features") if name in columns}
         self._feedback.remember(state["request_id"], model, columns)
@@ -82,34 +78,56 @@ class Inference:
         answer |= columns
         if request.ood:
             answer["ood"] = self._flagged(model, request, x, scores)
-        self._metrics.rows.labels("/predict", model.bundle.name).inc(len(request.inputs))
+        self._metrics.rows.labels("/predict", model.bundle.name).inc(len(x))
         return answer
 
     def feedback(self, body: Body, state: dict[str, Any]) -> Steps:
         """The answer to `POST /feedback`; arguments and errors as of `predict`."""
-        request = parse_feedback(body, max_rows=self._settings.max_rows)
+        with turn(body):
+            request = parse_feedback(body, max_rows=self._settings.max_rows)
+            if request.rows is not None:
+                model = self._model(request.rows, state)
+                x = _encoded(request.rows, model, unseen=True)
         if request.rows is None:
             assert request.request_id is not None
             model, prediction = self._feedback.recall(request.request_id)
             state["model"] = model.reference
             return self._feedback.take(request, model, prediction)
-        model = self._model(request.rows, state)
-        x = model.encoder.encode(request.rows.inputs, unseen=True)
         columns = yield _run(request.rows, model, self._samples(request.rows, model), x)
         return self._feedback.take(request, model, prediction_of(model, columns))
 
     def ood(self, body: Body, state: dict[str, Any]) -> Steps:
         """The answer to `POST /ood`; arguments and errors as of `predict`."""
-        request = parse(body, max_rows=self._settings.max_rows, predicts=False)
-        model = self._model(request, state)
-        samples = self._samples(request, model)
-        x = model.encoder.encode(request.inputs, unseen=True)
+        with turn(body):
+            request = parse(body, max_rows=self._settings.max_rows, predicts=False)
+            model = self._model(request, state)
+            samples = self._samples(request, model)
+            x = _encoded(request, model, unseen=True)
         scores: Columns = {}
         if model.detectors.ask_the_network:
             scores = yield Run(model, _key(request, model, samples), x, Asked(level=None, scores=True))
         answer = _about(model, samples, request) | self._flagged(model, request, x, scores)
         self._metrics.rows.labels("/ood", model.bundle.name).inc(len(x))
         return answer
+
+    def _check_size(self, request: InferenceRequest, samples: int, classes: Sequence[int | str]) -> None:
+        """Raises InputError where the answer would hold too much: few bytes of rows may ask for many of classes."""
+        each = max(1, len(classes)) * (samples if request.draws else 1) + len(request.quantiles)
+        values, most = len(request.inputs) * each, self._settings.max_values
+        if values <= most:
+            return
+        what, fewer = (
+            ("All samples of these rows are", "fewer samples or rows in a request")
+            if request.draws
+            else ("Of these rows the answer would hold", f"at most {max(1, most // each)} rows in a request")
+        )
+        raise InputError(
+            f"{what} {values} numbers; ask for {fewer}.",
+            code="too_many_values",
+            field="return" if request.draws else "inputs",
+            expected=f"at most {most} numbers",
+            got=f"{values} numbers",
+        )
 
     def _flagged(
         self, model: ServedModel, request: InferenceRequest, x: NDArray[np.float32], scores: Columns
@@ -154,6 +172,15 @@ def _run(request: InferenceRequest, model: ServedModel, samples: int, x: NDArray
     scores = request.ood and model.detectors.ask_the_network
     asked = Asked(request.level, request.quantiles, request.draws, scores, request.empty_sets)
     return Run(model, _key(request, model, samples), x, asked)
+
+
+def _encoded(request: InferenceRequest, model: ServedModel, *, unseen: bool) -> NDArray[np.float32]:
+    """The rows as the network takes them. Where they are Python's objects they are dropped, as they take many times the
+    memory, and the request may wait."""
+    x = model.encoder.encode(request.inputs, unseen=unseen)
+    if isinstance(request.inputs, list):
+        request.inputs.clear()
+    return x
 
 
 def _key(request: InferenceRequest, model: ServedModel, samples: int) -> WeightKey:

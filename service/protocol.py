@@ -110,7 +110,10 @@ def parse_feedback(body: Body, *, max_rows: int) -> FeedbackRequest:
         refuse("wrong_type", "targets must be an array.", "targets", expected, content.get("targets"))
     request_id = content.get("request_id")
     if request_id is None:
-        return FeedbackRequest(content["targets"], None, _inference(content, max_rows))
+        rows = _inference(content, max_rows)
+        # Before the rows wait for the network, and the targets with them.
+        check_length(content["targets"], len(rows.inputs))
+        return FeedbackRequest(content["targets"], None, rows)
     if not isinstance(request_id, str):
         refuse("wrong_type", "request_id must be a string.", "request_id", "an X-Request-ID", request_id)
     for field in again:
@@ -123,6 +126,18 @@ def parse_feedback(body: Body, *, max_rows: int) -> FeedbackRequest:
                 content[field],
             )
     return FeedbackRequest(content["targets"], request_id, None)
+
+
+def check_length(targets: list[Any], rows: int) -> None:
+    """Raises InputError where targets are not as many as rows."""
+    if len(targets) != rows:
+        raise InputError(
+            "There must be one target for every row.",
+            code="wrong_length",
+            field="targets",
+            expected=f"{rows} targets",
+            got=f"{len(targets)} targets",
+        )
 
 
 def status_of(error: FiberwalkError) -> int:

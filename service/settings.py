@@ -41,7 +41,12 @@ class Settings(BaseSettings):
         ),
     ] = 16 * 2**20
     max_values: Annotated[
-        int, Field(ge=1, description="Most numbers that the samples of one request may be returned as.")
+        int,
+        Field(
+            ge=1,
+            description="Most numbers that one request may be answered with: rows x classes, times samples where those "
+            "are returned, and quantiles. With the parts that are as large as these it takes some 50 bytes for each.",
+        ),
     ] = 1_000_000
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body, in bytes.")] = 32 * 2**20
     max_set_bytes: Annotated[
