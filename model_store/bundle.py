@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from safetensors.numpy import load as load_safetensors
 
 from model_store.encoding import TableEncoder
 from model_store.errors import IncompatibleError, IntegrityError
+from model_store.files import read_regular
 from model_store.manifest import (
     ARRAYS_FILE,
     BASE_FILE,
@@ -98,7 +97,7 @@ class Bundle:
             raise IntegrityError(f"{self} lists no file {file!r} in its manifest; publish it again.")
         path = self.path / file
         # At most one byte beyond the size is read, so that a swapped huge file costs nothing.
-        data, size = _read_regular(path, entry.size + 1)
+        data, size = _read(path, entry.size + 1)
         if len(data) != entry.size:
             raise IntegrityError(
                 f"{path} has another size than when it was published; publish the bundle again.",
@@ -182,7 +181,7 @@ class Bundle:
 
     def _read_manifest(self) -> bytes:
         path = self.path / MANIFEST_FILE
-        data, size = _read_regular(path, MAX_MANIFEST_BYTES + 1)
+        data, size = _read(path, MAX_MANIFEST_BYTES + 1)
         if len(data) > MAX_MANIFEST_BYTES:
             raise IntegrityError(
                 f"{path} is larger than any manifest; publish the bundle again.",
@@ -192,29 +191,14 @@ class Bundle:
         return data
 
 
-def _read_regular(path: Path, limit: int) -> tuple[bytes, int]:
-    """The first `limit` bytes of a regular file and its size. Links are refused; a pipe or device never blocks."""
+def _read(path: Path, limit: int) -> tuple[bytes, int]:
+    """The first `limit` bytes of a bundle's file and its size, see `read_regular`."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise IntegrityError(f"{path} is no regular file; publish the bundle again.")
-            with os.fdopen(fd, "rb", closefd=False) as f:
-                return f.read(limit), status.st_size
-        finally:
-            os.close(fd)
+        return read_regular(path, limit)
+    except ValueError as e:
+        raise IntegrityError(f"{path} {e}; publish the bundle again.") from e
     except OSError as e:
-        if _is_link(path):
-            raise IntegrityError(f"{path} is a link, which is refused; publish the bundle again.") from e
         raise IntegrityError(f"{path} cannot be read ({e.strerror}); publish the bundle again.") from e
-
-
-def _is_link(path: Path) -> bool:
-    try:
-        return path.is_symlink()
-    except OSError:
-        return False  # its folder cannot be read
 
 
 def _are_scores(scores: NDArray[Any] | None, shape: tuple[int, ...] | None) -> bool:

@@ -8,8 +8,10 @@ import signal
 import stat
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -28,6 +30,7 @@ from model_store import store as store_module
 from tests import bundles
 
 PARTS = bundles.numeric_regression("sine")
+T = TypeVar("T")
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -39,6 +42,16 @@ def store(tmp_path: Path) -> ModelStore:
 def contents(root: Path) -> set[str]:
     """Every path of the store, but for the lock files."""
     return {p.relative_to(root).as_posix() for p in root.rglob("*") if p.name != ".lock"}
+
+
+def soon(call: Callable[[], T]) -> T:
+    """What a call gives that must not wait for what never comes."""
+    found: list[T] = []
+    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert found, "it waits, or failed"
+    return found[0]
 
 
 # ---- publishing
@@ -301,12 +314,48 @@ def test_aliases_are_never_seen_half_written_nor_lost(store: ModelStore) -> None
     assert [len(s) for s in seen] == sorted(len(s) for s in seen)
 
 
-@pytest.mark.parametrize("raw", ["", "{", "[1]", '{"champion": "x"}', '{"champion": null}', "3"])
+@pytest.mark.parametrize("raw", ["", "{", "[1]", '{"champion": "x"}', '{"champion": null}', "3", '{"\\ud800": 1}'])
 def test_damaged_aliases_are_named(store: ModelStore, raw: str) -> None:
     PARTS.publish(store)
     (store.root / "sine" / "aliases.json").write_text(raw)
     with pytest.raises(StoreError, match=r"sine/aliases\.json is damaged; set the aliases again"):
         store.resolve("sine")
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (os.mkfifo, "is no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a link, which is refused"),
+        (lambda path: path.write_bytes(b" " * (2**20 + 1)), "has 1048577 bytes, more than any aliases take"),
+    ],
+    ids=["pipe", "link", "huge"],
+)
+def test_what_is_no_file_of_aliases_is_neither_waited_for_nor_read(
+    store: ModelStore, make: Callable[[Path], object], told: str
+) -> None:
+    PARTS.publish(store)
+    make(store.root / "sine" / "aliases.json")
+    damage = soon(lambda: store.shelf("sine").damage)
+    assert damage is not None
+    assert damage.message == f"sine/aliases.json {told}; set the aliases again after removing it."
+    assert store.shelf("sine").stamps.keys() == {1}
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_lock_in_whose_place_is_something_else_harms_nothing(store: ModelStore, tmp_path: Path, kind: str) -> None:
+    PARTS.publish(store)
+    lock, other = store.root / "sine" / ".lock", tmp_path / "other"
+    lock.unlink()
+    other.write_text("kept")
+    if kind == "link":
+        lock.symlink_to(other)
+        with pytest.raises(StoreError, match="cannot be written"):
+            store.set_alias("sine", "stable", 1)
+    else:
+        os.mkfifo(lock)
+        soon(lambda: store.set_alias("sine", "stable", 1))
+    assert other.read_text() == "kept"
 
 
 # ---- deleting
