@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from pydantic_core import to_json
 from safetensors.numpy import load as load_safetensors
 
 from model_store.encoding import TableEncoder
@@ -37,6 +39,10 @@ from model_store.onnx_guard import refuse_external_data
 
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
+_MOST_FAULTS = 1000
+"""Of which the first is looked for: that takes the more time the more there are."""
+_MOST_WORDS = 200
+"""Characters shown of a fault, which may hold any part of the manifest."""
 
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -246,22 +252,30 @@ def _parse_manifest(raw: bytes, path: Path) -> Manifest:
     # The version is looked at before the schema: another version's fields are not ours to judge.
     version = content.get("schema_version") if isinstance(content, dict) else None
     if type(version) is not int or not OLDEST_SCHEMA_VERSION <= version <= SCHEMA_VERSION:
+        # Shortened, as it may be anything.
+        written = reprlib.repr(version)
         readable = f"{OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}"
         raise IncompatibleError(
-            f"{path} was written with bundle schema {version!r}; this fiberwalk reads schemas {readable}. "
+            f"{path} was written with bundle schema {written}; this fiberwalk reads schemas {readable}. "
             "Build it again with this version, or serve it with the version that built it.",
             expected=readable,
-            got=repr(version),
+            got=written,
         )
     try:
+        to_json([content])  # as it is told to clients, one level deeper than it stands
         manifest = Manifest.model_validate(content)
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise IntegrityError(
-            f"{path / MANIFEST_FILE} is no valid manifest: {where}: {first['msg']}; publish the bundle again."
-        ) from e
+    except ValueError as e:
+        fault = _first_fault(e) if isinstance(e, ValidationError) else "it is nested too deeply, or is no text"
+        raise IntegrityError(f"{path / MANIFEST_FILE} is no valid manifest: {fault}; publish the bundle again.") from e
     for file in manifest.files:
         if not is_file_name(file):
             raise IntegrityError(f"{path}: the manifest lists {file!r}, which is not a plain file name.")
     return manifest
+
+
+def _first_fault(error: ValidationError) -> str:
+    """Where a manifest breaks the schema first, and how."""
+    if error.error_count() > _MOST_FAULTS:
+        return f"it breaks the schema in {error.error_count():,} places"
+    first = error.errors()[0]
+    return f"{'.'.join(str(p) for p in first['loc'])[:_MOST_WORDS]}: {first['msg'][:_MOST_WORDS]}"
