@@ -77,7 +77,11 @@ def verify(
     ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Check every byte of the models against what was published."""
+    """Check every byte of the models against their manifests.
+
+    This finds accidents: files that are missing, damaged or half copied. It is no signature: whoever may write to the
+    store can change a file and the manifest with it.
+    """
     with _reported():
         models = _existing(store)
         every = [(r, partial(models.open, r)) for r in references] if references else list(_every(models))
@@ -86,9 +90,11 @@ def verify(
         try:
             bundle = opened()
             bundle.verify()
-        except FiberwalkError as e:
+        except Exception as e:
+            # Whatever a bundle makes a library raise, the others are looked at.
             damaged += 1
-            typer.echo(f"{reference}: {_one_line(e)}", err=True)
+            why = _one_line(e) if isinstance(e, FiberwalkError) else f"cannot be checked ({e!r}); publish it again."
+            typer.echo(f"{reference}: {why}", err=True)
         else:
             size = sum(f.size for f in bundle.manifest.files.values())
             typer.echo(f"{bundle.name}@{bundle.version}: ok, {len(bundle.manifest.files)} files, {size:,} bytes")

@@ -171,6 +171,8 @@ class Bundle:
     def verify(self) -> None:
         """Checks every file of the bundle, that none is missing which a server needs, and that nothing lies beside.
 
+        It finds accidents. It is no signature: whoever may write to the store can write a manifest that fits.
+
         Raises:
             IntegrityError: at the first file that is missing, changed, unsafe or not listed.
         """
@@ -181,7 +183,10 @@ class Bundle:
         self.arrays()
         listed = {MANIFEST_FILE, *self.manifest.files}
         # Names alone: a folder or a link to one is no more welcome than a file.
-        found = {p.name for p in self.path.iterdir()}
+        try:
+            found = {p.name for p in self.path.iterdir()}
+        except OSError as e:
+            raise IntegrityError(f"{self.path} cannot be read ({e.strerror}); publish the bundle again.") from e
         if found - listed:
             raise IntegrityError(f"{self} holds files that its manifest does not list: {sorted(found - listed)}.")
 

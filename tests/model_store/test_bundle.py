@@ -4,6 +4,8 @@ import base64
 import json
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -133,6 +135,27 @@ def test_a_swapped_huge_file_is_not_read(published: Bundle) -> None:
         f.truncate(2**40)  # sparse: 1 TiB would not fit in memory
     with pytest.raises(IntegrityError, match="another size"):
         published.read(BASE_FILE)
+
+
+@pytest.mark.parametrize("size", [2**40, 2**36])
+def test_a_size_that_is_only_claimed_takes_no_memory(published: Bundle, size: int) -> None:
+    """With 2^36 bytes the file is as large as claimed, which is more than the reader may have."""
+    card = published.path / CARD_FILE
+    rewrite_manifest(published, lambda m: m["files"][CARD_FILE].update(size=size))
+    if size == 2**36:
+        os.truncate(card, size)
+    script = f"""
+import resource
+from pathlib import Path
+from model_store import Bundle, IntegrityError
+resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+try:
+    Bundle(Path({str(published.path)!r})).read({CARD_FILE!r})
+except IntegrityError as e:
+    print(e.message)
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert ("another size" if size == 2**40 else "does not fit into memory; publish") in told
 
 
 @pytest.mark.parametrize("file", [*FILES, "manifest.json"])
