@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,32 @@ def test_verify_goes_on_whatever_a_bundle_makes_a_library_raise(
 def test_the_help_of_verify_promises_no_signature() -> None:
     told = " ".join(CliRunner(env={"COLUMNS": "240"}).invoke(app, ["verify", "--help"]).stdout.split())
     assert "finds accidents" in told and "no signature" in told
+
+
+# ---- strange texts
+
+PWNED = "\x1b]0;pwned\x07\x1b[2J\x9b31m"
+
+
+def test_a_strange_bundles_words_command_no_terminal(store: ModelStore) -> None:
+    bundles.numeric_regression("odd", columns=[f"Köln{PWNED}"]).publish(store)
+    manifest = store.root / "odd" / "1" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["target"] |= {"name": f"target{PWNED}", "unit": PWNED}
+    content["build"] |= {"warnings": [PWNED], "device": PWNED}
+    content["network"]["description"] = content["inputs"]["columns"][0]["unit"] = PWNED
+    content["metrics"][0]["values"] = {PWNED: 1.0}
+    manifest.write_text(json.dumps(content))
+    damaged = store.root / "flowers" / "1" / "manifest.json"
+    damaged.write_text(json.dumps(json.loads(damaged.read_text()) | {PWNED: 1}))
+    (store.root / "prices" / "aliases.json").write_text(json.dumps({PWNED: 1}))
+    asked = ["list", "list --json", "verify", "show flowers", "show odd", "show odd --json", "show prices@1"]
+    for command in [*asked, "show prices@9"]:
+        output = run(store, *command.split()).output
+        assert r"\u001b]0;pwned" in output, command
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", output), command
+    assert "Köln" in run(store, "show", "odd").stdout
+    assert json.loads(run(store, "show", "odd", "--json").stdout)["manifest"]["target"]["unit"] == PWNED
 
 
 # ---- alias
