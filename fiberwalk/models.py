@@ -16,6 +16,7 @@ from rich.table import Table
 
 from model_store import Bundle, FiberwalkError, IntegrityError, ModelStore, StoreError
 from model_store.manifest import CategoricalColumn, NumericColumn, RegressionTarget, TensorInput
+from model_store.printable import harmless, harmless_lines
 
 app = typer.Typer(no_args_is_help=True, help="List, show, verify, alias and delete the models of a store.")
 
@@ -38,13 +39,13 @@ def list_models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False)
         table = Table("model", "aliases", "task", "target", "created", "weights", "manifest")
         for row in rows:
             table.add_row(
-                escape(f"{row['name']}@{row['version']}" if row["version"] else row["name"]),
-                escape(", ".join(row["aliases"])),
+                _shown(f"{row['name']}@{row['version']}" if row["version"] else row["name"]),
+                _shown(", ".join(row["aliases"])),
                 row["task"] or "",
-                escape(row["target"] or ""),
+                _shown(row["target"] or ""),
                 (row["created"] or "")[:16].replace("T", " "),
                 "" if row["weights"] is None else f"{row['weights']:,}",
-                "ok" if row["error"] is None else f"[red]{escape(row['error'])}[/red]",
+                "ok" if row["error"] is None else f"[red]{_shown(row['error'])}[/red]",
             )
         if rows:
             Console().print(table)
@@ -77,7 +78,11 @@ def verify(
     ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Check every byte of the models against what was published."""
+    """Check every byte of the models against their manifests.
+
+    This finds accidents: files that are missing, damaged or half copied. It is no signature: whoever may write to the
+    store can change a file and the manifest with it.
+    """
     with _reported():
         models = _existing(store)
         every = [(r, partial(models.open, r)) for r in references] if references else list(_every(models))
@@ -86,9 +91,11 @@ def verify(
         try:
             bundle = opened()
             bundle.verify()
-        except FiberwalkError as e:
+        except Exception as e:
+            # Whatever a bundle makes a library raise, the others are looked at.
             damaged += 1
-            typer.echo(f"{reference}: {_one_line(e)}", err=True)
+            why = _one_line(e) if isinstance(e, FiberwalkError) else f"cannot be checked ({e!r}); publish it again."
+            typer.echo(f"{reference}: {why}", err=True)
         else:
             size = sum(f.size for f in bundle.manifest.files.values())
             typer.echo(f"{bundle.name}@{bundle.version}: ok, {len(bundle.manifest.files)} files, {size:,} bytes")
@@ -223,7 +230,7 @@ def _summary(bundle: Bundle, aliases: list[str]) -> Table:
         "folder": str(bundle.path),
     }
     for key, value in [*rows.items(), *(("warning", w) for w in m.build.warnings)]:
-        table.add_row(key, escape(value))
+        table.add_row(key, _shown(value))
     return table
 
 
@@ -231,10 +238,10 @@ def _inputs(bundle: Bundle) -> Table:
     spec = bundle.manifest.inputs
     table = Table("input", "kind", "unit", "seen in training", title="inputs", title_justify="left")
     if isinstance(spec, TensorInput):
-        table.add_row("array", " x ".join(str(n) for n in spec.shape), escape(spec.unit or ""), "")
+        table.add_row("array", " x ".join(str(n) for n in spec.shape), _shown(spec.unit or ""), "")
         return table
     for column in spec.columns:
-        table.add_row(escape(column.name), column.kind, escape(column.unit or ""), escape(_seen(column)))
+        table.add_row(_shown(column.name), column.kind, _shown(column.unit or ""), _shown(_seen(column)))
     return table
 
 
@@ -249,7 +256,7 @@ def _seen(column: NumericColumn | CategoricalColumn) -> str:
 def _metrics(bundle: Bundle) -> Table:
     measured = bundle.manifest.metrics
     names = list(dict.fromkeys(key for m in measured for key in m.values))
-    table = Table("predictor", "split", "rows", *(escape(n) for n in names), title="metrics", title_justify="left")
+    table = Table("predictor", "split", "rows", *(_shown(n) for n in names), title="metrics", title_justify="left")
     for m in measured:
         values = (f"{m.values[n]:.4g}" if n in m.values else "" for n in names)
         table.add_row(m.predictor, m.split.replace("_", " "), f"{m.rows:,}", *values)
@@ -259,20 +266,25 @@ def _metrics(bundle: Bundle) -> Table:
 def _files(bundle: Bundle) -> Table:
     table = Table("file", "bytes", "sha256", title="files", title_justify="left")
     for name, entry in bundle.manifest.files.items():
-        table.add_row(name, f"{entry.size:,}", entry.sha256[:16])
+        table.add_row(_shown(name), f"{entry.size:,}", entry.sha256[:16])
     return table
 
 
 # ---- answers
 
 
+def _shown(text: str) -> str:
+    """A bundle's words in a table: neither markup nor a command to the terminal."""
+    return escape(harmless(text))
+
+
 def _print_json(content: Any) -> None:
     # NaN and infinity, which a metric may be, are no JSON.
-    typer.echo(to_json(content, indent=2, inf_nan_mode="null").decode())
+    typer.echo(harmless_lines(to_json(content, indent=2, inf_nan_mode="null").decode()))
 
 
 def _one_line(error: FiberwalkError) -> str:
-    return error.message + (f" Expected {error.expected}." if error.expected else "")
+    return harmless(error.message + (f" Expected {error.expected}." if error.expected else ""))
 
 
 @contextmanager

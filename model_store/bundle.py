@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import stat
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from pydantic_core import to_json
 from safetensors.numpy import load as load_safetensors
 
 from model_store.encoding import TableEncoder
 from model_store.errors import IncompatibleError, IntegrityError
+from model_store.files import read_regular
 from model_store.manifest import (
     ARRAYS_FILE,
     BASE_FILE,
@@ -38,6 +39,10 @@ from model_store.onnx_guard import refuse_external_data
 
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
+_MOST_FAULTS = 1000
+"""Of which the first is looked for: that takes the more time the more there are."""
+_MOST_WORDS = 200
+"""Characters shown of a fault, which may hold any part of the manifest."""
 
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -98,7 +103,7 @@ class Bundle:
             raise IntegrityError(f"{self} lists no file {file!r} in its manifest; publish it again.")
         path = self.path / file
         # At most one byte beyond the size is read, so that a swapped huge file costs nothing.
-        data, size = _read_regular(path, entry.size + 1)
+        data, size = _read(path, entry.size + 1)
         if len(data) != entry.size:
             raise IntegrityError(
                 f"{path} has another size than when it was published; publish the bundle again.",
@@ -166,6 +171,8 @@ class Bundle:
     def verify(self) -> None:
         """Checks every file of the bundle, that none is missing which a server needs, and that nothing lies beside.
 
+        It finds accidents. It is no signature: whoever may write to the store can write a manifest that fits.
+
         Raises:
             IntegrityError: at the first file that is missing, changed, unsafe or not listed.
         """
@@ -176,13 +183,16 @@ class Bundle:
         self.arrays()
         listed = {MANIFEST_FILE, *self.manifest.files}
         # Names alone: a folder or a link to one is no more welcome than a file.
-        found = {p.name for p in self.path.iterdir()}
+        try:
+            found = {p.name for p in self.path.iterdir()}
+        except OSError as e:
+            raise IntegrityError(f"{self.path} cannot be read ({e.strerror}); publish the bundle again.") from e
         if found - listed:
             raise IntegrityError(f"{self} holds files that its manifest does not list: {sorted(found - listed)}.")
 
     def _read_manifest(self) -> bytes:
         path = self.path / MANIFEST_FILE
-        data, size = _read_regular(path, MAX_MANIFEST_BYTES + 1)
+        data, size = _read(path, MAX_MANIFEST_BYTES + 1)
         if len(data) > MAX_MANIFEST_BYTES:
             raise IntegrityError(
                 f"{path} is larger than any manifest; publish the bundle again.",
@@ -192,29 +202,14 @@ class Bundle:
         return data
 
 
-def _read_regular(path: Path, limit: int) -> tuple[bytes, int]:
-    """The first `limit` bytes of a regular file and its size. Links are refused; a pipe or device never blocks."""
+def _read(path: Path, limit: int) -> tuple[bytes, int]:
+    """The first `limit` bytes of a bundle's file and its size, see `read_regular`."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise IntegrityError(f"{path} is no regular file; publish the bundle again.")
-            with os.fdopen(fd, "rb", closefd=False) as f:
-                return f.read(limit), status.st_size
-        finally:
-            os.close(fd)
+        return read_regular(path, limit)
+    except ValueError as e:
+        raise IntegrityError(f"{path} {e}; publish the bundle again.") from e
     except OSError as e:
-        if _is_link(path):
-            raise IntegrityError(f"{path} is a link, which is refused; publish the bundle again.") from e
         raise IntegrityError(f"{path} cannot be read ({e.strerror}); publish the bundle again.") from e
-
-
-def _is_link(path: Path) -> bool:
-    try:
-        return path.is_symlink()
-    except OSError:
-        return False  # its folder cannot be read
 
 
 def _are_scores(scores: NDArray[Any] | None, shape: tuple[int, ...] | None) -> bool:
@@ -262,22 +257,30 @@ def _parse_manifest(raw: bytes, path: Path) -> Manifest:
     # The version is looked at before the schema: another version's fields are not ours to judge.
     version = content.get("schema_version") if isinstance(content, dict) else None
     if type(version) is not int or not OLDEST_SCHEMA_VERSION <= version <= SCHEMA_VERSION:
+        # Shortened, as it may be anything.
+        written = reprlib.repr(version)
         readable = f"{OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}"
         raise IncompatibleError(
-            f"{path} was written with bundle schema {version!r}; this fiberwalk reads schemas {readable}. "
+            f"{path} was written with bundle schema {written}; this fiberwalk reads schemas {readable}. "
             "Build it again with this version, or serve it with the version that built it.",
             expected=readable,
-            got=repr(version),
+            got=written,
         )
     try:
+        to_json([content])  # as it is told to clients, one level deeper than it stands
         manifest = Manifest.model_validate(content)
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise IntegrityError(
-            f"{path / MANIFEST_FILE} is no valid manifest: {where}: {first['msg']}; publish the bundle again."
-        ) from e
+    except ValueError as e:
+        fault = _first_fault(e) if isinstance(e, ValidationError) else "it is nested too deeply, or is no text"
+        raise IntegrityError(f"{path / MANIFEST_FILE} is no valid manifest: {fault}; publish the bundle again.") from e
     for file in manifest.files:
         if not is_file_name(file):
             raise IntegrityError(f"{path}: the manifest lists {file!r}, which is not a plain file name.")
     return manifest
+
+
+def _first_fault(error: ValidationError) -> str:
+    """Where a manifest breaks the schema first, and how."""
+    if error.error_count() > _MOST_FAULTS:
+        return f"it breaks the schema in {error.error_count():,} places"
+    first = error.errors()[0]
+    return f"{'.'.join(str(p) for p in first['loc'])[:_MOST_WORDS]}: {first['msg'][:_MOST_WORDS]}"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, FiniteFloat, model_validator
 
 SCHEMA_VERSION: Final = 8
 OLDEST_SCHEMA_VERSION: Final = 7
@@ -75,6 +75,31 @@ def _distinct(values: list[Any]) -> list[Any]:
     return values
 
 
+_MOST: Final = 2**40
+"""Of whatever is counted: no machine has more, and what is worked out from a manifest's numbers stays small."""
+_MOST_IN_A_ROW: Final = 2**26
+
+
+def _of_at_most(values: int) -> AfterValidator:
+    def checked(shape: list[int]) -> list[int]:
+        if math.prod(shape) > values:
+            raise ValueError(f"a shape may hold at most {values} values")
+        return shape
+
+    return AfterValidator(checked)
+
+
+T = TypeVar("T")
+Listed = Annotated[list[T], FailFast()]
+"""A list that is refused at its first fault: telling each of a million takes minutes."""
+Positive = Annotated[int, Field(ge=1, le=_MOST)]
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+Shape = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=16), _of_at_most(_MOST)]
+RowShape = Annotated[
+    list[Annotated[int, Field(ge=1, le=2**31)]], Field(min_length=1, max_length=16), _of_at_most(_MOST_IN_A_ROW)
+]
+
+
 class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
@@ -97,7 +122,7 @@ class CategoricalColumn(_Schema):
     kind: Literal["categorical"] = "categorical"
     name: str
     unit: str | None = None
-    categories: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
+    categories: Annotated[Listed[str], Field(min_length=1), AfterValidator(_distinct)]
 
 
 Column = Annotated[NumericColumn | CategoricalColumn, Field(discriminator="kind")]
@@ -107,7 +132,7 @@ class TableInput(_Schema):
     """Rows of named columns."""
 
     kind: Literal["table"] = "table"
-    columns: Annotated[list[Column], Field(min_length=1)]
+    columns: Annotated[Listed[Column], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _names_differ(self) -> TableInput:
@@ -119,7 +144,7 @@ class TensorInput(_Schema):
     """Arrays of one shape (images, sequences), encoded as `(value - mean) / scale`."""
 
     kind: Literal["tensor"] = "tensor"
-    shape: Annotated[list[int], Field(min_length=1)]
+    shape: RowShape
     mean: FiniteFloat = 0.0
     scale: Annotated[FiniteFloat, Field(gt=0)] = 1.0
     unit: str | None = None
@@ -147,7 +172,7 @@ class ClassificationTarget(_Schema):
 
     task: Literal["classification"] = "classification"
     name: str
-    classes: Annotated[list[int | str], Field(min_length=2), AfterValidator(_distinct)]
+    classes: Annotated[Listed[int | str], Field(min_length=2), AfterValidator(_distinct)]
 
 
 Target = Annotated[RegressionTarget | ClassificationTarget, Field(discriminator="task")]
@@ -158,8 +183,8 @@ class ParameterSpec(_Schema):
 
     name: str
     input: str
-    shape: list[int]
-    offset: int
+    shape: Shape
+    offset: Count
 
 
 class NetworkSpec(_Schema):
@@ -173,12 +198,12 @@ class NetworkSpec(_Schema):
     """
 
     form: Literal["batched", "scan"]
-    outputs: Annotated[int, Field(ge=1)]
-    weights: Annotated[int, Field(ge=1)]
-    fixed_weights: Annotated[int, Field(ge=0)] = 0
-    parameters: Annotated[list[ParameterSpec], Field(min_length=1)]
-    mixed: dict[str, list[int]] = {}
-    trunk_outputs: list[str] = []
+    outputs: Positive
+    weights: Positive
+    fixed_weights: Count = 0
+    parameters: Annotated[Listed[ParameterSpec], Field(min_length=1)]
+    mixed: dict[str, Shape] = {}
+    trunk_outputs: Listed[str] = []
     description: str = ""
 
     @model_validator(mode="after")
@@ -208,7 +233,7 @@ class LatentPlan(_Schema):
     """
 
     name: str
-    samples: Annotated[int, Field(ge=1)]
+    samples: Positive
     start: Annotated[float, Field(ge=0, le=1)] = 0.0
     stop: Annotated[float, Field(ge=0, le=1)] = 1.0
     drift_scale: Annotated[float, Field(ge=0)]
@@ -223,11 +248,11 @@ class LatentPlan(_Schema):
 class LatentSpace(_Schema):
     """The latent space of the decoder and the plans that draw from it (at least `predict`)."""
 
-    anchors: Annotated[int, Field(ge=1)]
-    trajectories: Annotated[int, Field(ge=1)]
-    steps: Annotated[int, Field(ge=1)]
-    dimension: Annotated[int, Field(ge=1)]
-    rank: Annotated[int, Field(ge=1)]
+    anchors: Positive
+    trajectories: Positive
+    steps: Positive
+    dimension: Positive
+    rank: Positive
     plans: dict[str, LatentPlan]
 
     @model_validator(mode="after")
@@ -245,7 +270,7 @@ class RegressionCalibration(_Schema):
     task: Literal["regression"] = "regression"
     noise_std: Annotated[FiniteFloat, Field(gt=0)]
     noise_range: tuple[Annotated[FiniteFloat, Field(gt=0)], Annotated[FiniteFloat, Field(gt=0)]] | None = None
-    points: Annotated[int, Field(ge=1)]
+    points: Positive
 
 
 class ClassificationCalibration(_Schema):
@@ -255,7 +280,7 @@ class ClassificationCalibration(_Schema):
     task: Literal["classification"] = "classification"
     temperature: Annotated[FiniteFloat, Field(gt=0)]
     dispersion: Annotated[float, Field(gt=0, le=1)] = 1.0
-    points: Annotated[int, Field(ge=1)]
+    points: Positive
 
 
 Calibration = Annotated[RegressionCalibration | ClassificationCalibration, Field(discriminator="task")]
@@ -284,9 +309,9 @@ class OodDetection(_Schema):
     class.
     """
 
-    detectors: Annotated[list[DetectorName], Field(min_length=1), AfterValidator(_distinct)]
+    detectors: Annotated[Listed[DetectorName], Field(min_length=1), AfterValidator(_distinct)]
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
-    points: Annotated[int, Field(ge=2)]
+    points: Annotated[int, Field(ge=2, le=_MOST)]
 
 
 class Metrics(_Schema):
@@ -294,7 +319,7 @@ class Metrics(_Schema):
 
     predictor: Literal["posterior", "fiber", "map"]
     split: Literal["test", "out_of_fold"]
-    rows: Annotated[int, Field(ge=0)]
+    rows: Count
     values: dict[str, float]
 
 
@@ -305,18 +330,18 @@ class BuildInfo(_Schema):
     config: dict[str, Any]
     libraries: dict[str, str]
     data_fingerprint: str
-    data_rows: int
+    data_rows: Count
     seed: int
     device: str
     seconds: dict[str, float] = {}
-    warnings: list[str] = []
+    warnings: Listed[str] = []
     given_weights: bool = False
 
 
 class FileEntry(_Schema):
     """Size in bytes and sha256 (hex) of one file of the bundle."""
 
-    size: Annotated[int, Field(ge=0)]
+    size: Count
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -325,14 +350,14 @@ class Manifest(_Schema):
 
     schema_version: int = SCHEMA_VERSION
     name: str
-    version: Annotated[int, Field(ge=1)]
+    version: Positive
     inputs: InputSpec
     target: Target
     network: NetworkSpec
     latent: LatentSpace
     calibration: Calibration
     ood: OodDetection
-    metrics: list[Metrics] = []
+    metrics: Listed[Metrics] = []
     build: BuildInfo
     files: dict[str, FileEntry] = {}
 

@@ -19,11 +19,13 @@ from pathlib import Path
 
 from model_store.bundle import MANIFEST_FILE, Bundle, file_entry, is_file_name
 from model_store.errors import IntegrityError, InvalidNameError, StoreError, UnknownModelError
+from model_store.files import read_regular
 from model_store.manifest import Manifest
 from model_store.shelf import NAME, VERSION, Shelf, Stamp, checked_name
 
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _ALIASES_FILE = "aliases.json"
+_MAX_ALIASES_BYTES = 2**20
 _STAGING = ".staging"
 
 
@@ -85,15 +87,21 @@ class ModelStore:
             StoreError: they cannot be read.
         """
         path = self.root / checked_name(name) / _ALIASES_FILE
+        remedy = "set the aliases again after removing it"
         with _reading(f"{name}/{_ALIASES_FILE} in the store"):
             try:
-                raw = json.loads(path.read_text())
-                return {str(k): int(v) for k, v in raw.items()}
+                data, size = read_regular(path, _MAX_ALIASES_BYTES + 1)
             except (FileNotFoundError, NotADirectoryError):
                 return {}
-            except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as e:
-                message = f"{name}/{_ALIASES_FILE} is damaged; set the aliases again after removing it."
-                raise StoreError(message) from e
+            except ValueError as e:
+                raise StoreError(f"{name}/{_ALIASES_FILE} {e}; {remedy}.") from e
+        if len(data) > _MAX_ALIASES_BYTES:
+            raise StoreError(f"{name}/{_ALIASES_FILE} has {size} bytes, more than any aliases take; {remedy}.")
+        try:
+            # A name with half a character could not be told to anyone.
+            return {k.encode().decode(): int(v) for k, v in json.loads(data).items()}
+        except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as e:
+            raise StoreError(f"{name}/{_ALIASES_FILE} is damaged; {remedy}.") from e
 
     def shelf(self, name: str) -> Shelf:
         """What there is of a model; what of it cannot be read is told by its `damage`.
@@ -329,9 +337,14 @@ class ModelStore:
 
     @contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
-        with (folder / ".lock").open("w") as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
+        # Without following a link, whose end may be anything, or waiting for the other end of a pipe.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(folder / ".lock", flags, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(fd)
 
 
 @contextmanager

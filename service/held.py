@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +17,6 @@ from model_store.bundle import Bundle
 from model_store.errors import FiberwalkError, IncompatibleError, IntegrityError, StoreError, UnknownModelError
 from model_store.shelf import Stamp
 from model_store.store import ModelStore
-from service.cache import Flights
 from service.look import Look, Version
 from service.memory import give_back
 from service.metrics import ServiceMetrics
@@ -30,6 +30,8 @@ _FRESH_SECONDS = 1.0
 """How long a version whose stamp is never the same twice is taken for the same bundle."""
 _RETRY_SECONDS: Final = (1.0, 10.0)
 """How long a version that did not load is left alone: at first, as it may be being copied, and at the most."""
+_PATIENCE_SECONDS: Final = 120.0
+"""How long a load is waited for: one that never ends must not hold up other models, or every thread that asks."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,14 @@ class Failed:
     stamp: Stamp | None
     time: float
     wait: float
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A version that a thread of its own loads, and until when others wait for it."""
+
+    model: Future[ServedModel]
+    until: float
 
 
 class Versions:
@@ -82,7 +92,7 @@ class Versions:
         self._loaded: dict[Version, Held] = {}
         self._failed: dict[Version, Failed] = {}
         self._leaving: list[tuple[str, weakref.ref[ServedModel]]] = []
-        self._flights: Flights[Version, ServedModel] = Flights()
+        self._loading: dict[Version, Loading] = {}
         self._lock = threading.Lock()
 
     def references(self) -> list[str]:
@@ -118,9 +128,9 @@ class Versions:
         Raises:
             UnknownModelError: there is no such version any more.
             IntegrityError, IncompatibleError: it does not verify or cannot be run.
-            StoreError: it cannot be read.
+            StoreError: it cannot be read, or takes long to load.
         """
-        return self._known(version, stamp) or self._flights.run(version, lambda: self._load(version))
+        return self._known(version, stamp) or self._awaited(version, stamp)
 
     def bundle(self, version: Version, stamp: Stamp | None) -> Bundle:
         """The bundle of a version, to be read; its networks are not loaded. Arguments and errors as of `get`."""
@@ -134,7 +144,7 @@ class Versions:
         except StoreError as e:
             raise self._refused(version, stamp, e) from e
 
-    def settle(self, look: Look, wanted: Collection[Version]) -> None:
+    def settle(self, look: Look, wanted: set[Version]) -> None:
         """Lets go of versions that the store has no more, or has something else in place of that nothing means.
 
         Args:
@@ -146,7 +156,9 @@ class Versions:
         self._let_go({v: held for v, held in loaded.items() if self._is_gone(v, held, look, wanted)})
         self._forget_again()
         with self._lock:
-            self._failed = {v: failed for v, failed in self._failed.items() if v in wanted}
+            # What was given up just as it came to be loaded is served.
+            served = {v for v, f in self._failed.items() if v in self._loaded and self._loaded[v].stamp == f.stamp}
+            self._failed = {v: failed for v, failed in self._failed.items() if v in wanted - served}
         self._count()
 
     # ---- loading
@@ -161,6 +173,31 @@ class Versions:
         if failed is not None and failed.stamp == stamp and time.monotonic() - failed.time < failed.wait:
             raise failed.error
         return None
+
+    def _awaited(self, version: Version, stamp: Stamp | None) -> ServedModel:
+        """A version once it is loaded, by whichever thread asked first. One that takes long counts as failed until it
+        is loaded after all."""
+        with self._lock:
+            loading = self._loading.get(version)
+            if loading is None:
+                loading = Loading(Future(), time.monotonic() + _PATIENCE_SECONDS)
+                args = (version, loading.model)
+                threading.Thread(target=self._load_for, args=args, name="load", daemon=True).start()
+                self._loading[version] = loading
+        if not wait([loading.model], max(loading.until - time.monotonic(), 0.0)).done:
+            told = f"{reference_of(version)} takes more than {_PATIENCE_SECONDS:.0f} s to load; ask again later. "
+            told += "If it never loads, remove it and restart the server."
+            raise self._refused(version, stamp, StoreError(told))
+        return loading.model.result()
+
+    def _load_for(self, version: Version, model: Future[ServedModel]) -> None:
+        try:
+            model.set_result(self._load(version))
+        except BaseException as e:
+            model.set_exception(e)
+        finally:
+            with self._lock:
+                del self._loading[version]
 
     def _load(self, version: Version) -> ServedModel:
         try:

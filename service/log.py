@@ -13,6 +13,7 @@ from typing import Any, Final, TextIO, cast
 import orjson
 import structlog
 
+from model_store.printable import harmless, harmless_lines
 from service.settings import Settings
 
 _GATHER_SECONDS: Final = 0.01
@@ -28,7 +29,7 @@ def make_logger(settings: Settings) -> structlog.typing.FilteringBoundLogger:
         shape: list[structlog.typing.Processor] = [structlog.processors.ExceptionRenderer(frames)]
         render = structlog.processors.JSONRenderer(serializer=_json)
     elif sys.stderr.isatty():
-        shape = []
+        shape = [structlog.processors.format_exc_info, _made_harmless]
         render = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     else:
         shape = [structlog.processors.format_exc_info]
@@ -124,7 +125,17 @@ class _Gathered:
 
 
 def _json(event: object, **_: object) -> str:
-    return orjson.dumps(event, default=repr).decode()
+    line = orjson.dumps(event, default=repr).decode()
+    # JSON leaves some characters as they are that terminals obey; written out, they mean the same to its readers.
+    return line if line.isascii() else harmless(line)
+
+
+def _made_harmless(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """What clients and bundles say, as a terminal may show it; what is no text is shown as Python writes it."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = harmless_lines(value) if name == "exception" else harmless(value)
+    return event
 
 
 def _plain(_: object, __: str, event: structlog.typing.EventDict) -> str:
@@ -132,7 +143,7 @@ def _plain(_: object, __: str, event: structlog.typing.EventDict) -> str:
     time, level, what = event.pop("timestamp"), event.pop("level"), event.pop("event")
     trace = event.pop("exception", None)
     values = " ".join([f"{name}={_shown(value)}" for name, value in sorted(event.items())])
-    return f"{time} [{level}] {what} {values}" + (f"\n{trace}" if trace else "")
+    return f"{time} [{level}] {harmless(what)} {values}" + (f"\n{harmless_lines(trace)}" if trace else "")
 
 
 def _shown(value: object) -> str:

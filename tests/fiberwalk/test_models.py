@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from fiberwalk.models import app
-from model_store import ModelStore
+from model_store import Bundle, ModelStore
 from model_store.manifest import Metrics
 from tests import bundles
 
@@ -214,6 +215,71 @@ def test_verify_reports_each_damaged_version_and_goes_on(store: ModelStore) -> N
     assert last == "1 of 3 did not verify."
     assert run(store, "verify", "prices@2", "flowers").exit_code == 0
     assert run(store, "verify", "prices@champion").exit_code == 1
+
+
+def claimed(store: ModelStore, size: int) -> None:
+    """A manifest that says its card is of another size."""
+    manifest = store.root / "prices" / "1" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["files"]["card.md"]["size"] = size
+    manifest.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("size", "told"), [(10**30, "less than or equal to 1099511627776"), (2**40, "Expected 1099511627776 bytes.")]
+)
+def test_verify_goes_on_after_a_size_that_no_file_has(store: ModelStore, size: int, told: str) -> None:
+    claimed(store, size)
+    result = run(store, "verify")
+    assert result.exit_code == 1
+    assert [line.partition(", ")[0] for line in result.stdout.splitlines()] == ["flowers@1: ok", "prices@2: ok"]
+    first, last = result.stderr.splitlines()
+    assert first.startswith("prices@1: ") and told in first
+    assert last == "1 of 3 did not verify."
+
+
+def test_verify_goes_on_whatever_a_bundle_makes_a_library_raise(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(bundle: Bundle) -> None:
+        if bundle.name == "flowers":
+            raise MemoryError
+
+    monkeypatch.setattr(Bundle, "verify", failing)
+    result = run(store, "verify")
+    assert len(result.stdout.splitlines()) == 2
+    assert "flowers@1: cannot be checked (MemoryError())" in result.stderr
+
+
+def test_the_help_of_verify_promises_no_signature() -> None:
+    told = " ".join(CliRunner(env={"COLUMNS": "240"}).invoke(app, ["verify", "--help"]).stdout.split())
+    assert "finds accidents" in told and "no signature" in told
+
+
+# ---- strange texts
+
+PWNED = "\x1b]0;pwned\x07\x1b[2J\x9b31m"
+
+
+def test_a_strange_bundles_words_command_no_terminal(store: ModelStore) -> None:
+    bundles.numeric_regression("odd", columns=[f"Köln{PWNED}"]).publish(store)
+    manifest = store.root / "odd" / "1" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["target"] |= {"name": f"target{PWNED}", "unit": PWNED}
+    content["build"] |= {"warnings": [PWNED], "device": PWNED}
+    content["network"]["description"] = content["inputs"]["columns"][0]["unit"] = PWNED
+    content["metrics"][0]["values"] = {PWNED: 1.0}
+    manifest.write_text(json.dumps(content))
+    damaged = store.root / "flowers" / "1" / "manifest.json"
+    damaged.write_text(json.dumps(json.loads(damaged.read_text()) | {PWNED: 1}))
+    (store.root / "prices" / "aliases.json").write_text(json.dumps({PWNED: 1}))
+    asked = ["list", "list --json", "verify", "show flowers", "show odd", "show odd --json", "show prices@1"]
+    for command in [*asked, "show prices@9"]:
+        output = run(store, *command.split()).output
+        assert r"\u001b]0;pwned" in output, command
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", output), command
+    assert "Köln" in run(store, "show", "odd").stdout
+    assert json.loads(run(store, "show", "odd", "--json").stdout)["manifest"]["target"]["unit"] == PWNED
 
 
 # ---- alias

@@ -121,6 +121,16 @@ def test_a_new_manifest_carries_the_current_schema_version() -> None:
         ("ood.false_alarm_rate", 0, "greater than 0"),
         ("files", {"card.md": {"size": 1, "sha256": "abc"}}, "should match pattern"),
         ("files", {"card.md": {"size": -1, "sha256": "0" * 64}}, "greater than or equal to 0"),
+        ("files", {"card.md": {"size": 10**30, "sha256": "0" * 64}}, "less than or equal to 1099511627776"),
+        ("version", 10**30, "less than or equal to"),
+        ("inputs", {"kind": "tensor", "shape": [1, 40_000, 50_000]}, "at most 67108864 values"),
+        ("inputs", {"kind": "tensor", "shape": [3, 0, 2]}, "greater than or equal to 1"),
+        ("network.parameters.0.shape", [2**32, 0], "less than or equal to 2147483648"),
+        ("network.parameters.0.shape", [-3, -4], "greater than or equal to 0"),
+        ("network.parameters.0.shape", [1] * 17, "at most 16 items"),
+        ("network.parameters.0.shape", [2**20, 2**21], "at most 1099511627776 values"),
+        ("network.mixed", {"0.weight": [2**20, 2**21]}, "at most 1099511627776 values"),
+        ("latent.plans.predict.samples", 10**30, "less than or equal to"),
     ],
 )
 def test_what_no_server_could_serve_is_refused(path: str, value: Any, message: str) -> None:

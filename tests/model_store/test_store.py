@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import stat
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -246,67 +245,6 @@ def test_folders_that_are_no_bundles_are_not_listed(store: ModelStore) -> None:
     (store.root / "file").touch()
     assert store.names() == ["sine"]
     assert store.versions("sine") == [1]
-
-
-# ---- aliases
-
-
-def test_an_alias_moves_and_goes(store: ModelStore) -> None:
-    PARTS.publish(store)
-    PARTS.publish(store)
-    store.set_alias("sine", "champion", 1)
-    store.set_alias("sine", "stable", 1)
-    store.set_alias("sine", "champion", 2)
-    assert store.aliases("sine") == {"champion": 2, "stable": 1}
-    store.remove_alias("sine", "champion")
-    assert store.aliases("sine") == {"stable": 1}
-    with pytest.raises(UnknownModelError, match="has no alias 'champion'"):
-        store.remove_alias("sine", "champion")
-
-
-@pytest.mark.parametrize("alias", ["", "1", "1a", "-a", "a b", "a/b", "a.b", "a" * 65, "a\n", "ä"])
-def test_an_alias_cannot_be_taken_for_a_version(store: ModelStore, alias: str) -> None:
-    PARTS.publish(store)
-    with pytest.raises(InvalidNameError, match="cannot be an alias; use a letter"):
-        store.set_alias("sine", alias, 1)
-
-
-def test_an_alias_means_a_version_there_is(store: ModelStore) -> None:
-    PARTS.publish(store)
-    for version in (0, 2, -1):
-        with pytest.raises(UnknownModelError):
-            store.set_alias("sine", "champion", version)
-    with pytest.raises(UnknownModelError):
-        store.set_alias("cosine", "champion", 1)
-    assert contents(store.root) & {"sine/aliases.json", "cosine"} == set()
-
-
-def test_aliases_are_never_seen_half_written_nor_lost(store: ModelStore) -> None:
-    PARTS.publish(store)
-    done = threading.Event()
-    seen: list[dict[str, int]] = []
-
-    def watch() -> None:
-        while not done.is_set():
-            seen.append(store.aliases("sine"))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    names = [f"alias-{i}" for i in range(24)]
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda n: store.set_alias("sine", n, 1), names))
-    done.set()
-    watcher.join()
-    assert store.aliases("sine") == dict.fromkeys(names, 1)
-    assert [len(s) for s in seen] == sorted(len(s) for s in seen)
-
-
-@pytest.mark.parametrize("raw", ["", "{", "[1]", '{"champion": "x"}', '{"champion": null}', "3"])
-def test_damaged_aliases_are_named(store: ModelStore, raw: str) -> None:
-    PARTS.publish(store)
-    (store.root / "sine" / "aliases.json").write_text(raw)
-    with pytest.raises(StoreError, match=r"sine/aliases\.json is damaged; set the aliases again"):
-        store.resolve("sine")
 
 
 # ---- deleting

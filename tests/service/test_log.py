@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -88,6 +89,54 @@ def test_what_libraries_log_has_the_same_form(capsys: pytest.CaptureFixture[str]
 def test_a_value_cannot_forge_a_line(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
     make_logger(Settings(store=tmp_path)).info("request", path="/x\n2026 [info] request")
     assert len(lines(capsys, 1)) == 1
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, talk: Callable[[], None], last: str) -> str:
+    """What a terminal is sent by what is said, up to and with the last word."""
+    terminal, ours = os.openpty()
+    found = ""
+    with os.fdopen(ours, "w") as stream, os.fdopen(terminal, "rb", buffering=0) as read:
+        monkeypatch.setattr(sys, "stderr", stream)
+        talk()
+        while last not in found:
+            found += read.read(4096).decode()
+        monkeypatch.undo()
+    return found
+
+
+def test_what_clients_say_commands_no_terminal(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    def talk() -> None:
+        log = make_logger(Settings(store=tmp_path))
+        log.info("request", path="/x\x1b]0;pwned\x07\x1b[2J\x9b31m\nforged", models=["\x1b[2J"], unit="Köln")
+        try:
+            raise ValueError("one\x1b[2J")
+        except ValueError:
+            log.exception("request_failed\x1b[2J", path="/predict")
+        log.info("last_words")
+
+    found = on_a_terminal(monkeypatch, talk, "last_words")
+    assert r"/x\u001b]0;pwned\u0007\u001b[2J\u009b31m\u000aforged" in found
+    assert "Köln" in found
+    assert r"ValueError: one\u001b[2J" in found and "Traceback" in found
+    # The renderer's own colours are all that is left.
+    assert set(re.findall(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", re.sub(r"\x1b\[[0-9;]*m", "", found))) == set()
+    assert len(found.splitlines()) == 7
+
+
+@pytest.mark.parametrize("shape", ["json", "console"])
+def test_a_log_that_is_shown_later_commands_no_terminal(
+    capsys: pytest.CaptureFixture[str], tmp_path: object, shape: str
+) -> None:
+    log = make_logger(Settings(store=tmp_path, log_format=shape))
+    try:
+        raise ValueError("one\x9b2J")
+    except ValueError:
+        log.exception("request\x9b2J", path="/Köln\x9b31m\u202e\x1b[2J")
+    found = "\n".join(lines(capsys, 1 if shape == "json" else 4))
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", found)
+    assert "Köln" in found
+    if shape == "json":
+        assert json.loads(found)["path"] == "/Köln\x9b31m\u202e\x1b[2J"
 
 
 def test_lines_that_nobody_reads_hold_up_who_writes_them(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:

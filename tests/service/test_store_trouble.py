@@ -18,7 +18,7 @@ from model_store.shelf import CHAMPION
 from model_store.store import ModelStore
 from service import models as models_module
 from tests import bundles
-from tests.servers import Server, counter, wait_until
+from tests.servers import Server, counter, serving, wait_until
 from tests.service import test_replaced
 from tests.service.test_models import BODY, models_of, version
 from tests.service.test_replaced import Served
@@ -101,26 +101,49 @@ def test_what_is_loaded_outlives_its_store(
     assert server.log.count("store_not_readable") == 1
 
 
-def test_a_store_that_hangs(store: ModelStore, running: tuple[Server, httpx.Client]) -> None:
-    """A pipe that nobody writes to keeps whoever reads it waiting, as a file system does whose server is away."""
-    _, client = running
-    pipe = store.root / "sine" / "aliases.json"
-    os.mkfifo(pipe)
-    end = time.monotonic() + 4
-    while time.monotonic() < end:
-        assert version(client) == version(client, "sine@1") == 1
-        assert client.get("/models").status_code == client.get("/metrics").status_code == 200
-    wait_until(lambda: client.get("/readyz").status_code == 503, seconds=40, what="the store to be missed")
-    assert "has not answered for" in problems(client)[None]
-    assert client.get("/readyz").json()["models"] == ["sine@1"]
-    assert version(client) == version(client, "sine@1") == version(client, "sine") == 1
-    assert refused(client, "sine@champion") == (503, "store_error")
-    assert client.get("/models").status_code == 503
-    assert client.get("/metrics").status_code == 200
+# Reads wait while there is a file of that name, as they do of a file system whose server is away.
+_HANGING = """
+import os, time
+from model_store import store
+read = store.read_regular
+def waiting(*asked):
+    while os.path.exists({mark!r}):
+        time.sleep(0.05)
+    return read(*asked)
+store.read_regular = waiting
+"""
 
-    pipe.rename(store.root / "pipe")
-    (store.root / "pipe").write_text("{}")
-    wait_until(lambda: client.get("/readyz").status_code == 200, what="the store to be followed again")
+
+def test_a_store_that_hangs(store: ModelStore, tmp_path: Path) -> None:
+    mark = tmp_path / "hangs"
+    with serving(store.root, before=_HANGING.format(mark=str(mark))) as server, server.client() as client:
+        mark.touch()
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            assert version(client) == version(client, "sine@1") == 1
+            assert client.get("/models").status_code == client.get("/metrics").status_code == 200
+        wait_until(lambda: client.get("/readyz").status_code == 503, seconds=40, what="the store to be missed")
+        assert "has not answered for" in problems(client)[None]
+        assert client.get("/readyz").json()["models"] == ["sine@1"]
+        assert version(client) == version(client, "sine@1") == version(client, "sine") == 1
+        assert refused(client, "sine@champion") == (503, "store_error")
+        assert client.get("/models").status_code == 503
+        assert client.get("/metrics").status_code == 200
+
+        mark.unlink()
+        wait_until(lambda: client.get("/readyz").status_code == 200, what="the store to be followed again")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "endless"])
+def test_what_is_no_file_of_aliases_holds_up_nothing(
+    store: ModelStore, running: tuple[Server, httpx.Client], make: Callable[[Path], object]
+) -> None:
+    _, client = running
+    make(store.root / "sine" / "aliases.json")
+    wait_until(lambda: "set the aliases again after removing it" in problems(client).get("sine", ""))
+    bundles.numeric_regression("second").publish(store)
+    wait_until(lambda: client.get("/readyz").json()["models"] == ["second@1", "sine@1"])
+    assert version(client, "sine") == version(client, "second") == 1
 
 
 def test_a_store_that_hangs_is_asked_nothing(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
