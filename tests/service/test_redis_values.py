@@ -68,6 +68,7 @@ def a_prediction(mean: Any, variance: Any = None, reference: str = "sine@1") -> 
         (a_prediction([1.0], [1.0], "s" * 1000 + "@1"), "reference"),
         (a_prediction([1.0], [1.0]).replace(b"sine", b"s\xffne"), "reference"),
     ],
+    ids=lambda v: v if isinstance(v, str) else "value",  # which holds a random token
 )
 def test_what_no_model_predicts_is_no_prediction(value: bytes, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
