@@ -127,6 +127,14 @@ def test_goals_are_not_met_where_ours_is_worse() -> None:
     assert goals[0].state == NOT_MET and goals[1].state == NOT_MET and "uci_boston by 0.110" in goals[1].found
 
 
+def test_one_split_behind_decides_nothing() -> None:
+    behind = summary("uci_protein", run(0, everyone(2.6, 2.5)))
+    ahead = summary("uci_boston", run(0, everyone(2.0, 2.5)))
+    found = goal("on no set worse", behind, ahead)
+    assert found.state == NOT_DECIDED and "uci_protein by 0.1000" in found.found and "uci_boston" not in found.found
+    assert goal("on no set worse", ahead).state == MET
+
+
 def goal(part: str, *sets: Summary) -> Goal:
     (found,) = [g for g in judge(sets) if part in g.text]
     return found
