@@ -1,4 +1,4 @@
-"""Connections whose requests do not come: how long a request's head may take, and how many bytes."""
+"""Connections: how long a request's head may take, how many bytes, and how many requests may come ahead."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from model_store.errors import FiberwalkError, InputError, OverloadedError
 from service.crowd import crowd_of
@@ -43,6 +43,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
+        self._answered: RequestResponseCycle | None = None
+        """The request that is being answered, or was last."""
         self._refused = False
         self._loose = 0
         """Bytes since the last head or part of a body: those of a head, or of trailers, that have not ended."""
@@ -61,6 +63,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        # uvicorn tells the request that came last, which of several is not the one that is being answered; none of the
+        # others waits for anything any more.
+        self.pipeline.clear()
+        self.flow.held = b""
+        if self._answered is not None:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -74,6 +83,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.flow.held and not self.transport.is_closing():
             self._take_some(self.flow.held)
             self.flow.resume_reading()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_headers_complete(self) -> None:
         self._loose = 0

@@ -87,3 +87,6 @@ def test_requests_whose_answers_nobody_reads_are_not_gathered(server: Server) ->
             grown.append(process.memory_info().rss - before)
             time.sleep(0.1)
         assert max(grown) < 20 * 2**20
+    # Nor does an answer fail that nobody waits for any more.
+    time.sleep(0.5)
+    assert "request_failed" not in server.log
