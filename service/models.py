@@ -164,8 +164,7 @@ class Models:
             if trouble is None:
                 return self._first(self._look.choices(wanted) or [self._find(wanted)])
         except UnknownModelError:
-            # No look has told yet that the whole store is gone.
-            folders_of(self.store, self._look)
+            self._refuse_where_all_is_gone()
             raise
         model = self.peek(wanted)
         if model is None:
@@ -180,7 +179,11 @@ class Models:
         """
         choices = self._look.choices(reference)
         if self.trouble is None and len(choices) == 1 and choices[0][0] not in self._wanted():
-            return self._versions.bundle(*choices[0])
+            try:
+                return self._versions.bundle(*choices[0])
+            except UnknownModelError:
+                self._refuse_where_all_is_gone()
+                raise
         return self.get(reference).bundle
 
     def shelves(self) -> list[Shelf]:
@@ -212,6 +215,10 @@ class Models:
         return [model for model in map(self.peek, self._look.names()) if model is not None]
 
     # ---- inside
+
+    def _refuse_where_all_is_gone(self) -> None:
+        """Raises StoreError where the whole store is gone, which no look has told yet."""
+        folders_of(self.store, self._look)
 
     def _only(self) -> str:
         names = self._look.names()
