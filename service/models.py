@@ -248,16 +248,19 @@ class Models:
         return version, self.store.stamp(*version)
 
     def _first(self, choices: list[Choice]) -> ServedModel:
-        """The first that is served. What failed is tried again by `load`: requests need not wait for it."""
-        for choice in choices if len(choices) > 1 else ():
-            model = None if self._versions.has_failed(*choice) else self._tried(*choice)
+        """The first that is served. What failed is tried again by `load`: requests need not wait for it, nor for what
+        takes long to load where the next is loaded and the server has been ready."""
+        sound = [c for c in choices if not self._versions.has_failed(*c)] if len(choices) > 1 else []
+        for i, choice in enumerate(sound):
+            soon = self._state != "loading" and any(self._versions.peek(v) for v, _ in sound[i + 1 : i + 2])
+            model = self._tried(*choice, soon=soon)
             if model is not None:
                 return model
         return self._versions.get(*choices[0])
 
-    def _tried(self, version: Version, stamp: Stamp | None) -> ServedModel | None:
+    def _tried(self, version: Version, stamp: Stamp | None, *, soon: bool = False) -> ServedModel | None:
         try:
-            return self._versions.get(version, stamp)
+            return (self._versions.get_soon if soon else self._versions.get)(version, stamp)
         except StoreError as e:  # logged where it happened
             forget_frames(e)
             return None
