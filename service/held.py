@@ -22,10 +22,8 @@ from service.memory import give_back
 from service.metrics import ServiceMetrics
 from service.model import Asked, ServedModel
 from service.settings import Settings
-from service.weights import WeightSource
+from service.weights import PLAN, WeightSource, default_samples
 
-PLAN: Final = "predict"
-"""The latent plan that all answers draw from."""
 _FRESH_SECONDS = 1.0
 """How long a version whose stamp is never the same twice is taken for the same bundle."""
 _RETRY_SECONDS: Final = (1.0, 10.0)
@@ -342,18 +340,6 @@ class Versions:
     def _count(self) -> None:
         self._metrics.models.set(len(self._loaded))
         self._metrics.failed.set(len(self._failed))
-
-
-def default_samples(model: ServedModel, settings: Settings) -> int:
-    """Samples of a request that names none: the server's setting or the plan's own, within the limits."""
-    own = settings.samples if settings.samples is not None else model.plan(PLAN).samples
-    return min(own, sample_limit(model, settings))
-
-
-def sample_limit(model: ServedModel, settings: Settings) -> int:
-    """Most samples a request may ask of a model, so that its decoded weights stay within the memory set aside."""
-    fitting = settings.max_set_bytes // (4 * model.manifest.network.weights)
-    return max(min(settings.max_samples, fitting), 1)
 
 
 def reference_of(version: Version) -> str:

@@ -14,7 +14,6 @@ from model_store.manifest import ClassificationTarget, TableInput
 from service.cache import WeightKey
 from service.feedback import Feedback, prediction_of
 from service.formats import Body, turn
-from service.held import PLAN, default_samples, sample_limit
 from service.inputs import refuse
 from service.metrics import ServiceMetrics
 from service.model import Asked, Columns, ServedModel
@@ -23,6 +22,7 @@ from service.predictive import highest_level
 from service.protocol import InferenceRequest, parse, parse_feedback
 from service.settings import Settings
 from service.together import Run, Steps
+from service.weights import PLAN, default_samples, sample_limit
 
 
 class Inference:
