@@ -1,4 +1,5 @@
-"""Connections: how long a request's head may take, how many bytes, and how many requests may come ahead."""
+"""Connections: how long a request's head may take, and how many bytes; requests that come before earlier ones are
+answered; offers of other protocols; and what is told to connections that are too many."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ class _Flow(FlowControl):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP, with bounds for what comes before a body; a body's time is the matter of who reads it."""
+    """uvicorn's HTTP, with bounds for heads and for requests that wait; a body's time is the matter of who reads it."""
 
     flow: _Flow
 
@@ -56,7 +57,7 @@ class BoundedProtocol(HttpToolsProtocol):
         crowd.watch()
         if crowd.is_too_large():
             error = OverloadedError("The server has as many connections as it can; connect again later.")
-            self._answer(503, error)
+            self._answer(503, error, (b"retry-after", b"1"))
             transport.close()
             return
         self._wait()
@@ -198,13 +199,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_waiting()
         self._deadline = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
-    def _answer(self, status: int, error: FiberwalkError) -> None:
+    def _answer(self, status: int, error: FiberwalkError, *more: tuple[bytes, bytes]) -> None:
         body = error_body(error)
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
+            *more,
         ]
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + body)

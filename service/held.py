@@ -22,16 +22,16 @@ from service.memory import give_back
 from service.metrics import ServiceMetrics
 from service.model import Asked, ServedModel
 from service.settings import Settings
-from service.weights import WeightSource
+from service.weights import PLAN, WeightSource, default_samples
 
-PLAN: Final = "predict"
-"""The latent plan that all answers draw from."""
 _FRESH_SECONDS = 1.0
 """How long a version whose stamp is never the same twice is taken for the same bundle."""
 _RETRY_SECONDS: Final = (1.0, 10.0)
 """How long a version that did not load is left alone: at first, as it may be being copied, and at the most."""
 _PATIENCE_SECONDS: Final = 120.0
 """How long a load is waited for: one that never ends must not hold up other models, or every thread that asks."""
+_MOMENT_SECONDS: Final = 0.5
+"""The same where another version can stand in: threads that wait are missed by requests for other models."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,14 @@ class Failed:
 
 @dataclass(frozen=True)
 class Loading:
-    """A version that a thread of its own loads, and until when others wait for it."""
+    """A version that a thread of its own loads, and since when."""
 
     model: Future[ServedModel]
-    until: float
+    since: float
+
+    def ends_within(self, seconds: float) -> bool:
+        """Whether it is loaded, or is known not to load, so many seconds after it began; waits for that."""
+        return bool(wait([self.model], max(self.since + seconds - time.monotonic(), 0.0)).done)
 
 
 class Versions:
@@ -132,6 +136,14 @@ class Versions:
         """
         return self._known(version, stamp) or self._awaited(version, stamp)
 
+    def get_soon(self, version: Version, stamp: Stamp | None) -> ServedModel | None:
+        """As `get`, but None where it takes more than a moment to load, which goes on."""
+        known = self._known(version, stamp)
+        if known is not None:
+            return known
+        loading = self._begun(version)
+        return loading.model.result() if loading.ends_within(_MOMENT_SECONDS) else None
+
     def bundle(self, version: Version, stamp: Stamp | None) -> Bundle:
         """The bundle of a version, to be read; its networks are not loaded. Arguments and errors as of `get`."""
         model = self._known(version, stamp)
@@ -177,18 +189,23 @@ class Versions:
     def _awaited(self, version: Version, stamp: Stamp | None) -> ServedModel:
         """A version once it is loaded, by whichever thread asked first. One that takes long counts as failed until it
         is loaded after all."""
-        with self._lock:
-            loading = self._loading.get(version)
-            if loading is None:
-                loading = Loading(Future(), time.monotonic() + _PATIENCE_SECONDS)
-                args = (version, loading.model)
-                threading.Thread(target=self._load_for, args=args, name="load", daemon=True).start()
-                self._loading[version] = loading
-        if not wait([loading.model], max(loading.until - time.monotonic(), 0.0)).done:
+        loading = self._begun(version)
+        if not loading.ends_within(_PATIENCE_SECONDS):
             told = f"{reference_of(version)} takes more than {_PATIENCE_SECONDS:.0f} s to load; ask again later. "
             told += "If it never loads, remove it and restart the server."
             raise self._refused(version, stamp, StoreError(told))
         return loading.model.result()
+
+    def _begun(self, version: Version) -> Loading:
+        """The load of a version, which is begun where it is not under way."""
+        with self._lock:
+            loading = self._loading.get(version)
+            if loading is None:
+                loading = Loading(Future(), time.monotonic())
+                args = (version, loading.model)
+                threading.Thread(target=self._load_for, args=args, name="load", daemon=True).start()
+                self._loading[version] = loading
+        return loading
 
     def _load_for(self, version: Version, model: Future[ServedModel]) -> None:
         try:
@@ -323,18 +340,6 @@ class Versions:
     def _count(self) -> None:
         self._metrics.models.set(len(self._loaded))
         self._metrics.failed.set(len(self._failed))
-
-
-def default_samples(model: ServedModel, settings: Settings) -> int:
-    """Samples of a request that names none: the server's setting or the plan's own, within the limits."""
-    own = settings.samples if settings.samples is not None else model.plan(PLAN).samples
-    return min(own, sample_limit(model, settings))
-
-
-def sample_limit(model: ServedModel, settings: Settings) -> int:
-    """Most samples a request may ask of a model, so that its decoded weights stay within the memory set aside."""
-    fitting = settings.max_set_bytes // (4 * model.manifest.network.weights)
-    return max(min(settings.max_samples, fitting), 1)
 
 
 def reference_of(version: Version) -> str:

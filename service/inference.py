@@ -14,7 +14,6 @@ from model_store.manifest import ClassificationTarget, TableInput
 from service.cache import WeightKey
 from service.feedback import Feedback, prediction_of
 from service.formats import Body, turn
-from service.held import PLAN, default_samples, sample_limit
 from service.inputs import refuse
 from service.metrics import ServiceMetrics
 from service.model import Asked, Columns, ServedModel
@@ -23,6 +22,7 @@ from service.predictive import highest_level
 from service.protocol import InferenceRequest, parse, parse_feedback
 from service.settings import Settings
 from service.together import Run, Steps
+from service.weights import PLAN, default_samples, sample_limit
 
 
 class Inference:
@@ -50,8 +50,7 @@ class Inference:
             request = parse(body, max_rows=self._settings.max_rows, predicts=True)
             model = self._model(request, state)
             samples = self._samples(request, model)
-            target = model.manifest.target
-            classes = target.classes if isinstance(target, ClassificationTarget) else []
+            classes = _classes(model)
             if classes and request.quantiles:
                 message = f"{model.reference} predicts a class, which has no quantiles; leave them out."
                 refuse("bad_quantiles", message, "quantiles", "no quantiles", list(request.quantiles))
@@ -60,7 +59,7 @@ class Inference:
                     f"{model.reference} predicts a number, with an interval and no set of classes; leave this out."
                 )
                 refuse("bad_empty_sets", message, "empty_sets", "no empty_sets, or false", True)
-            self._check_size(request, samples, classes)
+            self._check_size(request, model, samples)
             x = _encoded(request, model, unseen=request.ood)
         columns = yield _run(request, model, samples, x)
         scores: Columns = {name: columns.pop(name) for name in ("epistemic_score", "features") if name in columns}
@@ -87,13 +86,15 @@ class Inference:
             request = parse_feedback(body, max_rows=self._settings.max_rows)
             if request.rows is not None:
                 model = self._model(request.rows, state)
+                samples = self._samples(request.rows, model)
+                self._check_size(request.rows, model, samples)
                 x = _encoded(request.rows, model, unseen=True)
         if request.rows is None:
             assert request.request_id is not None
             model, prediction = self._feedback.recall(request.request_id)
             state["model"] = model.reference
             return self._feedback.take(request, model, prediction)
-        columns = yield _run(request.rows, model, self._samples(request.rows, model), x)
+        columns = yield _run(request.rows, model, samples, x)
         return self._feedback.take(request, model, prediction_of(model, columns))
 
     def ood(self, body: Body, state: dict[str, Any]) -> Steps:
@@ -110,16 +111,16 @@ class Inference:
         self._metrics.rows.labels("/ood", model.bundle.name).inc(len(x))
         return answer
 
-    def _check_size(self, request: InferenceRequest, samples: int, classes: Sequence[int | str]) -> None:
-        """Raises InputError where the answer would hold too much: few bytes of rows may ask for many of classes."""
-        each = max(1, len(classes)) * (samples if request.draws else 1) + len(request.quantiles)
+    def _check_size(self, request: InferenceRequest, model: ServedModel, samples: int) -> None:
+        """Raises InputError where a prediction would hold too much: few bytes of rows may ask for many of classes."""
+        each = max(1, len(_classes(model))) * (samples if request.draws else 1) + len(request.quantiles)
         values, most = len(request.inputs) * each, self._settings.max_values
         if values <= most:
             return
         what, fewer = (
             ("All samples of these rows are", "fewer samples or rows in a request")
             if request.draws
-            else ("Of these rows the answer would hold", f"at most {max(1, most // each)} rows in a request")
+            else ("Predictions of these rows are", f"at most {max(1, most // each)} rows in a request")
         )
         raise InputError(
             f"{what} {values} numbers; ask for {fewer}.",
@@ -172,6 +173,12 @@ def _run(request: InferenceRequest, model: ServedModel, samples: int, x: NDArray
     scores = request.ood and model.detectors.ask_the_network
     asked = Asked(request.level, request.quantiles, request.draws, scores, request.empty_sets)
     return Run(model, _key(request, model, samples), x, asked)
+
+
+def _classes(model: ServedModel) -> Sequence[int | str]:
+    """Those that a model tells apart; none of one that predicts a number."""
+    target = model.manifest.target
+    return target.classes if isinstance(target, ClassificationTarget) else []
 
 
 def _encoded(request: InferenceRequest, model: ServedModel, *, unseen: bool) -> NDArray[np.float32]:

@@ -164,8 +164,7 @@ class Models:
             if trouble is None:
                 return self._first(self._look.choices(wanted) or [self._find(wanted)])
         except UnknownModelError:
-            # No look has told yet that the whole store is gone.
-            folders_of(self.store, self._look)
+            self._refuse_where_all_is_gone()
             raise
         model = self.peek(wanted)
         if model is None:
@@ -180,7 +179,11 @@ class Models:
         """
         choices = self._look.choices(reference)
         if self.trouble is None and len(choices) == 1 and choices[0][0] not in self._wanted():
-            return self._versions.bundle(*choices[0])
+            try:
+                return self._versions.bundle(*choices[0])
+            except UnknownModelError:
+                self._refuse_where_all_is_gone()
+                raise
         return self.get(reference).bundle
 
     def shelves(self) -> list[Shelf]:
@@ -213,6 +216,10 @@ class Models:
 
     # ---- inside
 
+    def _refuse_where_all_is_gone(self) -> None:
+        """Raises StoreError where the whole store is gone, which no look has told yet."""
+        folders_of(self.store, self._look)
+
     def _only(self) -> str:
         names = self._look.names()
         if not names:
@@ -241,16 +248,19 @@ class Models:
         return version, self.store.stamp(*version)
 
     def _first(self, choices: list[Choice]) -> ServedModel:
-        """The first that is served. What failed is tried again by `load`: requests need not wait for it."""
-        for choice in choices if len(choices) > 1 else ():
-            model = None if self._versions.has_failed(*choice) else self._tried(*choice)
+        """The first that is served. What failed is tried again by `load`: requests need not wait for it, nor for what
+        takes long to load where the next is loaded and the server has been ready."""
+        sound = [c for c in choices if not self._versions.has_failed(*c)] if len(choices) > 1 else []
+        for i, choice in enumerate(sound):
+            soon = self._state != "loading" and any(self._versions.peek(v) for v, _ in sound[i + 1 : i + 2])
+            model = self._tried(*choice, soon=soon)
             if model is not None:
                 return model
         return self._versions.get(*choices[0])
 
-    def _tried(self, version: Version, stamp: Stamp | None) -> ServedModel | None:
+    def _tried(self, version: Version, stamp: Stamp | None, *, soon: bool = False) -> ServedModel | None:
         try:
-            return self._versions.get(version, stamp)
+            return (self._versions.get_soon if soon else self._versions.get)(version, stamp)
         except StoreError as e:  # logged where it happened
             forget_frames(e)
             return None

@@ -21,9 +21,9 @@ local function be(key, kind)
     refuse(key, 'type')
   end
 end
--- A whole number of rows or bytes that doubles hold, or else nil or false.
+-- A whole number of rows or bytes that doubles hold, as Redis writes it, which adds to no other; or else nil or false.
 local function number(text)
-  return text and #text < 16 and string.match(text, '^%d+$') and tonumber(text)
+  return text and #text < 16 and (text == '0' or string.match(text, '^[1-9]%d*$')) and tonumber(text)
 end
 """
 

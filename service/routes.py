@@ -103,10 +103,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         403: "A browser sends it for a page of another site.",
         404: "There is no such model, version, alias or prediction.",
         408: "The body did not come to its end in time.",
-        413: "The body is larger than the server accepts.",
+        413: "The body is larger than the server accepts, or holds more values.",
         415: "The body is of a media type that is not taken, or compressed.",
         422: "A value is not acceptable; the error names it.",
-        503: "It does not verify, the store cannot be read, or too many requests wait; then there is a `Retry-After`.",
+        503: "It does not verify or takes long to load, the store cannot be read, or too many requests wait; then "
+        "there is a `Retry-After`.",
     }.items()
 }
 _UNKNOWN: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (404, 422, 503)}
@@ -242,7 +243,8 @@ async def healthz() -> Health:
     responses={200: {"model": Readiness}, 503: {"model": Readiness}},
 )
 async def readyz(request: Request) -> Response:
-    """200 once every model is loaded and warmed; versions that do not verify are listed, the others go on serving.
+    """200 once every model is loaded and warmed, or has taken two minutes; versions that do not verify or are still to
+    be loaded are listed, the others go on serving.
 
     A store without any model is ready too, and lists none: the first one is taken up as it comes. 503 while the store
     cannot be read, has lost all its models or does not answer; what is loaded goes on serving.

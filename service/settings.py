@@ -44,8 +44,9 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=1,
-            description="Most numbers that one request may be answered with: rows x classes, times samples where those "
-            "are returned, and quantiles. With the parts that are as large as these it takes some 50 bytes for each.",
+            description="Most numbers that the rows of one request may be predicted as, by /feedback too: rows x "
+            "classes, times samples where those are returned, and quantiles. With the parts that are as large as these "
+            "it takes some 50 bytes for each.",
         ),
     ] = 1_000_000
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body, in bytes.")] = 32 * 2**20

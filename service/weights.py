@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from model_store.plan import draw_latents
 from service.cache import ByteCache, Flights, WeightKey
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from service.redis_link import RedisLink
     from service.redis_tier import RedisTier
 
+PLAN: Final = "predict"
+"""The latent plan that all answers draw from."""
 _FEW, _MORE, _TRIES = 1, 16, 2
 """Samples that decoding is timed with, and how often at the least."""
 
@@ -28,12 +30,11 @@ class WeightSource:
     """
 
     def __init__(self, settings: Settings, metrics: ServiceMetrics, link: RedisLink | None = None) -> None:
-        self._metrics = metrics
+        self._settings, self._metrics = settings, metrics
         self._cache: ByteCache[WeightKey, WeightSet] = ByteCache(settings.cache_bytes)
         self._flights: Flights[WeightKey, WeightSet] = Flights()
         self._redis: RedisTier | None = None
         self._always = settings.redis_weights == "always"
-        self._samples = settings.samples
         self._decoding: dict[str, tuple[float, float]] = {}
         if link is not None and settings.redis_weights != "never":
             # redis is imported only where it is used: it would lengthen every start.
@@ -70,7 +71,7 @@ class WeightSource:
             self._metrics.decodes.labels(model.bundle.name).inc()
             if tier is not None:
                 # What every server draws as it starts, others want too.
-                usual = key.seed == 0 and key.samples == (self._samples or model.plan(key.plan).samples)
+                usual = key.seed == 0 and key.samples == default_samples(model, self._settings)
                 at_once = self._always or usual
                 tier.put(key, size, lambda: model.engine.joined(decoded), at_once=at_once)
         found = model.engine.bind(parts, anchors)
@@ -94,6 +95,18 @@ class WeightSource:
         if not worth:
             self._metrics.redis_left_out.inc()
         return worth
+
+
+def default_samples(model: ServedModel, settings: Settings) -> int:
+    """Samples of a request that names none: the server's setting or the plan's own, within the limits."""
+    own = settings.samples if settings.samples is not None else model.plan(PLAN).samples
+    return min(own, sample_limit(model, settings))
+
+
+def sample_limit(model: ServedModel, settings: Settings) -> int:
+    """Most samples a request may ask of a model, so that its decoded weights stay within the memory set aside."""
+    fitting = settings.max_set_bytes // (4 * model.manifest.network.weights)
+    return max(min(settings.max_samples, fitting), 1)
 
 
 def _seconds_of_decoding(model: ServedModel, plan: str, samples: int) -> float:

@@ -187,3 +187,12 @@ def test_answers_are_bounded(large_server: Server, asked: dict[str, Any], values
         error = refused(ask(most + 1), 422)
     assert (error["code"], error["field"], error["got"]) == ("too_many_values", "inputs", f"{values} numbers")
     assert f"at most {most} rows" in error["message"] and error["expected"] == "at most 100 numbers"
+
+
+def test_what_feedback_is_held_against_is_bounded_too(large_server: Server) -> None:
+    def tell(rows: int) -> httpx.Response:
+        return client.post("/feedback", json={"model": "digits", "inputs": [[0.0] * 16] * rows, "targets": [1] * rows})
+
+    with large_server.client() as client:
+        assert tell(25).status_code == 200
+        assert refused(tell(26), 422)["code"] == "too_many_values"

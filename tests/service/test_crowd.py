@@ -106,7 +106,8 @@ def test_too_many_connections_are_refused_and_the_others_answered(store: Path) -
         client = stack.enter_context(server.client())
         assert client.get("/healthz").status_code == 200
         made = [stack.enter_context(socket.create_connection(address(server), timeout=10)) for _ in range(400)]
-        assert refusal(to_the_end(made[-1])) == (503, "overloaded")
+        answer = to_the_end(made[-1])
+        assert refusal(answer) == (503, "overloaded") and b"\r\nretry-after: 1\r\n" in answer
         assert 90 <= sum(not select.select([s], [], [], 0)[0] for s in made) <= 96
         assert client.get("/readyz").json()["problems"] == []
         assert client.get("/models/sine").status_code == 200

@@ -62,6 +62,21 @@ def test_a_model_that_never_loads_holds_up_no_other(tmp_path: Path) -> None:
         wait_until(lambda: "later@1" in client.get("/readyz").json()["models"])
 
 
+def test_while_a_newer_version_loads_the_one_before_answers_and_others_too(tmp_path: Path) -> None:
+    bundles.classification("flowers").publish(tmp_path)
+    bundles.classification("both").publish(tmp_path)
+    with serving(tmp_path) as server, server.client() as client:
+        endless("both").publish(tmp_path)
+        started = time.monotonic()
+        # Longer than it takes to be found.
+        while time.monotonic() < started + 4:
+            for model in ("both", "flowers"):
+                before = time.monotonic()
+                assert asked(client, model).json()["version"] == 1
+                assert time.monotonic() - before < 4
+        assert client.get("/readyz").json()["problems"] == []
+
+
 def test_what_takes_long_to_load_is_served_once_it_has(tmp_path: Path) -> None:
     bundles.classification("flowers").publish(tmp_path)
     slow = "import time; warmed = held.Versions._warmed; "

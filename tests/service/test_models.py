@@ -16,11 +16,10 @@ from model_store.manifest import BASE_FILE, DECODER_FILE
 from model_store.shelf import CHAMPION
 from model_store.store import ModelStore
 from service.catalog import summaries
-from service.held import sample_limit
 from service.metrics import ServiceMetrics
 from service.models import Models
 from service.settings import Settings
-from service.weights import WeightSource
+from service.weights import WeightSource, sample_limit
 from tests import bundles
 from tests.servers import Server, serving, wait_until
 

@@ -201,7 +201,7 @@ def test_wrong_scores_are_replaced(redis_server: RedisServer, first: str, wrong:
         assert (one.value("fiberwalk_redis_dropped_total") or 0) == 0
 
 
-@pytest.mark.parametrize("value", [b"notanumber", b"-12", b"9" * 18, b"1.5", None])
+@pytest.mark.parametrize("value", [b"notanumber", b"-12", b"9" * 18, b"1.5", b"007", None])
 def test_a_wrong_number_of_bytes_is_counted_anew(redis_server: RedisServer, value: bytes | None) -> None:
     with member(redis_server.url) as one, member(redis_server.url) as other, redis_server.client() as client:
         for request_id in ("one", "two"):

@@ -19,11 +19,10 @@ from model_store.errors import UnknownModelError
 from model_store.manifest import BASE_FILE
 from model_store.shelf import CHAMPION
 from model_store.store import ModelStore
-from service.held import PLAN
 from service.metrics import ServiceMetrics
 from service.models import Models
 from service.settings import Settings
-from service.weights import WeightSource
+from service.weights import PLAN, WeightSource
 from tests import bundles
 from tests.servers import Server, counter, serving, wait_until
 from tests.service.test_models import BODY, damage, version

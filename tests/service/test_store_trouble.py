@@ -162,6 +162,16 @@ def test_a_store_that_hangs_is_asked_nothing(store: ModelStore, monkeypatch: pyt
         assert not isinstance(raised.value, UnknownModelError)
 
 
+def test_of_a_store_that_has_just_gone_old_versions_are_not_unknown(store: ModelStore) -> None:
+    bundles.numeric_regression(seed=1).publish(store)
+    models = models_of(store)
+    assert models.bundle("sine@1").version == 1
+    store.root.rename(store.root.parent / "away")
+    with pytest.raises(StoreError, match="There is no model store") as raised:
+        models.bundle("sine@1")
+    assert not isinstance(raised.value, UnknownModelError)
+
+
 def test_a_store_without_models_yet_is_in_no_trouble(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     models = models_of(store)

@@ -11,12 +11,11 @@ import pytest
 import structlog
 
 from model_store.store import ModelStore
-from service.held import PLAN
 from service.metrics import ServiceMetrics
 from service.model import ServedModel
 from service.redis_link import RedisLink
 from service.settings import Settings
-from service.weights import WeightSource
+from service.weights import PLAN, WeightSource
 from tests import bundles
 from tests.servers import RedisServer
 
@@ -125,6 +124,12 @@ def test_sets_that_nobody_asks_for_again_do_not_fill_redis(
     assert second.hits == 1
     for source in (first, second, third):
         assert source.count("redis_errors", kind="rubbish") == 0
+
+
+def test_what_servers_start_with_is_shared_at_once_where_limits_bound_it(made: Any, slow_model: ServedModel) -> None:
+    first, second = (made("auto", samples=2 * SAMPLES, max_samples=SAMPLES) for _ in range(2))
+    assert first.get(slow_model, 0) == second.get(slow_model, 0)
+    assert second.hits == 1
 
 
 @pytest.mark.parametrize(("weights", "hits"), [("always", 1), ("never", 0)])
