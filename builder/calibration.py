@@ -325,11 +325,11 @@ def drawn_of_each(plan: LatentPlan, anchors: int) -> int:
     return max(1, round(plan.samples / anchors))
 
 
-def weights_of_anchors(posterior: Posterior, plan: LatentPlan, samples: int) -> list[Tensor]:
+def weights_of_anchors(posterior: Posterior, plan: LatentPlan, samples: int, seed: int = 1) -> list[Tensor]:
     """So many samples (S_a, P) of every anchor, fewer of networks so large that they would not fit."""
     count = len(posterior.nodes)
     samples = min(samples, max(_FEWEST_SAMPLES, _MOST_WEIGHTS // (count * posterior.network.weights)))
-    weights, anchor = posterior.draw(plan, samples * count, seed=1)
+    weights, anchor = posterior.draw(plan, samples * count, seed)
     return [weights[anchor == a] for a in range(count)]
 
 

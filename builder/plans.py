@@ -84,15 +84,15 @@ def with_enough_samples_of_classes(
     unseen = ~member[:, rows]
     lacking = int(unseen.sum(0).min())
 
-    def answer(samples: int) -> tuple[Tensor, Tensor]:
-        weights = weights_of_anchors(posterior, plan, max(1, samples // lacking))
+    def answer(samples: int, seed: int) -> tuple[Tensor, Tensor]:
+        weights = weights_of_anchors(posterior, plan, max(1, samples // lacking), seed)
         outputs = outputs_on_unseen(posterior.network, weights, x[rows], unseen)
         p = averaged_over_unseen(outputs, unseen, temperature, dispersion).double()
         return p, p.clamp(min=1e-30).log()
 
-    many = answer(_REFERENCE_UNSEEN)
+    many = answer(_REFERENCE_UNSEEN, 1)
     return _fewest(
-        plan, posterior.network, lambda samples: answers_apart(many, answer(samples), False) <= _TOLERATED_UNSEEN
+        plan, posterior.network, lambda samples: answers_apart(many, answer(samples, 0), False) <= _TOLERATED_UNSEEN
     )
 
 

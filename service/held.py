@@ -30,8 +30,6 @@ _RETRY_SECONDS: Final = (1.0, 10.0)
 """How long a version that did not load is left alone: at first, as it may be being copied, and at the most."""
 _PATIENCE_SECONDS: Final = 120.0
 """How long a load is waited for: one that never ends must not hold up other models, or every thread that asks."""
-_MOMENT_SECONDS: Final = 0.5
-"""The same where another version can stand in: threads that wait are missed by requests for other models."""
 
 
 @dataclass(frozen=True)
@@ -136,13 +134,13 @@ class Versions:
         """
         return self._known(version, stamp) or self._awaited(version, stamp)
 
-    def get_soon(self, version: Version, stamp: Stamp | None) -> ServedModel | None:
-        """As `get`, but None where it takes more than a moment to load, which goes on."""
+    def get_within(self, version: Version, stamp: Stamp | None, seconds: float) -> ServedModel | None:
+        """As `get`, but None where it is not loaded so long after its load began, which goes on."""
         known = self._known(version, stamp)
         if known is not None:
             return known
         loading = self._begun(version)
-        return loading.model.result() if loading.ends_within(_MOMENT_SECONDS) else None
+        return loading.model.result() if loading.ends_within(seconds) else None
 
     def bundle(self, version: Version, stamp: Stamp | None) -> Bundle:
         """The bundle of a version, to be read; its networks are not loaded. Arguments and errors as of `get`."""
@@ -208,13 +206,18 @@ class Versions:
         return loading
 
     def _load_for(self, version: Version, model: Future[ServedModel]) -> None:
+        found: ServedModel | BaseException
         try:
-            model.set_result(self._load(version))
+            found = self._load(version)
         except BaseException as e:
-            model.set_exception(e)
-        finally:
-            with self._lock:
-                del self._loading[version]
+            found = e
+        # Before those who wait go on: what takes its place is another load's.
+        with self._lock:
+            del self._loading[version]
+        if isinstance(found, BaseException):
+            model.set_exception(found)
+        else:
+            model.set_result(found)
 
     def _load(self, version: Version) -> ServedModel:
         try:

@@ -9,8 +9,8 @@ from typing import Literal
 import structlog
 
 from model_store.bundle import Bundle
-from model_store.errors import InputError, StoreError, UnknownModelError
-from model_store.shelf import Shelf, Stamp
+from model_store.errors import InputError, OverloadedError, StoreError, UnknownModelError
+from model_store.shelf import Shelf
 from model_store.store import ModelStore
 from service.held import Versions, reference_of
 from service.look import Choice, Look, Version, folders_of, look_through
@@ -26,6 +26,10 @@ _WATCH_SECONDS = 1.0
 """Between two looks at the store; so long a moved alias takes to be followed."""
 _STALE_SECONDS = 15.0
 """How old the last look at the store may be, before its file system is taken to hang."""
+_WAIT_SECONDS = 5.0
+"""How long after a load began requests wait for it: threads that wait are missed by requests for other models."""
+_MOMENT_SECONDS = 0.5
+"""The same where another version can stand in."""
 
 
 class Models:
@@ -107,7 +111,7 @@ class Models:
             for choice in choices:
                 if stop is not None and stop.is_set():
                     return
-                if self._tried(*choice) is not None:
+                if self._tried(choice) is not None:
                     break
         # A damaged bundle must not take the healthy ones out of service, unless none is healthy.
         state: State = "failed" if self.problems() and not self.loaded() else "ready"
@@ -157,6 +161,7 @@ class Models:
             InputError: no reference, and the store has several models.
             IntegrityError, IncompatibleError: it does not verify or cannot be run.
             StoreError: it is not loaded, and the store cannot be read.
+            OverloadedError: it takes long to load, which goes on.
         """
         try:
             wanted = self._only() if reference is None else reference
@@ -253,14 +258,23 @@ class Models:
         sound = [c for c in choices if not self._versions.has_failed(*c)] if len(choices) > 1 else []
         for i, choice in enumerate(sound):
             soon = self._state != "loading" and any(self._versions.peek(v) for v, _ in sound[i + 1 : i + 2])
-            model = self._tried(*choice, soon=soon)
+            try:
+                model = self._versions.get_within(*choice, _MOMENT_SECONDS if soon else _WAIT_SECONDS)
+            except StoreError as e:  # logged where it happened
+                forget_frames(e)
+                continue
             if model is not None:
                 return model
-        return self._versions.get(*choices[0])
+            if not soon:
+                raise _is_loading(choice)
+        model = self._versions.get_within(*choices[0], _WAIT_SECONDS)
+        if model is None:
+            raise _is_loading(choices[0])
+        return model
 
-    def _tried(self, version: Version, stamp: Stamp | None, *, soon: bool = False) -> ServedModel | None:
+    def _tried(self, choice: Choice) -> ServedModel | None:
         try:
-            return (self._versions.get_soon if soon else self._versions.get)(version, stamp)
+            return self._versions.get(*choice)
         except StoreError as e:  # logged where it happened
             forget_frames(e)
             return None
@@ -274,3 +288,7 @@ class Models:
                 if not self._versions.has_failed(version, stamp):
                     break
         return wanted
+
+
+def _is_loading(choice: Choice) -> OverloadedError:
+    return OverloadedError(f"{reference_of(choice[0])} is being loaded; ask again soon.", field="model")

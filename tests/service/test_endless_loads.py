@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -11,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from model_store.manifest import BASE_FILE
+from model_store.store import ModelStore
 from tests import bundles
 from tests.servers import serving, wait_until
 
@@ -75,6 +77,27 @@ def test_while_a_newer_version_loads_the_one_before_answers_and_others_too(tmp_p
                 assert asked(client, model).json()["version"] == 1
                 assert time.monotonic() - before < 4
         assert client.get("/readyz").json()["problems"] == []
+
+
+def test_who_asks_for_what_takes_long_to_load_is_told_so_and_others_are_answered(tmp_path: Path) -> None:
+    bundles.classification("flowers").publish(tmp_path)
+    bundles.classification("moved").publish(tmp_path)
+    store = ModelStore(tmp_path)
+    store.set_alias("moved", "champion", 1)
+    with (
+        serving(tmp_path, before="from service import models; models._WAIT_SECONDS = 1.0") as server,
+        server.client() as client,
+        ThreadPoolExecutor(4) as many,
+    ):
+        endless("moved").publish(tmp_path)
+        store.set_alias("moved", "champion", 2)
+        wait_until(lambda: asked(client, "moved").status_code == 503)
+        refused = list(many.map(lambda _: asked(client, "moved"), range(8)))
+        started = time.monotonic()
+        assert asked(client, "flowers").status_code == 200
+        assert time.monotonic() - started < 4
+        assert {r.status_code for r in refused} == {503} and refused[0].headers["Retry-After"] == "1"
+        assert "moved@2 is being loaded" in refused[0].json()["error"]["message"]
 
 
 def test_what_takes_long_to_load_is_served_once_it_has(tmp_path: Path) -> None:
