@@ -73,6 +73,8 @@ def page(content: Content, curves: Content | None = None, images: Content | None
         "",
         "NLL of regression: fiberwalk's is that of what a server answers, the Gaussian of its mean and variance. A",
         "peer's is that of the mixture of its samples or of the Gaussian of its mean and variance, whichever is less.",
+        "Our fiber samples are what a decoder without an error would give for the same draws; of sets measured before",
+        "commit ca8417c all nodes of the fibers.",
         "",
     ]
     lines += [*_weaker(summary, of_images), *_seen(summary, of_images), *measured_with(content)]
