@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from threading import Lock
+from functools import partial
+from threading import Lock, Thread
 from typing import Final, Generic, Protocol, TypeVar
 
 KEY_PREFIX: Final = "fiberwalk:"
@@ -89,11 +91,23 @@ class ByteCache(Generic[K, S]):
                 self._bytes -= self._held.pop(key).nbytes
 
 
+@dataclass(frozen=True)
+class Flight(Generic[V]):
+    """A value that one thread computes for all that need it, and since when."""
+
+    value: Future[V]
+    since: float
+
+    def ends_within(self, seconds: float) -> bool:
+        """Whether there is a value, or why there is none, so many seconds after it was begun; waits for that."""
+        return bool(wait([self.value], max(self.since + seconds - time.monotonic(), 0.0)).done)
+
+
 class Flights(Generic[K, V]):
     """Lets threads that need the same value at the same time wait for one of them to compute it."""
 
     def __init__(self) -> None:
-        self._running: dict[K, Future[V]] = {}
+        self._running: dict[K, Flight[V]] = {}
         self._lock = Lock()
 
     def run(self, key: K, compute: Callable[[], V]) -> V:
@@ -102,13 +116,29 @@ class Flights(Generic[K, V]):
             flight = self._running.get(key)
             mine = flight is None
             if flight is None:
-                flight = self._running[key] = Future()
+                flight = self._running[key] = Flight(Future(), time.monotonic())
         if mine:
-            try:
-                flight.set_result(compute())
-            except BaseException as e:
-                flight.set_exception(e)
-            finally:
-                with self._lock:
-                    del self._running[key]
-        return flight.result()
+            self._fly(key, flight, compute)
+        return flight.value.result()
+
+    def begin(self, key: K, compute: Callable[[], V]) -> Flight[V]:
+        """The computation of this key that is under way, or else one in a thread of its own, which nobody waits for
+        who does not want to."""
+        with self._lock:
+            flight = self._running.get(key)
+            if flight is None:
+                flight = Flight(Future(), time.monotonic())
+                Thread(target=self._fly, args=(key, flight, compute), name="flight", daemon=True).start()
+                self._running[key] = flight
+        return flight
+
+    def _fly(self, key: K, flight: Flight[V], compute: Callable[[], V]) -> None:
+        end: Callable[[], None]
+        try:
+            end = partial(flight.value.set_result, compute())
+        except BaseException as e:
+            end = partial(flight.value.set_exception, e)
+        # Before those who wait go on: what they ask for then is computed anew.
+        with self._lock:
+            del self._running[key]
+        end()

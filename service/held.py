@@ -7,7 +7,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +16,7 @@ from model_store.bundle import Bundle
 from model_store.errors import FiberwalkError, IncompatibleError, IntegrityError, StoreError, UnknownModelError
 from model_store.shelf import Stamp
 from model_store.store import ModelStore
+from service.cache import Flights
 from service.look import Look, Version
 from service.memory import give_back
 from service.metrics import ServiceMetrics
@@ -56,18 +56,6 @@ class Failed:
     wait: float
 
 
-@dataclass(frozen=True)
-class Loading:
-    """A version that a thread of its own loads, and since when."""
-
-    model: Future[ServedModel]
-    since: float
-
-    def ends_within(self, seconds: float) -> bool:
-        """Whether it is loaded, or is known not to load, so many seconds after it began; waits for that."""
-        return bool(wait([self.model], max(self.since + seconds - time.monotonic(), 0.0)).done)
-
-
 class Versions:
     """Loaded versions. Thread-safe; a version is loaded once, however many threads ask.
 
@@ -94,7 +82,7 @@ class Versions:
         self._loaded: dict[Version, Held] = {}
         self._failed: dict[Version, Failed] = {}
         self._leaving: list[tuple[str, weakref.ref[ServedModel]]] = []
-        self._loading: dict[Version, Loading] = {}
+        self._loading: Flights[Version, ServedModel] = Flights()
         self._lock = threading.Lock()
 
     def references(self) -> list[str]:
@@ -132,15 +120,21 @@ class Versions:
             IntegrityError, IncompatibleError: it does not verify or cannot be run.
             StoreError: it cannot be read, or takes long to load.
         """
-        return self._known(version, stamp) or self._awaited(version, stamp)
+        model = self.get_within(version, stamp, _PATIENCE_SECONDS)
+        if model is None:
+            # It counts as failed until it is loaded after all.
+            told = f"{reference_of(version)} takes more than {_PATIENCE_SECONDS:.0f} s to load; ask again later. "
+            told += "If it never loads, remove it and restart the server."
+            raise self._refused(version, stamp, StoreError(told))
+        return model
 
     def get_within(self, version: Version, stamp: Stamp | None, seconds: float) -> ServedModel | None:
         """As `get`, but None where it is not loaded so long after its load began, which goes on."""
         known = self._known(version, stamp)
         if known is not None:
             return known
-        loading = self._begun(version)
-        return loading.model.result() if loading.ends_within(seconds) else None
+        loading = self._loading.begin(version, lambda: self._load(version))
+        return loading.value.result() if loading.ends_within(seconds) else None
 
     def bundle(self, version: Version, stamp: Stamp | None) -> Bundle:
         """The bundle of a version, to be read; its networks are not loaded. Arguments and errors as of `get`."""
@@ -183,41 +177,6 @@ class Versions:
         if failed is not None and failed.stamp == stamp and time.monotonic() - failed.time < failed.wait:
             raise failed.error
         return None
-
-    def _awaited(self, version: Version, stamp: Stamp | None) -> ServedModel:
-        """A version once it is loaded, by whichever thread asked first. One that takes long counts as failed until it
-        is loaded after all."""
-        loading = self._begun(version)
-        if not loading.ends_within(_PATIENCE_SECONDS):
-            told = f"{reference_of(version)} takes more than {_PATIENCE_SECONDS:.0f} s to load; ask again later. "
-            told += "If it never loads, remove it and restart the server."
-            raise self._refused(version, stamp, StoreError(told))
-        return loading.model.result()
-
-    def _begun(self, version: Version) -> Loading:
-        """The load of a version, which is begun where it is not under way."""
-        with self._lock:
-            loading = self._loading.get(version)
-            if loading is None:
-                loading = Loading(Future(), time.monotonic())
-                args = (version, loading.model)
-                threading.Thread(target=self._load_for, args=args, name="load", daemon=True).start()
-                self._loading[version] = loading
-        return loading
-
-    def _load_for(self, version: Version, model: Future[ServedModel]) -> None:
-        found: ServedModel | BaseException
-        try:
-            found = self._load(version)
-        except BaseException as e:
-            found = e
-        # Before those who wait go on: what takes its place is another load's.
-        with self._lock:
-            del self._loading[version]
-        if isinstance(found, BaseException):
-            model.set_exception(found)
-        else:
-            model.set_result(found)
 
     def _load(self, version: Version) -> ServedModel:
         try:

@@ -259,17 +259,18 @@ class Models:
         for i, choice in enumerate(sound):
             soon = self._state != "loading" and any(self._versions.peek(v) for v, _ in sound[i + 1 : i + 2])
             try:
-                model = self._versions.get_within(*choice, _MOMENT_SECONDS if soon else _WAIT_SECONDS)
+                model = self._versions.get_within(*choice, _MOMENT_SECONDS) if soon else self._waited_for(choice)
             except StoreError as e:  # logged where it happened
                 forget_frames(e)
                 continue
             if model is not None:
                 return model
-            if not soon:
-                raise _is_loading(choice)
-        model = self._versions.get_within(*choices[0], _WAIT_SECONDS)
+        return self._waited_for(choices[0])
+
+    def _waited_for(self, choice: Choice) -> ServedModel:
+        model = self._versions.get_within(*choice, _WAIT_SECONDS)
         if model is None:
-            raise _is_loading(choices[0])
+            raise OverloadedError(f"{reference_of(choice[0])} is being loaded; ask again soon.", field="model")
         return model
 
     def _tried(self, choice: Choice) -> ServedModel | None:
@@ -288,7 +289,3 @@ class Models:
                 if not self._versions.has_failed(version, stamp):
                     break
         return wanted
-
-
-def _is_loading(choice: Choice) -> OverloadedError:
-    return OverloadedError(f"{reference_of(choice[0])} is being loaded; ask again soon.", field="model")
