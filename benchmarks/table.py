@@ -35,6 +35,10 @@ class Estimate:
         """Whether the mean is below by more than two standard errors; where there is none, nothing is sure."""
         return self.standard_error is not None and self.mean + _ERRORS * self.standard_error < most
 
+    def surely_above(self, least: float) -> bool:
+        """The same the other way."""
+        return Estimate(-self.mean, self.standard_error).surely_below(-least)
+
 
 @dataclass(frozen=True)
 class Table:

@@ -15,7 +15,7 @@ from builder.config import CalibrationConfig
 from builder.fiber import Fibers
 from builder.network import FunctionalNetwork
 from builder.out_of_fold import outputs_on_unseen, rows_to_judge
-from builder.predictive import answer_of, answers_apart, sample_outputs
+from builder.predictive import answer_of, answer_of_probabilities, answers_apart, sample_outputs
 from model_store.manifest import LatentPlan
 
 _FEWEST: Final = 32
@@ -63,8 +63,7 @@ def with_enough_samples(
         outputs = sample_outputs(posterior.network, posterior.draw(plan, samples, seed)[0], rows)
         return answer_of(outputs, spread, True)
 
-    many = answer(_REFERENCE, 1)
-    return _fewest(plan, posterior.network, lambda samples: answers_apart(many, answer(samples, 0), True) <= _TOLERATED)
+    return _fewest(plan, posterior.network, answer, True)
 
 
 def with_enough_samples_of_classes(
@@ -87,22 +86,26 @@ def with_enough_samples_of_classes(
     def answer(samples: int, seed: int) -> tuple[Tensor, Tensor]:
         weights = weights_of_anchors(posterior, plan, max(1, samples // lacking), seed)
         outputs = outputs_on_unseen(posterior.network, weights, x[rows], unseen)
-        p = averaged_over_unseen(outputs, unseen, temperature, dispersion).double()
-        return p, p.clamp(min=1e-30).log()
+        p = averaged_over_unseen(outputs, unseen, temperature, dispersion)
+        return answer_of_probabilities(p.double())
 
-    many = answer(_REFERENCE_UNSEEN, 1)
-    return _fewest(
-        plan, posterior.network, lambda samples: answers_apart(many, answer(samples, 0), False) <= _TOLERATED_UNSEEN
-    )
+    return _fewest(plan, posterior.network, answer, False)
 
 
-def _fewest(plan: LatentPlan, network: FunctionalNetwork, enough: Callable[[int], bool]) -> LatentPlan:
-    """The plan with the fewest samples that are enough, from 32 on and doubled up to 256; large networks stay at fewer.
+def _fewest(
+    plan: LatentPlan, network: FunctionalNetwork, answer: Callable[[int, int], tuple[Tensor, Tensor]], regression: bool
+) -> LatentPlan:
+    """The plan with the fewest samples that answer as well as many, from 32 on and doubled up to 256; large networks
+    stay at fewer.
 
     What few samples cost is the divergence `KL(many || few)` of the predictive distributions, which no target is
     needed for: the NLL that they lose where the answer of many is right.
+
+    Args:
+        answer: that of so many samples, drawn with a seed, as `answers_apart` takes it.
     """
-    samples, most = _FEWEST, _most(network)
-    while 2 * samples <= most and not enough(samples):
+    reference, tolerated = (_REFERENCE, _TOLERATED) if regression else (_REFERENCE_UNSEEN, _TOLERATED_UNSEEN)
+    samples, most, many = _FEWEST, _most(network), answer(reference, 1)
+    while 2 * samples <= most and answers_apart(many, answer(samples, 0), regression) > tolerated:
         samples *= 2
     return plan.model_copy(update={"samples": samples})

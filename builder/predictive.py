@@ -79,7 +79,11 @@ def answer_of(outputs: Tensor, spread: Tensor | float, regression: bool) -> tupl
     if regression:
         variance, mean = torch.var_mean(outputs[..., 0], 0, unbiased=False)
         return mean, variance + spread**2
-    p = mixture_probabilities(outputs, float(spread))
+    return answer_of_probabilities(mixture_probabilities(outputs, float(spread)))
+
+
+def answer_of_probabilities(p: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities (B, C) and their logarithms, as `answer_of` gives them."""
     return p, p.clamp(min=1e-30).log()
 
 

@@ -52,17 +52,18 @@ class Count:
 
     def array(self, content: list[Any]) -> list[Any]:
         """Takes an array as it is. Raises InputError `body_too_large` where it is one too many."""
-        self._left -= _ARRAY + len(content)
-        if self._left < 0:
-            _refuse(self._size)
+        self._take(_ARRAY + len(content))
         return content
 
     def map(self, content: dict[Any, Any]) -> dict[str, Any]:
         """Takes an object as it is. Raises InputError as `array`, and ValueError as `named`."""
-        self._left -= _ARRAY + _NAME * len(content)
+        self._take(_ARRAY + _NAME * len(content))
+        return named(content)
+
+    def _take(self, count: int) -> None:
+        self._left -= count
         if self._left < 0:
             _refuse(self._size)
-        return named(content)
 
 
 def named(content: dict[Any, Any]) -> dict[str, Any]:

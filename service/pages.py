@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-_NEVER = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-
-def page_headers(allowed: str) -> dict[str, str]:
+def page_headers(allowed: str, *, framed: bool = False) -> dict[str, str]:
     """Headers of a page that may run and fetch what is `allowed` (directives of a Content-Security-Policy) and nothing
-    else, that no other page may show within itself, and whose type is not guessed."""
-    return {
-        "Content-Security-Policy": f"default-src 'none'; {allowed}; {_NEVER}",
-        "X-Content-Type-Options": "nosniff",
-        "X-Frame-Options": "DENY",
-    }
+    else, and whose type is not guessed; unless `framed`, no other page may show it within itself."""
+    policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
+    headers = {"X-Content-Type-Options": "nosniff"}
+    if not framed:
+        policy += "; frame-ancestors 'none'"
+        headers["X-Frame-Options"] = "DENY"
+    return headers | {"Content-Security-Policy": policy}

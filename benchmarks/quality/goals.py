@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.data import PUBLISHED
 from benchmarks.quality.published import MC_DROPOUT, SUBSPACE
 from benchmarks.quality.summary import OURS, PEERS, RESAMPLES, Summary, rank_ours
-from benchmarks.table import NOT_DECIDED, Estimate, mark, verdict
+from benchmarks.table import Estimate, mark, verdict
 
 NOT_MEASURED = "not measured"
 REGRESSION_SETS = len(MC_DROPOUT)
@@ -73,20 +73,20 @@ def _best_rank(sets: Sequence[Summary], figure: str, text: str, of: int) -> Goal
 
 
 def _no_set_much_worse(sets: Sequence[Summary]) -> Goal:
-    def met() -> tuple[bool | str, str]:
+    def met() -> tuple[str, str]:
         worse, open_ = [], []
         for s in sets:
             peer = min((m for m in PEERS if m in s["methods"]), key=lambda m: s["methods"][m]["nll"]["mean"])
-            apart = s["behind"][peer]
-            behind = f"{s['set']} by {apart['mean']:.4f} ({peer})"
-            if apart["standard_error"] is None:  # of one split, which decides nothing
-                open_ += [behind] * (apart["mean"] > 0)
-            elif apart["mean"] > 2 * apart["standard_error"]:
+            apart = Estimate(**s["behind"][peer])
+            behind = f"{s['set']} by {apart.mean:.4f} ({peer})"
+            if apart.surely_above(0):
                 worse.append(behind)
+            elif apart.standard_error is None and apart.mean > 0:  # of one split, which decides nothing
+                open_.append(behind)
         found = "worse: " + ", ".join(worse) if worse else "on none"
         if open_:
             found += f"; behind on one split, which has no error: {', '.join(open_)}"
-        return (False if worse else NOT_DECIDED if open_ else True), found
+        return verdict(not (worse or open_), not worse), found
 
     return make_goal(
         "Regression: on no set worse than the best peer by two standard errors", sets, REGRESSION_SETS, met
