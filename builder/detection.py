@@ -21,8 +21,7 @@ from torch import Tensor
 from builder.calibration import Posterior, drawn_of_each, of_anchors, weights_of_anchors
 from builder.config import CalibrationConfig
 from builder.features import FeatureNetworks, features_of
-from builder.moments import mean_of
-from builder.network import FunctionalNetwork
+from builder.moments import disagreement, mean_of
 from model_store.detection import (
     LEAST_INFORMATION,
     LEAST_RATIO,
@@ -89,10 +88,7 @@ def fit_detectors(
     # With no more samples than anchors, an anchor's own samples say nothing of how they differ.
     if plan.samples > anchors:
         name: DetectorName = "epistemic_to_noise" if regression else "mutual_information"
-        # As many of an anchor's samples as a server draws of it.
-        weights = weights_of_anchors(posterior, plan, max(2, drawn_of_each(plan, anchors)))
-        new = _of_familiar(posterior.network, weights, spread, x[rows], ~member[:, rows], regression, anchors)
-        scores[name] = _as_served(new, posterior, weights[:anchors], served, plan, spread, x, member, regression)
+        scores[name] = _as_unseen(posterior, served, plan, spread, x, member, rows, regression)
     if isinstance(inputs, TableInput):
         found, arrays = _of_inputs(x.cpu().numpy(), member.cpu().numpy(), rows.cpu().numpy(), inputs, config)
         scores |= found
@@ -113,60 +109,59 @@ def fit_detectors(
     return Detection(described, arrays)
 
 
-def _of_familiar(
-    network: FunctionalNetwork,
-    weights: list[Tensor],
-    spread: float,
-    x: Tensor,
-    unseen: Tensor,
-    regression: bool,
-    anchors: int,
-) -> Float64:
-    """(m,) epistemic scores of rows as if they were new, of as many anchors together as are served; each anchor lacks
-    those of (A, m) `unseen`.
-
-    The one or two anchors that lack a row scatter more than all together, and would make too few rows look unfamiliar:
-    how scores are distributed is that of all. Which row has which score is what those say that lack it: the others
-    were trained on it, and are surer of an odd row than they would be, while other detectors find it odd.
-    """
-    found = _epistemic(network, weights, spread, x, torch.ones_like(unseen), regression)
-    together = _score(as_unseen(found, unseen)[:anchors], torch.ones_like(unseen)[:anchors], regression)
-    return in_order_of(together, _score(found, unseen, regression))
-
-
-def in_order_of(values: Float64, others: Float64) -> Float64:
-    """Values (m,) reordered, so that they rise where others (m,) do."""
-    found = np.empty_like(values)
-    found[others.argsort(kind="stable")] = np.sort(values)
-    return found
-
-
-def _as_served(
-    scores: Float64,
+def _as_unseen(
     judged: Posterior,
-    weights: list[Tensor],
     served: Posterior,
     plan: LatentPlan,
     spread: float,
     x: Tensor,
     member: Tensor,
+    rows: Tensor,
     regression: bool,
 ) -> Float64:
-    """Epistemic scores (m,) of new rows, found with `weights` around the `judged` anchors, as those of the samples that
-    a server draws.
-
-    How much samples scatter, and on which rows, is each posterior's own, and few samples score less evenly than many.
-    Both show on rows that were trained on: what has a rank among their scores there is what has that rank here.
-    """
+    """(m,) scores that the samples which a server draws by default would give to the `rows` of x, had no anchor been
+    trained on them: what those say of them, raised by what it adds that a row is new. That shows around the `judged`
+    anchors, each of which lacks some of these rows."""
+    # As many of an anchor's samples as a server draws of it.
+    weights = weights_of_anchors(judged, plan, max(2, drawn_of_each(plan, len(served.nodes))))
     who, drawn = samples_served(served, plan)
-    seen = member[: len(weights)]
+    unseen = ~member[:, rows]
+    values = _epistemic(judged, weights, spread, x[rows], regression)
+    if bool(unseen.all()):
+        # All lack the same rows, and their scores are those of new ones; what is served has levels of its own, which
+        # shows on rows that both were trained on.
+        scores, seen = _score(values, regression), member.all(0).nonzero().squeeze(1)
+        if served is judged or not len(seen):
+            return scores
+        seen = seen[:: -(-len(seen) // _SEEN_ROWS)]
+        was = epistemic_score(judged, weights, spread, x[seen], regression)
+        return transported(scores, was, epistemic_score(served, drawn, spread, x[seen], regression))
+    own = _epistemic(served, drawn, spread, x[rows], regression)
     # Anchors other than those that were judged were trained on all rows.
-    asked = seen[who] if served is judged else torch.ones_like(seen[who])
-    rows = (seen.any(0) & asked.any(0)).nonzero().squeeze(1)
-    rows = rows[:: -(-len(rows) // _SEEN_ROWS)]
-    was = epistemic_score(judged.network, weights, spread, x[rows], seen[:, rows], regression)
-    now = epistemic_score(served.network, drawn, spread, x[rows], asked[:, rows], regression)
-    return transported(scores, was, now)
+    new = unseen[who] if served is judged else torch.zeros_like(own, dtype=torch.bool)
+    return _score(torch.where(new, own, own * added_by_novelty(_log(values, regression), unseen).exp()), regression)
+
+
+def added_by_novelty(values: Tensor, unseen: Tensor) -> Tensor:
+    """(m,) by how much values (A, m) are higher where an anchor has not seen a row, for each row.
+
+    Anchors are compared above their own levels, and in the mean over rows nothing is taken off. As only one or two lack
+    a row, much of how rows differ in this is by which anchors these are: of it as much is kept as is more than anchors
+    differ among their like (Efron and Morris 1975), and nothing where that cannot be told.
+    """
+    seen = ~unseen
+    level = torch.where(seen.any(1), mean_of(values.T, seen.T), values.mean(1))
+    centred = values - level[:, None]
+    both = seen.any(0) & unseen.any(0)
+    if not bool(both.any()):
+        return values.new_zeros(values.shape[1])
+    centred, lack, has = centred[:, both], unseen[:, both], seen[:, both]
+    above = mean_of(centred, lack) - mean_of(centred, has)
+    chance = disagreement(centred, has) * float((1 / lack.sum(0) + 1 / has.sum(0)).mean())
+    kept = max(0.0, 1 - chance / float(above.var(unbiased=False))) if chance else 0.0
+    found = above.mean().clamp(min=0).expand(values.shape[1]).clone()
+    found[both] += kept * (above - above.mean())
+    return found
 
 
 def samples_served(posterior: Posterior, plan: LatentPlan) -> tuple[Tensor, list[Tensor]]:
@@ -185,43 +180,23 @@ def transported(values: Float64, was: Float64, now: Float64) -> Float64:
     return found
 
 
-def as_unseen(values: Tensor, unseen: Tensor) -> Tensor:
-    """(A, m) what anchors say of rows, as if none had seen them: a value of a row that an anchor was trained on becomes
-    the value that has the same rank among the unseen ones.
-
-    So the rows keep by how much they differ for all anchors alike, and the anchors their common level on new rows.
-    """
-    if not bool((~unseen).any()):
-        return values
-    own, new = (values[rows].sort().values.cpu().numpy() for rows in (~unseen, unseen))
-    found = values.clone()
-    # Between ranks it is interpolated: there are far fewer unseen values than others.
-    place = np.interp(values[~unseen].cpu().numpy(), own, _ranks(own))
-    found[~unseen] = torch.from_numpy(np.interp(place, _ranks(new), new)).to(found)
-    return found
-
-
 def _ranks(values: Float64) -> Float64:
     """(n,) ranks of sorted values among themselves, as shares."""
     return (np.arange(len(values)) + 0.5) / len(values)
 
 
-def epistemic_score(
-    network: FunctionalNetwork, weights: list[Tensor], spread: float, x: Tensor, asked: Tensor, regression: bool
-) -> Float64:
+def epistemic_score(posterior: Posterior, weights: list[Tensor], spread: float, x: Tensor, regression: bool) -> Float64:
     """The network's OOD score (m,) of rows: log of epistemic over aleatoric variance, or of the mutual information,
-    within each anchor's samples and averaged over the anchors `asked` (A, m).
+    within each anchor's samples and averaged over the anchors.
 
     Args:
         weights: the samples (S_a, P) of each anchor, at least two.
         spread: noise standard deviation in standardised target units, or temperature.
     """
-    return _score(_epistemic(network, weights, spread, x, asked, regression), asked, regression)
+    return _score(_epistemic(posterior, weights, spread, x, regression), regression)
 
 
-def _epistemic(
-    network: FunctionalNetwork, weights: list[Tensor], spread: float, x: Tensor, asked: Tensor, regression: bool
-) -> Tensor:
+def _epistemic(posterior: Posterior, weights: list[Tensor], spread: float, x: Tensor, regression: bool) -> Tensor:
     """(A, m) epistemic over aleatoric variance, or mutual information, within each anchor's samples."""
 
     def figure(outputs: Tensor) -> Tensor:
@@ -229,13 +204,17 @@ def _epistemic(
             return outputs[..., 0].double().var(0, unbiased=True) / spread**2
         return mutual_information(outputs.double(), spread)
 
-    return of_anchors(network, weights, x, asked, figure)
+    every = torch.ones(len(weights), len(x), dtype=torch.bool, device=x.device)
+    return of_anchors(posterior.network, weights, x, every, figure)
 
 
-def _score(values: Tensor, asked: Tensor, regression: bool) -> Float64:
-    least = LEAST_RATIO if regression else LEAST_INFORMATION
-    score: Float64 = mean_of(values, asked).clamp(min=least).log().cpu().numpy()
+def _score(values: Tensor, regression: bool) -> Float64:
+    score: Float64 = _log(values.mean(0), regression).cpu().numpy()
     return score
+
+
+def _log(values: Tensor, regression: bool) -> Tensor:
+    return values.clamp(min=LEAST_RATIO if regression else LEAST_INFORMATION).log()
 
 
 def mutual_information(logits: Tensor, temperature: float) -> Tensor:

@@ -88,9 +88,8 @@ def judged(trained: Trained, x: Tensor) -> Unfamiliarity:
     epistemic = features = None
     if detectors.ask_the_network:
         _, drawn = samples_served(trained.posterior, plan)
-        every = torch.ones(len(drawn), len(x), dtype=torch.bool, device=x.device)
         regression = trained.y.is_floating_point()
-        epistemic = epistemic_score(trained.network, drawn, trained.calibrated.spread, x, every, regression)
+        epistemic = epistemic_score(trained.posterior, drawn, trained.calibrated.spread, x, regression)
     if detectors.features:
         features = trained.features.served(x)
         assert features is not None  # or there would be no such detectors
