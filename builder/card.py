@@ -370,7 +370,7 @@ def _meaning(key: str, unit: str, log: str) -> str:
 def _range(column: NumericColumn) -> str:
     if column.minimum is None or column.maximum is None:
         return f"{number(column.mean)} ± {number(column.scale)}"
-    return f"{column.minimum:.6g} to {column.maximum:.6g}"
+    return f"{number(column.minimum, 6)} to {number(column.maximum, 6)}"
 
 
 def _middle(column: NumericColumn | CategoricalColumn) -> float | str:
