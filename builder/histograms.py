@@ -150,7 +150,8 @@ def _sharpness(draw: Callable[[Axes], None], label: str, rows: int) -> bytes | N
 def _edges(values: Array, rows: int) -> list[float]:
     """Edges of bins, the fewer the fewer rows there are to fill them."""
     bins = int(np.clip(2 * rows**0.5, _FEWEST_BINS, _BINS))
-    return np.histogram_bin_edges(values, bins).tolist()
+    edges: list[float] = np.histogram_bin_edges(values, bins).tolist()
+    return edges
 
 
 def _told(values: Array) -> str:

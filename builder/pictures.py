@@ -64,7 +64,8 @@ def posterior(curve: Mapping[str, Array], column: str, target: str, level: float
         top.set(xlim=(grid[0], grid[-1]), ylim=_limits(curve), ylabel=clean(target, 36))
         top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         bottom.plot(grid, epistemic, color=BLUE, lw=1.6, label="epistemic std")
-        bottom.plot(grid, np.sqrt(np.maximum(std**2 - epistemic**2, 0)), color=GREEN, lw=1.6, ls="-.", label="noise std")
+        noise = np.sqrt(np.maximum(std**2 - epistemic**2, 0))
+        bottom.plot(grid, noise, color=GREEN, lw=1.6, ls="-.", label="noise std")
         bottom.set(xlabel=clean(column), ylabel="std")
         bottom.set_ylim(bottom=0)
         bottom.legend(loc="lower right", bbox_to_anchor=(1.0, 0.95), ncols=2)
@@ -162,7 +163,7 @@ def reliability(y: Array, probabilities: Array) -> bytes | None:
             label=f"chance alone ({_BAND:.0%})",
         )
         left.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="ideal")
-        left.plot(certain, accuracy, color=BLUE, marker="o", ms=5, lw=1.6, label="test part")
+        left.plot(certain, accuracy, color=BLUE, marker="o", ms=6, lw=0.7, label="test part")
         left.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence in the likeliest class", ylabel="share that is right")
         left.set_title(f"Reliability, {_rows(rows)}: ECE {ece:.1%}")
         left.legend(loc="best")
