@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from model_store.manifest import ClassificationTarget, Manifest
+from model_store.manifest import ClassificationTarget, Manifest, RegressionTarget
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ _OF_NUMBERS: Final = {
         "epistemic part smaller, but not the rest.",
     ),
 }
+_OF_LOGARITHM: Final = " All is of the target's natural logarithm: 0.1 in it is about a tenth of the target."
 _OF_CLASSES: Final = {
     "calibration.png": _Caption(
         "Two charts of the test rows over the confidence in the likeliest class: the share that is right, and the "
@@ -86,4 +87,5 @@ def picture(name: str, manifest: Manifest, names: Collection[str]) -> str:
         return ""
     kind = _OF_CLASSES if isinstance(manifest.target, ClassificationTarget) else _OF_NUMBERS
     caption = (_ALWAYS | kind)[name]
-    return f"![{caption.alt}.]({name})\n*{caption.below}*"
+    of_logarithm = isinstance(manifest.target, RegressionTarget) and manifest.target.log and name in _OF_NUMBERS
+    return f"![{caption.alt}.]({name})\n*{caption.below}{_OF_LOGARITHM if of_logarithm else ''}*"

@@ -180,13 +180,14 @@ def test_every_field_of_the_answers_is_explained(manifest: Manifest) -> None:
 
 def test_a_logarithm_that_is_learned_is_told() -> None:
     manifest = with_metrics(Metrics(predictor="posterior", split="test", rows=30, values={"nll": 1.0}))
-    linear, card = (make_card(changed(manifest, "target", log=log), []) for log in (False, True))
+    linear, card = (make_card(changed(manifest, "target", log=log), PICTURES) for log in (False, True))
     assert all(f"`{field}`" in card for field in ("median", "log_mean", "log_variance", "log_epistemic_variance"))
     for said in (
         "The network learns its logarithm",
         "of the logarithm, the same for every row",
         "mean and variance of a log-normal",
         "Noise of the logarithm is taken",
+        "0.1 in it is about a tenth of the target",
     ):
         assert said in card and said not in linear
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import re
 
+import pytest
+
 from builder.page import make_page
 
 CARD = """# houses
@@ -60,3 +62,20 @@ def test_tables_and_pictures_scroll_by_themselves_with_the_keyboard_too() -> Non
     assert boxes == [("Table", "table"), ("Picture", "img")]
     assert page.count("<div") == page.count("</div>") == 2
     assert page.count('<th scope="col">') == 2 and "<th>" not in page
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 has it."""
+    parts = re.findall("..", colour) if len(colour) == 6 else [2 * digit for digit in colour]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (int(p, 16) / 255 for p in parts)]
+    return sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("scheme", [0, 1, 2], ids=["light", "dark", "print"])
+def test_text_and_links_stand_out_from_the_paper_in_every_scheme(scheme: int) -> None:
+    rules = re.findall(r":root\{(.*?)\}", make_page("houses", CARD, {}))
+    assert len(rules) == 3
+    colours = {name: luminance(value) for name, value in re.findall(r"--(\w+):#(\w+)", rules[scheme])}
+    for above, below in (("ink", "paper"), ("ink", "pale"), ("link", "paper")):
+        low, high = sorted((colours[above], colours[below]))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (above, below)
