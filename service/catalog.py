@@ -136,8 +136,9 @@ _PAGE = """<!doctype html>
 <title>fiberwalk: models</title><style>
 :root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;max-width:48rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem .3rem 0;vertical-align:top;
-border-bottom:1px solid #ddd}tbody th{font-weight:normal;min-width:8rem;overflow-wrap:anywhere}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .4rem .3rem 0;vertical-align:top;
+border-bottom:1px solid #ddd}tbody th{font-weight:normal;min-width:5rem}
+tbody th,td{overflow-wrap:anywhere}td+td{min-width:5.4rem}
 nav ul{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:.2rem 1.2rem}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}a{color:#8bf}th,td{border-color:#444}}
 </style></head><body><main><h1>fiberwalk</h1><p>Predictions with error bars. {told}</p>
