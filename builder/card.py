@@ -8,6 +8,8 @@ import shlex
 from collections.abc import Iterable
 from typing import Any, Final
 
+from builder.captions import picture
+from builder.summary import in_short
 from builder.words import count, escape, number, rounded, table, with_unit
 from model_store.detection import lowest_rate
 from model_store.manifest import (
@@ -41,17 +43,6 @@ _METRICS: Final = {
     "accuracy": "share of rows whose likeliest class is right",
     "ece": "expected calibration error: how far stated confidence and accuracy lie apart on average, ideally 0",
 }
-_PICTURES: Final = {
-    "posterior.png": "Training data, MAP solutions, posterior samples, mean, interval and its epistemic part; below, "
-    "the two parts of the standard deviation",
-    "calibration.png": "Calibration on the test part, with the band in which chance alone would leave it",
-    "sharpness.png": "How sure predictions of the test part are",
-    "unfamiliar.png": "OOD scores of rows that were not seen, with the default threshold, and how well the detector "
-    "tells them from stand-ins for unfamiliar rows. There are no real ones at build time: the stand-ins are training "
-    "rows whose columns were shuffled independently, or whose numbers were shifted by three standard deviations",
-    "fibers.png": "Loss along the fibers, and the out-of-fold NLL by which their reach was chosen",
-    "latent.png": "The latent space: one curve a trajectory",
-}
 _DETECTORS: Final[dict[DetectorName, str]] = {
     "epistemic_to_noise": "logarithm of the epistemic variance over the noise level, within the samples of one anchor",
     "mutual_information": "logarithm of the mutual information of label and weights, within the samples of one anchor",
@@ -82,18 +73,19 @@ def make_card(manifest: Manifest, pictures: Iterable[str]) -> str:
     names = set(pictures)
     sections = [
         _summary(manifest),
-        _picture("posterior.png", names),
+        in_short(manifest),
+        picture("posterior.png", manifest, names),
         _inputs(manifest),
         _request(manifest),
         _answer(manifest),
         _figures(manifest),
-        _picture("calibration.png", names),
-        _picture("sharpness.png", names),
+        picture("calibration.png", manifest, names),
+        picture("sharpness.png", manifest, names),
         _calibrated(manifest),
-        _picture("unfamiliar.png", names),
+        picture("unfamiliar.png", manifest, names),
         _posterior(manifest),
-        _picture("fibers.png", names),
-        _picture("latent.png", names),
+        picture("fibers.png", manifest, names),
+        picture("latent.png", manifest, names),
         _build(manifest),
         _limits(manifest),
     ]
@@ -311,7 +303,6 @@ def _build(m: Manifest) -> str:
         lines.append("Libraries: " + ", ".join(f"{k} {v}" for k, v in b.libraries.items()) + ".")
     if b.seconds:
         lines.append("Seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in b.seconds.items()) + ".")
-    lines += [f"**Warning:** {escape(' '.join(w.split()))}" for w in b.warnings]
     return "## Build\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
@@ -348,10 +339,6 @@ def _order(m: Manifest) -> str:
     return " of values in the order above or an object keyed by column name"
 
 
-def _picture(name: str, names: set[str]) -> str:
-    return f"![{_PICTURES[name]}.]({name})" if name in names else ""
-
-
 def _unit(m: Manifest) -> str | None:
     return m.target.unit if isinstance(m.target, RegressionTarget) else None
 
@@ -370,7 +357,7 @@ def _meaning(key: str, unit: str, log: str) -> str:
 def _range(column: NumericColumn) -> str:
     if column.minimum is None or column.maximum is None:
         return f"{number(column.mean)} ± {number(column.scale)}"
-    return f"{column.minimum:.6g} to {column.maximum:.6g}"
+    return f"{number(column.minimum, 6)} to {number(column.maximum, 6)}"
 
 
 def _middle(column: NumericColumn | CategoricalColumn) -> float | str:

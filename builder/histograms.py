@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from builder.canvas import BLUE, GREY, INK, ORANGE, RED, SKY, clean, percent, png
+from builder.canvas import BLUE, GREEN, GREY, INK, RED, SKY, clean, percent, png
+from builder.words import count, number
 
 Array = NDArray[Any]
 _BINS: Final = 40
-_COLORS: Final = (ORANGE, RED)
+_FEWEST_BINS: Final = 8
+_LINES: Final = ((GREEN, "-"), (RED, (0, (5, 1.5))))
+"""Colour and kind of each line of stand-ins, so that colour is not all that tells them apart."""
+_LEGEND: Final = 0.3
+"""Room for a legend above what is drawn, as a part of its height."""
 
 
 def unfamiliar(scores: Array, threshold: float | None, rate: float, others: Mapping[str, Array]) -> bytes | None:
@@ -38,30 +44,31 @@ def unfamiliar(scores: Array, threshold: float | None, rate: float, others: Mapp
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
         shares = np.full(len(own), 1 / len(own))
-        left.hist(own, edges, weights=shares, color=BLUE, alpha=0.6, label=f"unseen rows ({len(own):,})")
-        for (kind, values), color in zip(kinds.items(), _COLORS, strict=False):
+        left.hist(own, edges, weights=shares, color=BLUE, alpha=0.6, label=f"familiar rows ({len(own):,})")
+        for (kind, values), (color, ls) in zip(kinds.items(), _LINES, strict=False):
             weights = np.full(len(values), 1 / len(values))
             label = f"{kind} ({len(values):,})"
-            left.hist(values, edges, weights=weights, histtype="step", lw=1.6, color=color, label=label)
+            left.hist(values, edges, weights=weights, histtype="step", lw=1.6, ls=ls, color=color, label=label)
         if threshold is None:
-            left.plot([], [], ls="", label=f"nothing is flagged: too few rows for {rate:.3g} false alarms")
+            left.plot([], [], ls="", label=f"none is flagged: too few rows for {100 * rate:.3g}%")
         else:
-            label = f"default threshold ({rate:.3g} false alarms)"
-            left.axvline(threshold, color=INK, lw=1.4, ls="--", label=label, zorder=1)
+            label = f"flagged from here on ({100 * rate:.3g}% by mistake)"
+            # Below the legend.
+            left.axvline(threshold, ymax=1 / (1 + _LEGEND), color=INK, lw=1.4, ls="--", label=label, zorder=1)
         left.set(xlabel="OOD score", ylabel="share of rows")
         left.set_title("How unfamiliar rows look")
-        left.margins(y=0.3)  # for the legend
+        left.margins(y=_LEGEND)
         left.legend(loc="upper left")
         percent(left.yaxis)
         right.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="chance")
-        for (kind, values), color in zip(kinds.items(), _COLORS, strict=False):
+        for (kind, values), (color, ls) in zip(kinds.items(), _LINES, strict=False):
             false, true = roc(own, values)
-            right.plot(false, true, color=color, lw=1.8, label=f"{kind}: AUROC {auroc(own, values):.3f}")
+            right.plot(false, true, color=color, lw=1.8, ls=ls, label=f"{kind}: AUROC {auroc(own, values):.3f}")
         right.axvline(rate, color=INK, lw=1.2, ls="--", label="default false alarm rate")
         right.set(
-            xlim=(0, 1), ylim=(0, 1.02), xlabel="share of unseen rows flagged", ylabel="share of stand-ins flagged"
+            xlim=(0, 1), ylim=(0, 1.02), xlabel="share of familiar rows flagged", ylabel="share of stand-ins flagged"
         )
-        right.set_title("Telling stand-ins from unseen rows")
+        right.set_title("Telling stand-ins from familiar rows")
         right.legend(loc="lower right")
         percent(right.xaxis, right.yaxis)
 
@@ -90,8 +97,15 @@ def sharpness_of_numbers(std: Array, epistemic: Array, target: str) -> bytes | N
         None where there is no row to show.
     """
     sound = np.isfinite(std) & np.isfinite(epistemic)
-    parts = {"total": (std[sound], SKY), "epistemic part": (epistemic[sound], BLUE)}
-    return _sharpness(parts, f"predictive standard deviation of {clean(target)}")
+    total, part = std[sound], epistemic[sound]
+
+    def draw(axes: Axes) -> None:
+        edges = _edges(np.concatenate([total, part]), len(total))
+        axes.hist(total, edges, color=SKY, label=f"whole ({_told(total)})")
+        axes.hist(part, edges, histtype="step", lw=1.8, color=BLUE, label=f"epistemic part of it ({_told(part)})")
+        axes.set_title("How wide error bars are")
+
+    return _sharpness(draw, f"predictive standard deviation of {target}", len(total))
 
 
 def sharpness_of_classes(entropy: Array, right: Array, classes: int) -> bytes | None:
@@ -107,24 +121,38 @@ def sharpness_of_classes(entropy: Array, right: Array, classes: int) -> bytes | 
     """
     sound = np.isfinite(entropy)
     parts = {"right": (entropy[sound & right], BLUE), "wrong": (entropy[sound & ~right], RED)}
-    return _sharpness(parts, f"predictive entropy (nats; a blind guess has {np.log(classes):.2g})")
+    shown = {f"{name} ({_told(values)})": (values, color) for name, (values, color) in parts.items() if len(values)}
+
+    def draw(axes: Axes) -> None:
+        values, colors = zip(*shown.values(), strict=True)
+        edges = _edges(np.concatenate(values), int(sound.sum()))
+        axes.hist(values, edges, stacked=True, color=colors, rwidth=0.9, label=list(shown))
+        axes.set_title("How unsure predictions are")
+
+    return _sharpness(draw, f"predictive entropy (nats; a blind guess has {np.log(classes):.2g})", int(sound.sum()))
 
 
-def _sharpness(parts: Mapping[str, tuple[Array, str]], label: str) -> bytes | None:
-    everything = np.concatenate([values for values, _ in parts.values()])
-    if not len(everything):
+def _sharpness(draw: Callable[[Axes], None], label: str, rows: int) -> bytes | None:
+    if not rows:
         return None
-    edges = np.histogram_bin_edges(everything, _BINS).tolist()
 
-    def draw(figure: Figure) -> None:
+    def draw_all(figure: Figure) -> None:
         axes = figure.subplots()
-        for name, (values, color) in parts.items():
-            if len(values):
-                said = f"{name} ({len(values):,} test rows, median {np.median(values):.3g})"
-                axes.hist(values, edges, color=color, alpha=0.6, label=said)
-        axes.set(xlabel=label, ylabel="rows")
+        draw(axes)
+        axes.set(xlabel=clean(label), ylabel="test rows")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_title("Sharpness")
-        axes.legend(loc="best")
+        axes.margins(y=_LEGEND)
+        axes.legend(loc="upper left")
 
-    return png(draw)
+    return png(draw_all)
+
+
+def _edges(values: Array, rows: int) -> list[float]:
+    """Edges of bins, the fewer the fewer rows there are to fill them."""
+    bins = int(np.clip(2 * rows**0.5, _FEWEST_BINS, _BINS))
+    edges: list[float] = np.histogram_bin_edges(values, bins).tolist()
+    return edges
+
+
+def _told(values: Array) -> str:
+    return f"{count(len(values), 'row')}, median {number(float(np.median(values)))}"

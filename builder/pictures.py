@@ -14,7 +14,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from builder.canvas import BLUE, GREEN, GREY, INK, ORANGE, RED, SIZE, SKY, anchor_colors, clean, percent, png
+from builder.canvas import BLUE, GREEN, GREY, INK, RED, SIZE, SKY, anchor_colors, clean, percent, png
 
 Array = NDArray[Any]
 BINS: Final = 15
@@ -30,6 +30,8 @@ _BAND = 0.9
 """Probability mass of the bands that show how far chance alone moves a share of few rows."""
 _LEAST_RISE = 0.01
 """Nats a row: the loss axis is linear below, where a rise is of no account, and logarithmic above."""
+_LEAST_SPAN = 0.02
+"""Nats a row that an axis of NLL spans at least, so that what hardly differs looks so."""
 
 
 def posterior(curve: Mapping[str, Array], column: str, target: str, level: float) -> bytes:
@@ -59,10 +61,11 @@ def posterior(curve: Mapping[str, Array], column: str, target: str, level: float
         top.plot(grid, mean, color=INK, lw=1.8, label="posterior mean")
         x, y = (_some(curve[k], _MOST_POINTS) for k in ("x_train", "y_train"))
         top.plot(x, y, ls="", marker="o", ms=3.2, mew=0, color=INK, alpha=0.55, label="training data")
-        top.set(xlim=(grid[0], grid[-1]), ylim=_limits(curve), ylabel=clean(target))
+        top.set(xlim=(grid[0], grid[-1]), ylim=_limits(curve), ylabel=clean(target, 36))
         top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         bottom.plot(grid, epistemic, color=BLUE, lw=1.6, label="epistemic std")
-        bottom.plot(grid, np.sqrt(np.maximum(std**2 - epistemic**2, 0)), color=ORANGE, lw=1.6, label="noise std")
+        noise = np.sqrt(np.maximum(std**2 - epistemic**2, 0))
+        bottom.plot(grid, noise, color=GREEN, lw=1.6, ls="-.", label="noise std")
         bottom.set(xlabel=clean(column), ylabel="std")
         bottom.set_ylim(bottom=0)
         bottom.legend(loc="lower right", bbox_to_anchor=(1.0, 0.95), ncols=2)
@@ -114,7 +117,8 @@ def coverage(
                     mean[at], y[at], xerr=half[at], fmt="o", ms=3.5, mew=0, lw=0.9, alpha=0.75, color=color, label=label
                 )
         right.axline((mean.mean(), mean.mean()), slope=1, color=GREY, lw=1, ls="--", zorder=0)
-        right.set(xlabel=f"predicted {clean(target)}", ylabel=f"measured {clean(target)}")
+        right.set(xlabel=clean(f"predicted {target}", 40), ylabel=clean(f"measured {target}", 40))
+        right.xaxis.get_major_locator().set_params(nbins=5)
         right.set_title(f"Predictions with {level:.0%} intervals" + _of(len(some), rows))
         right.legend(loc="upper left")
 
@@ -159,10 +163,10 @@ def reliability(y: Array, probabilities: Array) -> bytes | None:
             label=f"chance alone ({_BAND:.0%})",
         )
         left.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="ideal")
-        left.plot(certain, accuracy, color=BLUE, marker="o", ms=5, lw=1.6, label="test part")
+        left.plot(certain, accuracy, color=BLUE, marker="o", ms=6, lw=0.7, label="test part")
         left.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence in the likeliest class", ylabel="share that is right")
         left.set_title(f"Reliability, {_rows(rows)}: ECE {ece:.1%}")
-        left.legend(loc="upper left")
+        left.legend(loc="best")
         percent(left.xaxis, left.yaxis)
         wrong = np.histogram(confidence[~right_label], edges)[0]
         width = np.diff(edges) * 0.9
@@ -215,7 +219,7 @@ def fibers(loss: Array, scales: Array, reach: int, out_of_fold: Array, standardi
             at = nodes[: len(values)][beyond]
             right.plot(at, shown[beyond], color=RED, marker="^", ms=8, ls="", label="beyond the axis", clip_on=False)
         right.set(ylim=(low, high), ylabel=f"out-of-fold NLL (nats a row{of})")
-        right.set_title("Predicting with them up to each node")
+        right.set_title("NLL by reach: lower is better")
         for axes in (left, right):
             axes.axvspan(-0.3, reach, color=GREEN, alpha=0.1, lw=0)
             said = f"reach: drift scale {scales[reach]:.2g}" if reach else "reach 0: the anchors alone"
@@ -266,6 +270,8 @@ def latent(nodes: Array, used: float) -> bytes | None:
         axes.plot([], [], color=GREY, lw=1.8, marker="o", ms=5, mec="white", label="part that predictions draw from")
         if used < 1:
             axes.plot([], [], color=GREY, lw=1, alpha=0.5, label="beyond it")
+        if anchors > _MOST_NAMED_ANCHORS:
+            axes.plot([], [], ls="", label=f"({anchors} anchors, one colour each)")
         axes.set(xlabel=f"main axis 1 ({share[0]:.0%} of the variance)", ylabel=f"main axis 2 ({share[1]:.0%})")
         axes.set_aspect("equal", adjustable="datalim")
         axes.set_title("Latent space" + _of(shown * anchors, trajectories * anchors, "trajectories"))
@@ -322,7 +328,7 @@ def _within_sight(values: Array) -> tuple[Array, Array, tuple[float, float]]:
     best = float(finite.min())
     first = float(values[0]) if np.isfinite(values[0]) else float(finite.max())
     top = min(float(finite.max()), best + max(3 * (first - best), 1.0))
-    margin = 0.08 * (top - best) or 0.1
+    margin = max(0.08 * (top - best), (_LEAST_SPAN - (top - best)) / 2)
     beyond = ~(values <= top)
     return np.where(beyond, top + margin, values), beyond, (best - margin, top + margin)
 

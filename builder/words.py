@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Final
 
 from model_store.manifest import RegressionTarget, Target
+
+_WRITTEN_OUT: Final = 1e12
+"""Numbers below are nowhere told in powers of ten."""
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -36,9 +40,11 @@ def count(many: int, what: str) -> str:
     return f"{many:,} {what}" + ("" if many == 1 else "s")
 
 
-def number(value: float) -> str:
-    """A number of four digits."""
-    return f"{value:.4g}"
+def number(value: float, digits: int = 4) -> str:
+    """A number of so many digits; what is larger is written out with zeros."""
+    if 10**digits <= abs(value) < _WRITTEN_OUT:
+        return f"{float(f'{value:.{digits}g}'):,.0f}"
+    return f"{value:.{digits}g}"
 
 
 def rounded(value: float, spread: float) -> float:

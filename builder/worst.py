@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.words import escape, table
+from builder.words import escape, number, table
 from model_store.logarithm import exponential
 from model_store.manifest import ClassificationTarget, Target
 
@@ -44,7 +44,7 @@ def worst_rows(target: Target, rows: Array, predictions: Mapping[str, Array]) ->
         if target.log:
             head[2:] = ["median", "standard deviation of the logarithm", "loss of the logarithm"]
             y, mean = exponential(y), exponential(mean)
-        cells = [[f"{v:.5g}" for v in row] for row in zip(y, mean, std, strict=True)]
+        cells = [[number(v, 5) for v in row] for row in zip(y, mean, std, strict=True)]
     worst = np.argsort(-loss, kind="stable")[:_SHOWN]
     lines = [[f"{rows[i]:,}", *cells[i], f"{loss[i]:.3g}"] for i in worst]
     about = (

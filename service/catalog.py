@@ -109,28 +109,41 @@ def _media_type(name: str) -> str:
 
 def page(models: list[ModelSummary]) -> str:
     """The start page: what is served and where to go on; refers to nothing outside this server."""
-    lines = [_line(m) for m in models] or ["<tr><td colspan=4>No model yet: build one, it appears here.</td></tr>"]
-    return _PAGE.replace("{rows}", "\n".join(lines))
+    rows = "\n".join(map(_line, models))
+    served = sum(m.version is not None for m in models)
+    told = f"Served: {served} of {len(models)} models." if models else "No model yet: build one, it appears here."
+    return _PAGE.replace("{told}", told).replace("{models}", _TABLE.replace("{rows}", rows) if models else "")
 
 
 def _line(m: ModelSummary) -> str:
     name = html.escape(m.name)
-    what = html.escape(f"{m.task} of {m.target}" if m.task else m.problem or "")
+    # Of what cannot be served there is no report either.
+    shown = name if m.version is None else f'<a href="models/{name}/report">{name}</a>'
+    what = f"{m.task} of {m.target}" if m.task else m.problem or "Not served."
     aliases = html.escape(", ".join(f"{a} = {v}" for a, v in m.aliases.items()))
-    cells = [f'<a href="models/{name}/report">{name}</a>', str(m.version or ""), what, aliases]
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    cells = "".join(f"<td>{cell}</td>" for cell in (m.version or "", html.escape(what), aliases))
+    return f'<tr><th scope="row">{shown}</th>{cells}</tr>'
 
 
+_TABLE = """<p>A name leads to the report of the model's build: how good it is, what it takes, and how to ask it.</p>
+<table><thead><tr><th scope="col">Model</th><th scope="col">Version</th><th scope="col">Predicts</th>
+<th scope="col">Aliases</th></tr></thead><tbody>
+{rows}
+</tbody></table>
+"""
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>fiberwalk</title><style>
+<title>fiberwalk: models</title><style>
+:root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;max-width:48rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ddd}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .4rem .3rem 0;vertical-align:top;
+border-bottom:1px solid #ddd}tbody th{font-weight:normal;min-width:5rem}
+tbody th,td{overflow-wrap:anywhere}td+td{min-width:5.4rem}
+nav ul{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:.2rem 1.2rem}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}a{color:#8bf}th,td{border-color:#444}}
-</style></head><body><h1>fiberwalk</h1><p>Predictions with error bars.</p>
-<table><tr><th>Model</th><th>Version</th><th>Predicts</th><th>Aliases</th></tr>
-{rows}
-</table>
-<p><a href="docs">API documentation</a> · <a href="openapi.json">OpenAPI</a> · <a href="models">models as JSON</a> ·
-<a href="readyz">readiness</a> · <a href="metrics">metrics</a></p></body></html>
+</style></head><body><main><h1>fiberwalk</h1><p>Predictions with error bars. {told}</p>
+{models}</main>
+<nav aria-label="This server"><ul><li><a href="docs">API documentation, to try it out</a></li>
+<li><a href="models">models as JSON</a></li><li><a href="openapi.json">OpenAPI</a></li>
+<li><a href="readyz">readiness</a></li><li><a href="metrics">metrics</a></li></ul></nav></body></html>
 """

@@ -17,6 +17,11 @@ from fastapi.staticfiles import StaticFiles
 from service.pages import page_headers
 from service.schemas import FeedbackRequest, OodRequest, PredictRequest
 
+_BACK: Final = b'<nav class="back"><a href="./">Models of this server</a></nav>'
+_STYLE: Final = b"""<style>.back{font:14px sans-serif;padding:1rem 1.4rem 0}
+.swagger-ui .opblock .opblock-summary-method{color:#111;text-shadow:none}
+.swagger-ui .btn.execute{background:#1a5fb4;border-color:#1a5fb4}.swagger-ui .info a{color:#1a5fb4}</style>"""
+"""White letters on Swagger UI's pale colours are hard to read."""
 _SCRIPT: Final = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
@@ -25,15 +30,17 @@ def document(app: FastAPI) -> None:
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
 
     # Relative addresses hold behind any prefix of a proxy.
-    page = bytes(
+    made = bytes(
         get_swagger_ui_html(
             openapi_url="openapi.json",
-            title=app.title,
+            title=f"{app.title}: API documentation",
             swagger_js_url="docs/swagger-ui-bundle.js",
             swagger_css_url="docs/swagger-ui.css",
             swagger_favicon_url="docs/favicon.png",
         ).body
     )
+    page = made.replace(b"<html>", b'<html lang="en">').replace(b"</head>", _STYLE + b"</head>")
+    page = page.replace(b"<body>", b"<body>" + _BACK)
     headers = page_headers(_policy(page))
 
     @app.get("/docs", include_in_schema=False)

@@ -60,7 +60,9 @@ def report(runs: Sequence[Run]) -> Report:
         maps[heading(name, those)] = mean
         findings.append(_finding(name, mean, cells, scales, refinement))
     labels = [f"{m}" for m in refinement], [f"{c:.2g}" for c in scales]
-    return Report(tables, {"ablation.png": heat_maps(maps, *labels, "M", "drift scale up to", "test NLL")}, findings)
+    return Report(
+        tables, {"ablation.png": heat_maps(maps, *labels, "refinements M", "drift scale up to", "test NLL")}, findings
+    )
 
 
 def _text(cell: Estimate) -> str:

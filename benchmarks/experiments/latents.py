@@ -93,8 +93,15 @@ def report(runs: Sequence[Run]) -> Report:
             + (f"from k = {enough} on." if enough is not None else f"for no k up to {k[-1]} with all above.")
         )
     panels = [
-        Panel("Decoded NLL above the fibers'", "k", "nats a row", nll, 0.01, ticks=DIMENSIONS),
-        Panel("Reconstruction error", "k", "divergence (1: the noise)", error, log_y=True, ticks=DIMENSIONS),
+        Panel("Decoded NLL above the fibers'", "latent dimension k", "nats a row", nll, 0.01, ticks=DIMENSIONS),
+        Panel(
+            "Reconstruction error",
+            "latent dimension k",
+            "divergence (1: the noise)",
+            error,
+            log_y=True,
+            ticks=DIMENSIONS,
+        ),
     ]
     return Report(tables, {"latents.png": lines(panels, (9.0, 4.0))}, findings)
 

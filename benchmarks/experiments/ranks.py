@@ -163,7 +163,15 @@ def report(runs: Sequence[Run]) -> Report:
                 times.append(Line(ranks, means, label, reference=whole))
     panels = [Panel("Decoded NLL above the fibers'", "rank", "nats a row", nll, 0.01, ticks=RANKS)]
     if times:
-        panels.append(Panel("32 samples (dashed: all weights)", "rank of the first layer", "det", times, ticks=RANKS))
+        panels.append(
+            Panel(
+                "32 samples (dashed: all weights)",
+                "rank of the first layer",
+                "times one deterministic run",
+                times,
+                ticks=RANKS,
+            )
+        )
     return Report(tables, {"ranks.png": lines(panels, (9.0, 4.0))}, findings)
 
 

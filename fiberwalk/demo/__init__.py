@@ -52,7 +52,10 @@ def demo(
         if os.environ.get("DEMO_EXIT") == "1":
             console.print("DEMO_EXIT=1: the server is stopped.")
             return
-        console.print(f"The server is running at {address} (documentation: {address}/docs). Ctrl-C stops it.")
+        console.print(
+            f"The server is running at {address}, which shows the reports of both models in a browser (documentation: "
+            f"{address}/docs). Ctrl-C stops it."
+        )
         server.wait()
     except KeyboardInterrupt:
         console.print("\nStopped.")

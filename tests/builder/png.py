@@ -7,7 +7,7 @@ import zlib
 
 
 def size_of(content: bytes) -> tuple[int, int]:
-    """Width and height of a PNG, all of whose chunks are checked."""
+    """Width and height of a PNG of one byte a pixel, all of whose chunks are checked."""
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     at, kinds, pixels = 8, [], b""
     while at < len(content):
@@ -19,6 +19,6 @@ def size_of(content: bytes) -> tuple[int, int]:
         at += 12 + length
     assert kinds[0] == b"IHDR" and kinds[-1] == b"IEND"
     width, height, depth, color = struct.unpack(">IIBB", content[16:26])
-    assert (depth, color) == (8, 6)
-    assert len(zlib.decompress(pixels)) == height * (4 * width + 1)
+    assert (depth, color) == (8, 3)
+    assert len(zlib.decompress(pixels)) == height * (width + 1)
     return width, height

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from builder.card import example_request
 from builder.report import make_card
+from builder.words import number
 from model_store.encoding import TableEncoder
 from model_store.manifest import (
     CategoricalColumn,
@@ -158,6 +159,15 @@ def test_a_tensors_shape_and_scaling_are_told() -> None:
     assert "in counts" in make_card(raw, []) and "as they are" in make_card(raw, [])
 
 
+@pytest.mark.parametrize(
+    ("value", "digits", "said"),
+    [(0.35241, 4, "0.3524"), (1710.4, 4, "1710"), (227514.2, 4, "227,500"), (-98765.4, 4, "-98,770"),
+     (1234567.0, 6, "1,234,570"), (1990.25, 6, "1990.25"), (3e15, 4, "3e+15"), (float("inf"), 4, "inf")],
+)  # fmt: skip
+def test_large_numbers_are_written_out(value: float, digits: int, said: str) -> None:
+    assert number(value, digits) == said
+
+
 @every_kind
 def test_every_field_of_the_answers_is_explained(manifest: Manifest) -> None:
     answer = RegressionAnswer if manifest.task == "regression" else ClassificationAnswer
@@ -170,13 +180,14 @@ def test_every_field_of_the_answers_is_explained(manifest: Manifest) -> None:
 
 def test_a_logarithm_that_is_learned_is_told() -> None:
     manifest = with_metrics(Metrics(predictor="posterior", split="test", rows=30, values={"nll": 1.0}))
-    linear, card = (make_card(changed(manifest, "target", log=log), []) for log in (False, True))
+    linear, card = (make_card(changed(manifest, "target", log=log), PICTURES) for log in (False, True))
     assert all(f"`{field}`" in card for field in ("median", "log_mean", "log_variance", "log_epistemic_variance"))
     for said in (
         "The network learns its logarithm",
         "of the logarithm, the same for every row",
         "mean and variance of a log-normal",
         "Noise of the logarithm is taken",
+        "0.1 in it is about a tenth of the target",
     ):
         assert said in card and said not in linear
 
@@ -276,6 +287,56 @@ def test_the_version_is_not_named() -> None:
 def test_only_the_pictures_that_exist_are_shown() -> None:
     assert re.findall(r"\]\((.*?)\)", make_card(KINDS["mixed"], PICTURES)) == PICTURES
     assert re.findall(r"\]\((.*?)\)", make_card(KINDS["mixed"], iter(["latent.png"]))) == ["latent.png"]
+
+
+@pytest.mark.parametrize("kind", ["mixed", "classes"])
+def test_every_picture_is_told_how_to_read(kind: str) -> None:
+    told = re.findall(r"!\[(.*?)\]\((.*?)\)\n\*(.*?)\*\n", make_card(KINDS[kind], PICTURES))
+    assert [name for _, name, _ in told] == PICTURES
+    for alt, _, below in told:
+        assert len(alt) > 30 and len(below) > 80 and "*" not in below
+
+
+# ---- in short
+
+
+def in_short(manifest: Manifest) -> str:
+    return make_card(manifest, []).split("## In short")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "said"),
+    [
+        (60, 0.85, "85.0% hold it, as many as chance leaves nine times in ten of so many rows (83% to 97%)."),
+        (1000, 0.85, "85.0% hold it, fewer than chance leaves nine times in ten of so many rows (88% to 92%): error "
+                     "bars may be too narrow."),
+        (1000, 0.95, "95.0% hold it, more than chance leaves nine times in ten of so many rows (88% to 92%): error "
+                     "bars may be wider than need be."),
+    ],
+)  # fmt: skip
+def test_error_bars_are_judged_by_what_chance_leaves(rows: int, share: float, said: str) -> None:
+    values = {"nll": 2.4, "rmse": 12345.6, "coverage_90": share, "width_90": 9.25}
+    told = in_short(with_metrics(Metrics(predictor="posterior", split="test", rows=rows, values=values)))
+    assert f"Tried on {rows:,} rows that it had never seen: predictions miss price by 12,350 k€" in told
+    assert f"of the 90% intervals, 9.25 k€ wide on average, {said}" in told
+    assert "Show predictions with their `interval`" in told and "MAP" not in told
+
+
+def test_classes_and_the_point_estimate_are_told_in_short() -> None:
+    ours = Metrics(predictor="posterior", split="test", rows=1, values={"nll": 0.42, "accuracy": 0.8, "ece": 0.093})
+    point = Metrics(predictor="map", split="test", rows=1, values={"nll": 0.43})
+    told = in_short(KINDS["classes"].model_copy(update={"metrics": [ours, point]}))
+    assert "Tried on 1 row that" in told and "is right in 80.0%" in told and "lie 9.3% apart" in told
+    assert "its NLL is 0.42, and that of the usual point estimate (MAP) 0.43" in told
+    assert "Show predictions with their `prediction_set`" in told
+
+
+def test_what_a_build_warns_of_stands_at_the_top() -> None:
+    told = in_short(changed(with_metrics(), "build", warnings=["No row\nwill be flagged."]))
+    assert told.strip() == "- **Warning:** No row will be flagged."
+    assert "In short" not in make_card(with_metrics(), [])
+    lost = Metrics(predictor="posterior", split="test", rows=9, values={"nll": float("nan"), "rmse": float("inf")})
+    assert "In short" not in make_card(with_metrics(lost), [])
 
 
 # ---- limits

@@ -182,26 +182,31 @@ def test_scores_are_shown_with_the_threshold(monkeypatch: pytest.MonkeyPatch) ->
     left, right = panels(
         monkeypatch, lambda: histograms.unfamiliar(own, 8.6, 0.1, {"rows shifted": strange, "none": np.zeros(0)})
     )
-    (threshold,) = [line for line in left.lines if "default threshold" in str(line.get_label())]
+    (threshold,) = [line for line in left.lines if "flagged from here" in str(line.get_label())]
     assert threshold.get_xdata()[0] == 8.6
+    # As high as the bars go, and no higher, where the legend is.
+    top = max(bar.get_height() for bar in left.containers[0])
+    assert max(threshold.get_ydata()) * left.get_ylim()[1] == pytest.approx(max(top, 0.5), rel=0.01)
     assert left.get_legend_handles_labels()[1] == [
-        "unseen rows (10)", "rows shifted (2)", "default threshold (0.1 false alarms)"
+        "familiar rows (10)", "rows shifted (2)", "flagged from here on (10% by mistake)"
     ]  # fmt: skip
     assert "rows shifted: AUROC 0.950" in right.get_legend_handles_labels()[1]
     assert histograms.unfamiliar(np.array([np.nan]), 0.0, 0.1, {}) is None
     left, _ = panels(monkeypatch, lambda: histograms.unfamiliar(own, None, 0.01, {}))
     assert not left.lines[0].get_xdata().size  # nothing but its line in the legend
-    assert "nothing is flagged: too few rows for 0.01 false alarms" in left.get_legend_handles_labels()[1]
+    assert "none is flagged: too few rows for 1%" in left.get_legend_handles_labels()[1]
 
 
 def test_sharpness_counts_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
     (axes,) = panels(monkeypatch, lambda: histograms.sharpness_of_numbers(np.full(9, 2.0), np.ones(9), "price (€)"))
-    assert sum(bar.get_height() for bar in axes.patches) == 18
+    *whole, part = axes.patches
+    assert sum(bar.get_height() for bar in whole) == 9
+    assert part.get_xy()[:, 1].max() == 9
     assert axes.get_xlabel() == "predictive standard deviation of price (€)"
     right = np.array([True, False, True])
     (axes,) = panels(monkeypatch, lambda: histograms.sharpness_of_classes(np.array([0.1, 0.6, np.nan]), right, 2))
     assert axes.get_legend_handles_labels()[1] == [
-        "right (1 test rows, median 0.1)", "wrong (1 test rows, median 0.6)"
+        "right (1 row, median 0.1)", "wrong (1 row, median 0.6)"
     ]  # fmt: skip
 
 

@@ -27,7 +27,10 @@ PATHS |= {"/healthz", "/readyz", "/metrics"}
 def test_the_page_loads_all_it_needs_from_the_server(client: httpx.Client) -> None:
     page = client.get("/docs")
     assert page.status_code == 200 and "openapi.json" in page.text
-    loaded = re.findall(r"""(?:src|href)=["']([^"']+)""", page.text)
+    assert '<html lang="en">' in page.text and "<title>fiberwalk: API documentation</title>" in page.text
+    back, loaded = "./", re.findall(r"""(?:src|href)=["']([^"']+)""", page.text)
+    loaded.remove(back)
+    assert "models/sine/report" in client.get(f"/{back}").text
     assert len(loaded) == 3
     kinds = {}
     for address in loaded:

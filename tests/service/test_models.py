@@ -227,7 +227,10 @@ def test_a_damaged_bundle_is_reported_and_the_others_are_served(store: ModelStor
         listed = {m["name"]: m["problem"] for m in client.get("/models").json()["models"]}
         assert listed["flowers"] is None
         assert "does not verify" in listed["sine"]
-        assert "does not verify" in client.get("/").text
+        start = client.get("/").text
+        assert "does not verify" in start and "Served: 1 of 2 models." in start
+        # There is no report to go to.
+        assert '<th scope="row">sine</th>' in start and 'href="models/sine' not in start
 
 
 def test_a_server_with_nothing_sound_is_not_ready_until_there_is(store: ModelStore) -> None:

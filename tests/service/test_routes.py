@@ -302,6 +302,9 @@ def test_the_start_page_names_the_models_and_loads_nothing_from_elsewhere(client
     for name in INPUTS:
         assert f'<a href="models/{name}/report">' in page.text
     assert not re.search(r'(src|href)="?(https?:)?//', page.text)
+    assert "Served: 5 of 5 models." in page.text and '<th scope="row"><a href="models/sine/report">' in page.text
+    for address in re.findall(r'href="([^"]+)"', page.text):
+        assert client.get(f"/{address}").status_code == 200, address
 
 
 def test_metrics_count(client: httpx.Client, server: Server) -> None:
