@@ -73,7 +73,13 @@ def _openapi(app: FastAPI, router: APIRouter) -> dict[str, Any]:
     """The API's description, with the request schemas and headers that the framework does not see."""
     if app.openapi_schema is None:
         schema = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes, tags=_TAGS
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            tags=_TAGS,
+            # Relative to the description's own address, as the page's are: without it Swagger UI asks at the root.
+            servers=[{"url": "./", "description": "This server, behind whatever prefix."}],
         )
         parts = schema["components"]
         for answer in parts["schemas"].values():

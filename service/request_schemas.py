@@ -24,7 +24,7 @@ class _Schema(BaseModel):
 
 
 class InferenceRequest(_Schema):
-    """Rows, the model and how its posterior is drawn from."""
+    """Rows, the model and how its posterior is drawn from. What is null counts as left out."""
 
     inputs: Annotated[list[Row], Field(min_length=1, description="The rows.")]
     model: Annotated[
@@ -37,7 +37,7 @@ class InferenceRequest(_Schema):
         int | None, Field(ge=1, description="Posterior samples averaged over; unset, the model's latent plan says.")
     ] = None
     seed: Annotated[
-        int, Field(ge=0, le=MAX_SEED, description="Which samples are drawn; one seed gives one answer.")
+        int | None, Field(ge=0, le=MAX_SEED, description="Which samples are drawn; one seed gives one answer.")
     ] = 0
 
 
@@ -54,7 +54,8 @@ class PredictRequest(InferenceRequest):
     """Rows to be predicted."""
 
     level: Annotated[
-        float, Field(gt=0, lt=1, description="Probability with which an interval or prediction set holds the target.")
+        float | None,
+        Field(gt=0, lt=1, description="Probability with which an interval or prediction set holds the target."),
     ] = DEFAULT_LEVEL
     quantiles: Annotated[
         list[Annotated[float, Field(gt=0, lt=1)]] | None,
@@ -65,14 +66,14 @@ class PredictRequest(InferenceRequest):
         Field(alias="return", description="`samples`: also what every posterior sample says, as `draws`."),
     ] = None
     empty_sets: Annotated[
-        bool,
+        bool | None,
         Field(
             description="Whether a prediction set may be empty, where no class is as likely as true ones are. Sets "
             "then hold the true class in `level` of 1 and no more, also where the likeliest alone is right more often."
         ),
     ] = False
     ood: Annotated[
-        bool,
+        bool | None,
         Field(
             description="Whether to say too how unfamiliar the rows are, as `/ood` does. Rows with a category that the "
             "model was not built with are then predicted, as of no category, and flagged; without it they are refused."
@@ -103,4 +104,4 @@ class FeedbackWithInputs(_Schema):
     inputs: Annotated[list[Row], Field(min_length=1, description="The rows.")]
     model: Annotated[str | None, Field(description="As in a prediction.")] = None
     samples: Annotated[int | None, Field(ge=1, description="As in the prediction.")] = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="As in the prediction.")] = 0
+    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="As in the prediction.")] = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from urllib.parse import urljoin
 
 import httpx
 import numpy as np
@@ -40,6 +41,10 @@ def test_the_page_loads_all_it_needs_from_the_server(client: httpx.Client) -> No
 def test_the_documentation_describes_requests_and_answers(client: httpx.Client) -> None:
     api = client.get("/openapi.json").json()
     assert set(api["paths"]) == PATHS
+    # Behind a proxy's prefix too, where what begins with a slash would be asked of the proxy's root.
+    assert [urljoin("https://host/prefix/openapi.json", each["url"]) for each in api["servers"]] == [
+        "https://host/prefix/"
+    ]
     for path in ("/predict", "/ood"):
         post = api["paths"][path]["post"]
         assert len(post["description"]) > 80
