@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from service import examples
 from service.formats import JSON, MSGPACK, NPY, OCTETS
+from service.protocol import STATUS
 from service.request_schemas import FeedbackById, FeedbackWithInputs, OodRequest, PredictRequest
 from service.schemas import ErrorAnswer
 
@@ -33,7 +34,8 @@ _REQUEST_ID: Final = {
     "name": "X-Request-ID",
     "in": "header",
     "description": "What the request is called in the server's log, in the answer's `X-Request-ID`, and in feedback: "
-    "1 to 128 letters, digits, `.`, `_`, `:` and `-`. Without one, or with another, the server makes one.",
+    "1 to 128 letters, digits, `.`, `_`, `:` and `-`. Without one, or with another, the server makes one. A later "
+    "prediction of the same id takes the earlier one's place.",
     "schema": {"type": "string"},
 }
 
@@ -106,13 +108,32 @@ def text(description: str) -> dict[str, Any]:
     return {"schema": {"type": "string", "description": description}}
 
 
+CODES: Final[dict[int, list[str]]] = {
+    **{status: [code for code, its in STATUS.items() if its == status] for status in (400, 403, 404, 408, 413, 415)},
+    422: [
+        *("missing_field", "unknown_field", "repeated_field", "wrong_type", "not_finite", "out_of_range"),
+        *("model_required", "bad_model", "bad_samples", "too_many_samples", "bad_seed", "bad_level", "bad_quantiles"),
+        *("bad_return", "bad_empty_sets", "bad_false_alarm_rate", "empty_batch", "too_many_rows", "too_many_values"),
+        *("wrong_width", "unknown_column", "missing_column", "unknown_category"),
+        *("bad_dtype", "bad_shape", "wrong_size", "wrong_length", "unknown_class", "not_positive", "bad_input"),
+    ],
+    500: ["internal_error"],
+    503: ["overloaded", "store_error", "damaged_bundle", "incompatible_bundle"],
+}
+"""What `code` of an error may be, by status."""
+CODES[404] += ["unknown_model", "invalid_name"]
+
 Responses = dict[int | str, dict[str, Any]]
 ERRORS: Final[Responses] = {
-    status: {"model": ErrorAnswer, "description": text, "content": {JSON: {"examples": examples.ERROR}}}
-    for status, text in {
+    status: {
+        "model": ErrorAnswer,
+        "description": f"{told} `code` is one of: {', '.join(CODES[status])}.",
+        "content": {JSON: {"examples": examples.ERROR}},
+    }
+    for status, told in {
         400: "The body cannot be read, or is not an object.",
         403: "A browser sends it for a page of another site.",
-        404: "There is no such model, version, alias or prediction.",
+        404: "There is no such model, version, alias, file or prediction.",
         408: "The body did not come to its end in time.",
         413: "The body is larger than the server accepts, or holds more values.",
         415: "The body is of a media type that is not taken, or compressed.",

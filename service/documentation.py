@@ -59,6 +59,8 @@ def _policy(page: bytes) -> str:
     return f"script-src 'self' {own}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
 
 
+_SIZES: Final = {"integer": "int64", "number": "double"}
+"""Languages that have several kinds of numbers else take 32 bits, or decimals."""
 _HEADERS: Final = {
     "X-Request-ID": {
         "description": "What the request is called in the server's log; feedback names a prediction by it.",
@@ -108,18 +110,30 @@ def _complete(operation: dict[str, Any], extra: Mapping[str, Any]) -> None:
 
 
 def _plain(part: Any) -> Any:
-    """A description in which alternatives of plain types, such as a text or null, are one schema of several types:
-    generated clients make better types of that."""
+    """A description in which alternatives of plain types, such as a text or null, are one schema of several types, and
+    numbers have a size: generated clients make better types of that."""
     if isinstance(part, list):
         return [_plain(each) for each in part]
     if not isinstance(part, dict):
         return part
-    found = {name: _plain(each) for name, each in part.items()}
+    found = _merged({name: _plain(each) for name, each in part.items()})
+    if "prefixItems" in found:  # of one type everywhere here; for those who do not know of them
+        found["items"] = found["prefixItems"][0]
+    types = found.get("type")
+    for kind, size in _SIZES.items():
+        if types in (kind, [kind, "null"]):
+            found["format"] = size
+    return found
+
+
+def _merged(found: dict[str, Any]) -> dict[str, Any]:
+    """A schema with `anyOf`, as one of several types where that says the same."""
     each = found.get("anyOf", [])
     types = [one.get("type") for one in each]
-    if not each or None in types or len(set(types)) < len(types):
+    if not each or not all(isinstance(kind, str) for kind in types) or len(set(types)) < len(types):
         return found
     for one in each:
+        one.pop("format", None)
         if "enum" in one:  # holds for all types
             if types != [one["type"], "null"]:
                 return found

@@ -18,7 +18,7 @@ DEFAULT_LEVEL: Final = 0.9
 MAX_REFERENCE: Final = 160
 MAX_QUANTILES: Final = 100
 
-_STATUS: Final = {
+STATUS: Final = {
     "invalid_json": 400,
     "invalid_msgpack": 400,
     "invalid_npy": 400,
@@ -33,6 +33,7 @@ _STATUS: Final = {
     "unsupported_media_type": 415,
     "unsupported_content_encoding": 415,
 }
+"""Of a request's errors by code; others have 422."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def status_of(error: FiberwalkError) -> int:
     if isinstance(error, UnknownModelError | InvalidNameError):
         return 404
     if isinstance(error, InputError):
-        return _STATUS.get(error.code, 422)
+        return STATUS.get(error.code, 422)
     return 503
 
 

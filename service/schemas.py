@@ -226,7 +226,7 @@ class FeedbackAnswer(ModelHealth):
 class ErrorDetail(_Schema):
     """What is wrong, where, what was expected and what came."""
 
-    code: Annotated[str, Field(description="Stable and machine-readable.")]
+    code: Annotated[str, Field(description="Stable and machine-readable; each status names those that it may have.")]
     message: Annotated[str, Field(description="One sentence for a person.")]
     field: Annotated[str | None, Field(description="Path of the value, such as inputs[3][0].")]
     expected: Annotated[str | None, Field(description="What would have been accepted.")]

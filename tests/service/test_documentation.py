@@ -104,6 +104,8 @@ def test_clients_that_are_generated_have_names_and_types_to_go_by(client: httpx.
     assert schemas["ModelSummary"]["properties"]["task"]["enum"] == ["regression", "classification", None]
     assert schemas["PredictRequest"]["properties"]["model"]["type"] == ["string", "null"]
     assert schemas["RegressionAnswer"]["properties"]["quantiles"]["type"] == "array"  # absent, and never null
+    assert schemas["RegressionAnswer"]["properties"]["mean"]["items"] == {"type": "number", "format": "double"}
+    assert schemas["PredictRequest"]["properties"]["seed"]["format"] == "int64"
     assert not any(schemas[name].get("additionalProperties") is False for name in schemas if name.endswith("Answer"))
     asked = client.post("/predict", json={"inputs": [[1, 2]], "model": "sine"}, headers={"X-Request-ID": "mine"})
     assert (asked.json()["task"], asked.headers["x-request-id"]) == ("regression", "mine")

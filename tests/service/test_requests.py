@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.described import CODES
 from service.schemas import ClassificationAnswer, ErrorAnswer, OodAnswer, RegressionAnswer
 from tests.servers import Server, wait_until
 
@@ -23,6 +24,7 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
     assert response.headers["content-type"] == "application/json"
     error: dict[str, Any] = ErrorAnswer.model_validate(response.json()).error.model_dump()
     assert error["message"].endswith(".")
+    assert error["code"] in CODES.get(status, [error["code"]]), "undocumented"
     return error
 
 
@@ -238,6 +240,7 @@ def test_wrong_paths_and_methods(client: httpx.Client, method: str, path: str, s
     error = refused(client.request(method, path), status)
     assert error["code"] == code
     assert len(error["message"]) < 400
+    assert status != 405 or f"use {client.request(method, path).headers['allow']}." in error["message"]
 
 
 JSON = st.recursive(
