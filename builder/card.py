@@ -215,7 +215,7 @@ def _answer(m: Manifest) -> str:
         ],
         ["`unseen`", "from `/ood`, for tables: the columns with a category that was not in the training data"],
         ["`calibration`", "how many rows stand behind level or rate, how far they go, and a warning beyond that"],
-        ["`model`, `version`, `samples`, `seed`, `level`", "what answered and how it was asked, to repeat it"],
+        ["`model`, `version`, `task`, `samples`, `seed`, `level`", "what answered and how it was asked, to repeat it"],
     ]
     return "Every field of the answer holds one entry a row:\n\n" + table(["field", "meaning"], rows)
 

@@ -20,6 +20,9 @@ _OPTIONS: Final[dict[str, Any]] = {
     "ws": "none",
     "http": "service.connections:BoundedProtocol",
     "timeout_graceful_shutdown": 30,
+    # Proxies and balancers keep connections for 60 s. One that is closed under them meets a request on its way, which
+    # nobody knows to be answered or not. Where connections are many the crowd has less patience.
+    "timeout_keep_alive": 75,
     # Of workers alone. On a busy machine one takes longer than uvicorn's own 5 s to start, and would be ended for that.
     "timeout_worker_healthcheck": 15,
 }

@@ -101,7 +101,12 @@ RowShape = Annotated[
 
 
 class _Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        ser_json_inf_nan="constants",
+        json_schema_serialization_defaults_required=True,  # a server's answers have every field
+    )
 
 
 class NumericColumn(_Schema):

@@ -68,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(FiberwalkError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    document(app)
+    document(app, router)
     return app
 
 
@@ -160,11 +160,12 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if headers.get("Allow") == "GET":
         headers["Allow"] = "GET, HEAD"
     allowed = headers.get("Allow")
+    asked = f"{request.method[:16]} {request.url.path[:120]}"
     shown = InputError(
-        f"There is no {request.method} {request.url.path[:120]} here; /docs lists what there is.",
+        f"There is no {asked} here; " + (f"use {allowed}." if allowed else "/docs lists what there is."),
         code=code,
         expected=f"the method {allowed}" if allowed else "a path that /docs lists",
-        got=f"{request.method[:16]} {request.url.path[:120]}",
+        got=asked,
     )
     # Nobody has read a body that came with it.
     return LingeringResponse(error_body(shown), error.status_code, headers=headers, media_type="application/json")

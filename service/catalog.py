@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from typing import Any
 
 from model_store.bundle import Bundle
 from model_store.errors import IntegrityError, UnknownModelError
@@ -11,7 +10,7 @@ from model_store.manifest import CARD_FILE, REPORT_FILE
 from model_store.shelf import Shelf
 from service.held import public_message
 from service.models import Models
-from service.schemas import ModelDetail, ModelSummary
+from service.schemas import ModelDetail, ModelFigures, ModelNetwork, ModelSummary
 
 _MEDIA_TYPES = {".png": "image/png", ".md": "text/markdown; charset=utf-8"}
 
@@ -44,8 +43,7 @@ def detail(models: Models, reference: str) -> ModelDetail:
     bundle = models.bundle(reference)
     m, shelf = bundle.manifest, models.shelf(bundle.name)
     card = _read(models, bundle, CARD_FILE).decode(errors="replace") if CARD_FILE in m.files else None
-    parts: dict[str, Any] = m.model_dump(mode="json")
-    network = {k: parts["network"][k] for k in ("description", "form", "weights", "fixed_weights", "outputs")}
+    network = {k: getattr(m.network, k) for k in ModelNetwork.model_fields}
     return ModelDetail(
         name=m.name,
         version=m.version,
@@ -53,10 +51,16 @@ def detail(models: Models, reference: str) -> ModelDetail:
         aliases=dict(shelf.aliases),
         digest=bundle.digest,
         task=m.task,
-        network=network,
+        inputs=m.inputs,
+        target=m.target,
+        network=ModelNetwork(**network),
+        latent=m.latent,
+        calibration=m.calibration,
+        ood=m.ood,
+        metrics=[ModelFigures(**figures.model_dump()) for figures in m.metrics],
+        build=m.build,
         card=card,
         files=[f for f in sorted(m.files) if _media_type(f)],
-        **{k: parts[k] for k in ("inputs", "target", "latent", "calibration", "ood", "metrics", "build")},
     )
 
 

@@ -23,6 +23,10 @@ _SECONDS: Final = 30.0
 _MOST_BYTES: Final = 256 * 2**20
 """Of all answers that wait to be taken. While there are more, patience is short."""
 _SHORT_SECONDS: Final = 5.0
+_MANY: Final = 1000
+"""While there are more connections, or half of what there may be, those that ask for nothing are kept for as long as
+this alone:"""
+_IDLE_SECONDS: Final = 5.0
 _SPARE: Final = 64
 """Files that the process may open beside its connections; a quarter of all where that is more, half where all are
 few."""
@@ -76,7 +80,10 @@ class Crowd:
         now = self._loop.time()
         left: dict[HttpToolsProtocol, tuple[int, float]] = {}
         waiting = 0
+        crowded = len(self._connections) > min(_MANY, self._most // 2)
         for connection in self._connections:
+            if crowded and _idle_seconds(connection, now) > _IDLE_SECONDS:
+                connection.transport.close()
             size = connection.transport.get_write_buffer_size()
             if size:
                 waiting += size
@@ -97,6 +104,12 @@ class Crowd:
             ended += 1
         if ended:
             self._log.warning("Connections whose clients did not read their answers were closed: %d.", ended)
+
+
+def _idle_seconds(connection: HttpToolsProtocol, now: float) -> float:
+    """For how long a connection has been waiting for another request."""
+    end = connection.timeout_keep_alive_task
+    return 0.0 if end is None else now - end.when() + connection.timeout_keep_alive
 
 
 def _reset(transport: asyncio.Transport) -> None:

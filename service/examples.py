@@ -45,6 +45,7 @@ PREDICTED: Final[dict[str, Any]] = {
         "value": {
             "model": "snelson",
             **_ABOUT,
+            "task": "regression",
             "level": 0.9,
             "calibration": _PROMISE,
             "mean": [-0.62, 0.35],
@@ -60,6 +61,7 @@ PREDICTED: Final[dict[str, Any]] = {
         "value": {
             "model": "flowers",
             **_ABOUT,
+            "task": "classification",
             "level": 0.9,
             "calibration": _PROMISE,
             "mean": [[0.9, 0.08, 0.02]],

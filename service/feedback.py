@@ -171,8 +171,8 @@ def _is_of(model: ServedModel, prediction: Prediction) -> bool:
 
 def _unknown(request_id: str) -> InputError:
     return InputError(
-        "No prediction is kept for this request: it was not made here, is forgotten, or its targets were told already; "
-        "send the inputs again instead.",
+        "No prediction is kept for this request: its targets were told already, or it was not made here or is "
+        "forgotten; unless they were told, send them with the inputs again instead.",
         code="unknown_request",
         field="request_id",
         expected="the X-Request-ID of a prediction",

@@ -34,6 +34,7 @@ _ALSO_JSON: Final = {"", JSON, "application/x-www-form-urlencoded", "text/json",
 # Longer arrays are to be sent as bytes: each takes the memory that it claims before its values are read.
 _MAX_LIST: Final = 2**20
 _ROWS_BEGIN: Final = re.compile(rb'"inputs"\s*:\s*(\[[\[\s]*)[-\d]')
+_EXPECTED: Final = 'an object of fields, such as {"inputs": [[...], ...]}'
 _MAX_DEPTH: Final = 9
 _PATIENCE_SECONDS: Final = 5.0
 _AT_ONCE: Final = nullcontext()
@@ -309,7 +310,9 @@ def _value(text: str) -> Any:
 
 def _object(content: Any, form: str) -> dict[str, Any]:
     if not isinstance(content, dict):
-        refuse("not_an_object", f"The body must be a {form} object.", "", '{"inputs": [[...], ...]}', content)
+        raise InputError(
+            f"The body must be a {form} object.", code="not_an_object", expected=_EXPECTED, got=brief(content)
+        )
     return content
 
 
@@ -317,6 +320,6 @@ def _empty(form: str) -> InputError:
     return InputError(
         f"The request has no body; send a {form} object.",
         code="empty_body",
-        expected='{"inputs": [[...], ...]}',
+        expected=_EXPECTED,
         got="an empty body",
     )

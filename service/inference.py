@@ -64,7 +64,8 @@ class Inference:
         columns = yield _run(request, model, samples, x)
         scores: Columns = {name: columns.pop(name) for name in ("epistemic_score", "features") if name in columns}
         self._feedback.remember(state["request_id"], model, columns)
-        answer: dict[str, Any] = _about(model, samples, request) | {"level": request.level}
+        answer: dict[str, Any] = _about(model, samples, request)
+        answer |= {"task": "classification" if classes else "regression", "level": request.level}
         answer["calibration"] = _promise(model, request)
         if classes:
             answer["label"] = [classes[i] for i in columns.pop("label").tolist()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from model_store.errors import FiberwalkError, InputError, InvalidNameError, UnknownModelError
 from service.formats import Body, content_of
@@ -18,7 +18,7 @@ DEFAULT_LEVEL: Final = 0.9
 MAX_REFERENCE: Final = 160
 MAX_QUANTILES: Final = 100
 
-_STATUS: Final = {
+STATUS: Final = {
     "invalid_json": 400,
     "invalid_msgpack": 400,
     "invalid_npy": 400,
@@ -33,6 +33,7 @@ _STATUS: Final = {
     "unsupported_media_type": 415,
     "unsupported_content_encoding": 415,
 }
+"""Of a request's errors by code; others have 422."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,22 @@ def parse_feedback(body: Body, *, max_rows: int) -> FeedbackRequest:
     content = content_of(body, rows_alone=False)
     again = ["inputs", "model", "samples", "seed"]
     _refuse_unknown(content, ["targets", "request_id", *again])
-    if not isinstance(content.get("targets"), list):
-        expected = "an array with the true target of every row"
-        refuse("wrong_type", "targets must be an array.", "targets", expected, content.get("targets"))
+    expected = "an array with the true target of every row"
+    if "targets" not in content:
+        _lacks("targets", expected)
+    if not isinstance(content["targets"], list):
+        refuse("wrong_type", "targets must be an array.", "targets", expected, content["targets"])
     request_id = content.get("request_id")
     if request_id is None:
+        if content.get("inputs") is None:
+            raise InputError(
+                "The request does not say which rows the targets are of; name their prediction's request_id, or give "
+                "the rows again as inputs.",
+                code="missing_field",
+                field="inputs",
+                expected="a request_id, or inputs",
+                got="neither",
+            )
         rows = _inference(content, max_rows)
         # Before the rows wait for the network, and the targets with them.
         check_length(content["targets"], len(rows.inputs))
@@ -145,7 +157,7 @@ def status_of(error: FiberwalkError) -> int:
     if isinstance(error, UnknownModelError | InvalidNameError):
         return 404
     if isinstance(error, InputError):
-        return _STATUS.get(error.code, 422)
+        return STATUS.get(error.code, 422)
     return 503
 
 
@@ -166,6 +178,16 @@ def _refuse_unknown(content: dict[str, Any], known: list[str]) -> None:
             )
 
 
+def _lacks(field: str, expected: str) -> NoReturn:
+    raise InputError(
+        f"The request lacks the field {field}.",
+        code="missing_field",
+        field=field,
+        expected=expected,
+        got=f"no {field}",
+    )
+
+
 def _inference(content: dict[str, Any], max_rows: int) -> InferenceRequest:
     return InferenceRequest(
         inputs=_inputs(content, max_rows),
@@ -184,13 +206,7 @@ def _inference(content: dict[str, Any], max_rows: int) -> InferenceRequest:
 def _inputs(content: dict[str, Any], max_rows: int) -> list[Any] | NumericRows:
     expected = "an array of rows, each an array of values in the model's column order or an object by column name"
     if "inputs" not in content:
-        raise InputError(
-            "The request lacks the field inputs.",
-            code="missing_field",
-            field="inputs",
-            expected=expected,
-            got="no inputs",
-        )
+        _lacks("inputs", expected)
     inputs = content["inputs"]
     if not isinstance(inputs, list | NumericRows):
         refuse("wrong_type", "inputs must be an array of rows.", "inputs", expected, inputs)
@@ -221,21 +237,27 @@ def _model(value: Any) -> str | None:
 def _samples(value: Any) -> int | None:
     if value is None:
         return None
-    if type(value) is not int:
-        refuse("wrong_type", "samples must be a whole number.", "samples", "a whole number from 1 on", value)
-    if value < 1:
+    found = _whole(value, "samples", "a whole number from 1 on")
+    if found < 1:
         refuse("bad_samples", "samples must be at least 1.", "samples", "a whole number from 1 on", value)
-    return int(value)
+    return found
 
 
 def _seed(value: Any) -> int:
     if value is None:
         return 0
     expected = f"a whole number from 0 to {MAX_SEED}"
-    if type(value) is not int:
-        refuse("wrong_type", "seed must be a whole number.", "seed", expected, value)
-    if not 0 <= value <= MAX_SEED:
+    found = _whole(value, "seed", expected)
+    if not 0 <= found <= MAX_SEED:
         refuse("bad_seed", "seed is out of range.", "seed", expected, value)
+    return found
+
+
+def _whole(value: Any, field: str, expected: str) -> int:
+    """A whole number; languages that know one kind of number write it as 7.0 too, which JSON's schemas call whole."""
+    # A larger float may stand for many numbers, and which was meant is not known.
+    if type(value) is not int and not (type(value) is float and value.is_integer() and abs(value) < 2**53):
+        refuse("wrong_type", f"{field} must be a whole number.", field, expected, value)
     return int(value)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, cast
 
@@ -14,103 +13,33 @@ from pydantic import BaseModel
 
 from model_store.errors import FiberwalkError, InputError
 from service import catalog, examples
-from service.formats import JSON, MSGPACK, NPY, OCTETS, WRITERS, Body, answer_type, to_json
+from service.described import ERRORS, UNKNOWN, UNREADABLE, binary, body_of, text
+from service.formats import JSON, WRITERS, Body, answer_type, to_json
 from service.inference import Inference
 from service.inputs import brief
 from service.pages import page_headers
+from service.request_schemas import FeedbackById, FeedbackWithInputs, OodRequest, PredictRequest
 from service.runtime import Runtime
 from service.schemas import (
-    ClassificationAnswer,
-    ErrorAnswer,
     FeedbackAnswer,
-    FeedbackRequest,
-    Health,
+    Liveness,
     ModelDetail,
     ModelHealth,
     ModelList,
     OodAnswer,
-    OodRequest,
-    PredictRequest,
+    PredictAnswer,
     Readiness,
-    RegressionAnswer,
 )
 from service.together import Steps
 
 T = TypeVar("T")
-router = APIRouter()
+# Operations are called as their functions are, and so are those of generated clients.
+router = APIRouter(generate_unique_id_function=lambda route: route.name)
 
 _BY_BROWSERS: Final = frozenset({b"sec-fetch-site", b"origin"})
 """Headers that no page can set or leave out."""
 _SENT_UNASKED: Final = frozenset({"", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"})
 """Media types of what a browser sends to another site without asking it first."""
-
-_PACKED = (
-    "The same object as in JSON. `inputs` may also be an object of `dtype` (such as `<f4`), `shape` and `data`, the "
-    "array's bytes in row-major order."
-)
-_PACKED_ANSWER = (
-    "Where `Accept` names it: the same object as in JSON, and the same numbers, in which each array of numbers is an "
-    "object of `dtype` (`<f8`), `shape` and `data`, its bytes in row-major order."
-)
-_ROWS_ALONE = (
-    "A `.npy` file of the rows alone, of shape (rows, columns) or (rows, *shape of a row), of float32, float64 or "
-    "integers. The other fields go into the query."
-)
-
-
-def _documented(
-    request: type[BaseModel], asked: dict[str, Any], answered: dict[str, Any], *, rows_alone: bool = True
-) -> dict[str, Any]:
-    """OpenAPI of a request body that is parsed by hand, with worked examples on both sides."""
-    content: dict[str, Any] = {
-        JSON: {"schema": {"$ref": f"#/components/schemas/{request.__name__}"}, "examples": asked},
-        MSGPACK: _bytes(_PACKED),
-    }
-    found: dict[str, Any] = {
-        "requestBody": {"required": True, "content": content},
-        "responses": {"200": {"content": {JSON: {"examples": answered}, MSGPACK: _bytes(_PACKED_ANSWER)}}},
-    }
-    if rows_alone:
-        content |= {NPY: _bytes(_ROWS_ALONE), OCTETS: _bytes(_ROWS_ALONE)}
-        fields = request.model_json_schema()["properties"]
-        found["parameters"] = [
-            {
-                "name": name,
-                "in": "query",
-                "description": f"With a `.npy` body alone. {schema.pop('description')}{_default(schema)}",
-                "schema": schema,
-            }
-            for name, schema in fields.items()
-            if name != "inputs"
-        ]
-    return found
-
-
-def _default(schema: dict[str, Any]) -> str:
-    """The default in words: what a schema names, Swagger UI and generated clients send, with JSON bodies too."""
-    default = schema.pop("default", None)
-    return "" if default is None else f" Default: {json.dumps(default)}."
-
-
-def _bytes(description: str) -> dict[str, Any]:
-    return {"schema": {"type": "string", "format": "binary", "description": description}}
-
-
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": text, "content": {"application/json": {"examples": examples.ERROR}}}
-    for status, text in {
-        400: "The body cannot be read, or is not an object.",
-        403: "A browser sends it for a page of another site.",
-        404: "There is no such model, version, alias or prediction.",
-        408: "The body did not come to its end in time.",
-        413: "The body is larger than the server accepts, or holds more values.",
-        415: "The body is of a media type that is not taken, or compressed.",
-        422: "A value is not acceptable; the error names it.",
-        503: "It does not verify or takes long to load, the store cannot be read, or too many requests wait; then "
-        "there is a `Retry-After`.",
-    }.items()
-}
-_UNKNOWN: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (404, 422, 503)}
 
 
 @router.post(
@@ -118,8 +47,8 @@ _UNKNOWN: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status 
     summary="Predict, with error bars",
     tags=["inference"],
     response_model=None,
-    responses={200: {"model": RegressionAnswer | ClassificationAnswer}, **_ERRORS},
-    openapi_extra=_documented(PredictRequest, examples.PREDICT, examples.PREDICTED),
+    responses={200: {"model": PredictAnswer}, **ERRORS},
+    openapi_extra=body_of(PredictRequest, asked=examples.PREDICT, answered=examples.PREDICTED),
 )
 async def predict(request: Request) -> Response:
     """The predictive distribution of every row, averaged over posterior samples, in the target's own units.
@@ -135,8 +64,8 @@ async def predict(request: Request) -> Response:
     summary="Score how far rows lie from the training data",
     tags=["inference"],
     response_model=None,
-    responses={200: {"model": OodAnswer}, **_ERRORS},
-    openapi_extra=_documented(OodRequest, examples.OOD, examples.SCORED),
+    responses={200: {"model": OodAnswer}, **ERRORS},
+    openapi_extra=body_of(OodRequest, asked=examples.OOD, answered=examples.SCORED),
 )
 async def ood(request: Request) -> Response:
     """How unfamiliar every row is, by each detector and by all together: score, conformal p-value, and a flag at the
@@ -152,8 +81,10 @@ async def ood(request: Request) -> Response:
     summary="Tell the true targets of earlier predictions",
     tags=["watching"],
     response_model=None,
-    responses={200: {"model": FeedbackAnswer}, **_ERRORS},
-    openapi_extra=_documented(FeedbackRequest, examples.FEEDBACK, examples.TAKEN, rows_alone=False),
+    responses={200: {"model": FeedbackAnswer}, **ERRORS},
+    openapi_extra=body_of(
+        FeedbackById, FeedbackWithInputs, asked=examples.FEEDBACK, answered=examples.TAKEN, rows_alone=False
+    ),
 )
 async def feedback(request: Request) -> Response:
     """Takes targets by the X-Request-ID of a prediction, or with its inputs again, and says how well the model does.
@@ -169,7 +100,7 @@ async def feedback(request: Request) -> Response:
     summary="Does the model keep its word?",
     tags=["watching"],
     response_model=None,
-    responses={200: {"model": ModelHealth}, **_UNKNOWN},
+    responses={200: {"model": ModelHealth}, **UNKNOWN},
 )
 async def model_health(request: Request, name: str) -> Response:
     """Coverage, NLL and ECE over the latest rows whose targets are known, and whether calibration has broken."""
@@ -181,9 +112,9 @@ async def model_health(request: Request, name: str) -> Response:
     summary="List the models",
     tags=["models"],
     response_model=None,
-    responses={200: {"model": ModelList}, 503: _ERRORS[503]},
+    responses={200: {"model": ModelList}, **UNREADABLE},
 )
-async def models(request: Request) -> Response:
+async def list_models(request: Request) -> Response:
     """Every model of the store, with its versions and aliases."""
     return _json(await _reading(lambda: _dumped(ModelList(models=catalog.summaries(_runtime(request).models)))))
 
@@ -193,9 +124,9 @@ async def models(request: Request) -> Response:
     summary="Describe a model",
     tags=["models"],
     response_model=None,
-    responses={200: {"model": ModelDetail}, **_UNKNOWN},
+    responses={200: {"model": ModelDetail}, **UNKNOWN},
 )
-async def model(request: Request, name: str) -> Response:
+async def describe_model(request: Request, name: str) -> Response:
     """What a version takes and predicts, its card, and its figures. NAME, NAME@VERSION or NAME@ALIAS."""
     return _json(await _reading(lambda: _dumped(catalog.detail(_runtime(request).models, name))))
 
@@ -205,7 +136,10 @@ async def model(request: Request, name: str) -> Response:
     summary="A picture or the card of a model",
     tags=["models"],
     response_class=Response,
-    responses={200: {"content": {"image/png": {}, "text/markdown": {}}}, **_UNKNOWN},
+    responses={
+        200: {"content": {"image/png": binary("A picture."), "text/markdown": text("The card, in UTF-8.")}},
+        **UNKNOWN,
+    },
 )
 async def model_file(request: Request, name: str, file: str) -> Response:
     """One of the files that the model's description lists."""
@@ -217,8 +151,8 @@ async def model_file(request: Request, name: str, file: str) -> Response:
     "/models/{name}/report",
     summary="The report of a model's build, to be read",
     tags=["models"],
-    response_class=HTMLResponse,
-    responses={200: {"content": {"text/html": {}}}, **_UNKNOWN},
+    response_class=Response,
+    responses={200: {"content": {"text/html": text("The page.")}}, **UNKNOWN},
 )
 async def model_report(request: Request, name: str) -> Response:
     """One page: what the model takes and answers, its figures, how it was calibrated, with pictures."""
@@ -229,9 +163,9 @@ async def model_report(request: Request, name: str) -> Response:
 
 
 @router.get("/healthz", summary="Is the process alive?", tags=["operation"])
-async def healthz() -> Health:
+async def healthz() -> Liveness:
     """Answers as long as the process does, whatever is loaded."""
-    return Health(status="ok")
+    return Liveness(status="ok")
 
 
 @router.get(
@@ -239,7 +173,11 @@ async def healthz() -> Health:
     summary="Should requests be sent here?",
     tags=["operation"],
     response_model=None,
-    responses={200: {"model": Readiness}, 503: {"model": Readiness}},
+    responses={
+        200: {"model": Readiness, "description": "Send them."},
+        500: ERRORS[500],
+        503: {"model": Readiness, "description": "Send them elsewhere for now."},
+    },
 )
 async def readyz(request: Request) -> Response:
     """200 once every model is loaded and warmed, or has taken two minutes; versions that do not verify or are still to
@@ -254,7 +192,13 @@ async def readyz(request: Request) -> Response:
     return _json(body, 200 if state == "ready" else 503)
 
 
-@router.get("/metrics", summary="Prometheus metrics", tags=["operation"], response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    tags=["operation"],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": text("Prometheus' text format.")}}, 500: ERRORS[500]},
+)
 async def metrics(request: Request) -> Response:
     """All series in Prometheus' text format."""
     text = await _reading(_runtime(request).metrics.text)
@@ -344,7 +288,7 @@ async def _reading(call: Callable[[], T]) -> T:
 
 
 def _dumped(content: BaseModel) -> bytes:
-    return content.model_dump_json().encode()
+    return to_json(content.model_dump(mode="json"))
 
 
 def _json(body: bytes, status: int = 200) -> Response:

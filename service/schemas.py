@@ -1,81 +1,21 @@
-"""Requests and answers as the API's documentation describes them."""
+"""Answers as the API's documentation describes them. Their names become those of classes in generated clients."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic.json_schema import SkipJsonSchema
 
-from service.protocol import DEFAULT_LEVEL, MAX_QUANTILES, MAX_SEED
+from model_store import manifest
 
-Row = Annotated[
-    list[Any] | dict[str, float | str],
-    Field(description="Values in the model's column order, or keyed by column name; for arrays, nested or flat."),
-]
+Task = Literal["regression", "classification"]
+Absent = SkipJsonSchema[None]
+"""Of a field that is left out where there is nothing to say, and never null."""
 
 
 class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-class InferenceRequest(_Schema):
-    """Rows, the model and how its posterior is drawn from."""
-
-    inputs: Annotated[list[Row], Field(min_length=1, description="The rows.")]
-    model: Annotated[
-        str | None,
-        Field(
-            description="NAME (its champion or newest version), NAME@VERSION or NAME@ALIAS; optional with one model."
-        ),
-    ] = None
-    samples: Annotated[
-        int | None, Field(ge=1, description="Posterior samples averaged over; unset, the model's latent plan says.")
-    ] = None
-    seed: Annotated[
-        int, Field(ge=0, le=MAX_SEED, description="Which samples are drawn; one seed gives one answer.")
-    ] = 0
-
-
-class OodRequest(InferenceRequest):
-    """Rows to be scored."""
-
-    false_alarm_rate: Annotated[
-        float | None,
-        Field(gt=0, lt=1, description="Share of familiar rows that may be flagged; unset, the model's own."),
-    ] = None
-
-
-class PredictRequest(InferenceRequest):
-    """Rows to be predicted."""
-
-    level: Annotated[
-        float, Field(gt=0, lt=1, description="Probability with which an interval or prediction set holds the target.")
-    ] = DEFAULT_LEVEL
-    quantiles: Annotated[
-        list[Annotated[float, Field(gt=0, lt=1)]] | None,
-        Field(min_length=1, max_length=MAX_QUANTILES, description="Quantiles of a real target to return as well."),
-    ] = None
-    returned: Annotated[
-        list[Literal["samples"]] | None,
-        Field(alias="return", description="`samples`: also what every posterior sample says, as `draws`."),
-    ] = None
-    empty_sets: Annotated[
-        bool,
-        Field(
-            description="Whether a prediction set may be empty, where no class is as likely as true ones are. Sets "
-            "then hold the true class in `level` of 1 and no more, also where the likeliest alone is right more often."
-        ),
-    ] = False
-    ood: Annotated[
-        bool,
-        Field(
-            description="Whether to say too how unfamiliar the rows are, as `/ood` does. Rows with a category that the "
-            "model was not built with are then predicted, as of no category, and flagged; without it they are refused."
-        ),
-    ] = False
-    false_alarm_rate: Annotated[
-        float | None, Field(gt=0, lt=1, description="With `ood`, as in a request to `/ood`.")
-    ] = None
 
 
 class _Answer(_Schema):
@@ -85,7 +25,7 @@ class _Answer(_Schema):
     seed: Annotated[int, Field(description="Seed of their draw.")]
 
 
-class AlarmPromise(_Schema):
+class AlarmCalibration(_Schema):
     """What stands behind p-values and flags."""
 
     points: Annotated[int, Field(description="Rows of the build, scored by what it had not fitted to them.")]
@@ -116,7 +56,7 @@ class Ood(_Schema):
     """How far rows lie from what the model was trained on; one entry a row."""
 
     false_alarm_rate: Annotated[float, Field(description="Share of familiar rows that are flagged.")]
-    calibration: Annotated[AlarmPromise, Field(description="What stands behind that share.")]
+    calibration: Annotated[AlarmCalibration, Field(description="What stands behind that share.")]
     score: Annotated[
         list[float], Field(description="Mean surprise of all detectors, in nats; larger is less familiar.")
     ]
@@ -138,7 +78,7 @@ class Ood(_Schema):
     ]
 
 
-class Promise(_Schema):
+class LevelCalibration(_Schema):
     """What stands behind intervals, quantiles and prediction sets."""
 
     points: Annotated[
@@ -158,8 +98,9 @@ class RegressionAnswer(_Answer):
     by the median.
     """
 
+    task: Annotated[Literal["regression"], Field(description="What the model predicts: a number.")]
     level: Annotated[float, Field(description="Level of the intervals.")]
-    calibration: Annotated[Promise, Field(description="What stands behind them.")]
+    calibration: Annotated[LevelCalibration, Field(description="What stands behind them.")]
     mean: Annotated[list[float], Field(description="Predictive mean.")]
     variance: Annotated[list[float], Field(description="Predictive variance, the sum of the next two.")]
     epistemic_variance: Annotated[
@@ -171,41 +112,42 @@ class RegressionAnswer(_Answer):
         list[tuple[float, float]],
         Field(description="[lo, hi]: of `level` such intervals out of 1, so many hold the target."),
     ]
-    median: Annotated[list[float] | None, Field(description="Median, of a model of the target's logarithm.")] = None
+    median: Annotated[list[float] | Absent, Field(description="Median, of a model of the target's logarithm.")] = None
     log_mean: Annotated[
-        list[float] | None, Field(description="Mean of the target's logarithm, where the model is of that.")
+        list[float] | Absent, Field(description="Mean of the target's logarithm, where the model is of that.")
     ] = None
     log_variance: Annotated[
-        list[float] | None,
+        list[float] | Absent,
         Field(description="Variance of the logarithm; where it is small, its root is the relative error."),
     ] = None
     log_epistemic_variance: Annotated[
-        list[float] | None,
+        list[float] | Absent,
         Field(
             description="The part of it that more data would reduce; go by it rather than by `epistemic_variance`, as "
             "with the level that samples disagree about the noise grows too."
         ),
     ] = None
     quantiles: Annotated[
-        list[list[float]] | None,
+        list[list[float]] | Absent,
         Field(description="The quantiles asked for, in their order; 0.05 and 0.95 are the interval of level 0.9."),
     ] = None
     draws: Annotated[
-        list[list[float]] | None,
+        list[list[float]] | Absent,
         Field(
             description="Mean that every posterior sample predicts; noise of `aleatoric_variance` is to be added. Of a "
             "model of the logarithm it is multiplied by exp(e - v / 2) instead, e of the variance v = `log_variance` - "
             "`log_epistemic_variance`."
         ),
     ] = None
-    ood: Annotated[Ood | None, Field(description="How unfamiliar the rows are, where that was asked.")] = None
+    ood: Annotated[Ood | Absent, Field(description="How unfamiliar the rows are, where that was asked.")] = None
 
 
 class ClassificationAnswer(_Answer):
     """Predictive distribution of a class; one entry a row."""
 
+    task: Annotated[Literal["classification"], Field(description="What the model predicts: a class.")]
     level: Annotated[float, Field(description="Level of the prediction sets.")]
-    calibration: Annotated[Promise, Field(description="What stands behind them.")]
+    calibration: Annotated[LevelCalibration, Field(description="What stands behind them.")]
     mean: Annotated[list[list[float]], Field(description="Probability of every class, in the model's class order.")]
     variance: Annotated[list[list[float]], Field(description="Variance of each probability over posterior samples.")]
     label: Annotated[list[int | str], Field(description="The likeliest class.")]
@@ -219,26 +161,17 @@ class ClassificationAnswer(_Answer):
         ),
     ]
     draws: Annotated[
-        list[list[list[float]]] | None, Field(description="Class probabilities that every posterior sample predicts.")
+        list[list[list[float]]] | Absent, Field(description="Class probabilities that every posterior sample predicts.")
     ] = None
-    ood: Annotated[Ood | None, Field(description="How unfamiliar the rows are, where that was asked.")] = None
+    ood: Annotated[Ood | Absent, Field(description="How unfamiliar the rows are, where that was asked.")] = None
+
+
+class PredictAnswer(RootModel[Annotated[RegressionAnswer | ClassificationAnswer, Field(discriminator="task")]]):
+    """Predictive distribution of a number or of a class, as `task` says."""
 
 
 class OodAnswer(_Answer, Ood):
     """How far rows lie from what the model was trained on; one entry a row."""
-
-
-class FeedbackRequest(_Schema):
-    """True targets of rows that were predicted: of a request by its id, or of rows that are given again."""
-
-    targets: Annotated[list[float | int | str], Field(description="The true target of every row, in their order.")]
-    request_id: Annotated[
-        str | None, Field(description="X-Request-ID of the prediction; takes the place of the other fields.")
-    ] = None
-    inputs: Annotated[list[Row] | None, Field(min_length=1, description="The rows again, where there is no id.")] = None
-    model: Annotated[str | None, Field(description="As in a prediction.")] = None
-    samples: Annotated[int | None, Field(ge=1, description="As in the prediction.")] = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="As in the prediction.")] = 0
 
 
 class HealthWindow(_Schema):
@@ -281,7 +214,7 @@ class ModelHealth(_Schema):
     evidence: Annotated[float, Field(description="Evidence that targets are missed too often.")]
     evidence_for_alarm: Annotated[float, Field(description="As much of it raises the alarm.")]
     windows: Annotated[list[HealthWindow], Field(description="Over the last 100, 1,000 and 10,000 rows.")]
-    ood: Annotated[OodRate, Field(description="How many rows were unfamiliar.")]
+    ood: Annotated[OodRate, Field(description="How many of those that were asked about were unfamiliar.")]
 
 
 class FeedbackAnswer(ModelHealth):
@@ -293,7 +226,7 @@ class FeedbackAnswer(ModelHealth):
 class ErrorDetail(_Schema):
     """What is wrong, where, what was expected and what came."""
 
-    code: Annotated[str, Field(description="Stable and machine-readable.")]
+    code: Annotated[str, Field(description="Stable and machine-readable; each status names those that it may have.")]
     message: Annotated[str, Field(description="One sentence for a person.")]
     field: Annotated[str | None, Field(description="Path of the value, such as inputs[3][0].")]
     expected: Annotated[str | None, Field(description="What would have been accepted.")]
@@ -303,7 +236,7 @@ class ErrorDetail(_Schema):
 class ErrorAnswer(_Schema):
     """The one shape of every error."""
 
-    error: ErrorDetail
+    error: Annotated[ErrorDetail, Field(description="What is wrong.")]
 
 
 class ModelSummary(_Schema):
@@ -313,42 +246,80 @@ class ModelSummary(_Schema):
     version: Annotated[int | None, Field(description="Version that the bare name means; null if it cannot be served.")]
     versions: Annotated[list[int], Field(description="All versions.")]
     aliases: Annotated[dict[str, int], Field(description="Aliases and the versions they mean.")]
-    task: Annotated[Literal["regression", "classification"] | None, Field(description="What is predicted.")]
-    target: Annotated[str | None, Field(description="Name of the target.")]
-    problem: Annotated[str | None, Field(description="Why the model cannot be served, if it cannot.")] = None
+    task: Annotated[Task | None, Field(description="What is predicted; null if it cannot be served.")]
+    target: Annotated[str | None, Field(description="Name of the target; null if it cannot be served.")]
+    problem: Annotated[str | None, Field(description="Why the model cannot be served; null if it can.")]
 
 
 class ModelList(_Schema):
     """The models of the store."""
 
-    models: list[ModelSummary]
+    models: Annotated[list[ModelSummary], Field(description="By name.")]
+
+
+class ModelNetwork(_Schema):
+    """The network behind a model."""
+
+    description: Annotated[str, Field(description="Its layers in a few words.")]
+    form: Annotated[Literal["batched", "scan"], Field(description="How it treats samples: at once, or one by one.")]
+    weights: Annotated[int, Field(description="Random weights a sample has.")]
+    fixed_weights: Annotated[int, Field(description="Weights that are the same in all samples.")]
+    outputs: Annotated[int, Field(description="Numbers that it gives a row.")]
+
+
+class ModelFigures(_Schema):
+    """Figures of one predictor on one part of the data."""
+
+    predictor: Annotated[Literal["posterior", "fiber", "map"], Field(description="Whose they are.")]
+    split: Annotated[Literal["test", "out_of_fold"], Field(description="Which rows they were measured on.")]
+    rows: Annotated[int, Field(description="How many rows.")]
+    values: Annotated[
+        dict[str, float | None], Field(description="By name, such as nll and rmse; null where one is not finite.")
+    ]
 
 
 class ModelDetail(_Schema):
     """One version of a model: what it takes, what it predicts, and how well."""
 
-    name: str
-    version: int
+    name: Annotated[str, Field(description="Name of the model.")]
+    version: Annotated[int, Field(description="The version that is described.")]
     versions: Annotated[list[int], Field(description="All versions of the model.")]
     aliases: Annotated[dict[str, int], Field(description="Aliases and the versions they mean.")]
     digest: Annotated[str, Field(description="sha256 of the bundle's manifest: equal digests are equal models.")]
-    task: Literal["regression", "classification"]
-    inputs: Annotated[dict[str, Any], Field(description="Columns with kind, unit, categories and range; or a shape.")]
-    target: Annotated[dict[str, Any], Field(description="Name, unit and scale, or classes.")]
-    network: Annotated[dict[str, Any], Field(description="Description, number of random and fixed weights, outputs.")]
-    latent: Annotated[dict[str, Any], Field(description="The latent space and its plans.")]
-    calibration: Annotated[dict[str, Any], Field(description="Noise, or temperature and dispersion.")]
-    ood: Annotated[dict[str, Any], Field(description="The OOD detectors, their false alarm rate and points.")]
-    metrics: Annotated[list[dict[str, Any]], Field(description="Figures, each with the data split it was measured on.")]
-    build: Annotated[dict[str, Any], Field(description="When and from what the bundle was built.")]
-    card: Annotated[str | None, Field(description="The model card, in Markdown.")]
+    task: Annotated[Task, Field(description="What is predicted.")]
+    inputs: Annotated[
+        manifest.TableInput | manifest.TensorInput,
+        Field(discriminator="kind", description="Columns with kind, unit, categories and range; or a shape."),
+    ]
+    target: Annotated[
+        manifest.RegressionTarget | manifest.ClassificationTarget,
+        Field(discriminator="task", description="Name, unit and scale, or classes."),
+    ]
+    network: Annotated[ModelNetwork, Field(description="The network behind the model.")]
+    latent: Annotated[manifest.LatentSpace, Field(description="The latent space and its plans.")]
+    calibration: Annotated[
+        manifest.RegressionCalibration | manifest.ClassificationCalibration,
+        Field(discriminator="task", description="Noise, or temperature and dispersion."),
+    ]
+    ood: Annotated[manifest.OodDetection, Field(description="The OOD detectors, their false alarm rate and points.")]
+    metrics: Annotated[list[ModelFigures], Field(description="Figures, each with the part of the data that it is of.")]
+    build: Annotated[manifest.BuildInfo, Field(description="When and from what the bundle was built.")]
+    card: Annotated[str | None, Field(description="The model card, in Markdown; null where there is none.")]
     files: Annotated[list[str], Field(description="What /models/NAME/files/FILE gives: pictures and the card.")]
 
 
-class Health(_Schema):
+class Liveness(_Schema):
     """The process answers."""
 
-    status: Literal["ok"]
+    status: Annotated[Literal["ok"], Field(description="Always the same.")]
+
+
+class Problem(_Schema):
+    """What cannot be served or followed."""
+
+    model: Annotated[str | None, Field(description="The version or alias; null where it is the whole store.")]
+    code: Annotated[str, Field(description="As of an error: stable and machine-readable.")]
+    message: Annotated[str, Field(description="Why, and what to do.")]
 
 
 class Readiness(_Schema):
@@ -359,6 +330,6 @@ class Readiness(_Schema):
     ]
     models: Annotated[list[str], Field(description="NAME@VERSION of every version loaded and warmed.")]
     problems: Annotated[
-        list[dict[str, str | None]],
+        list[Problem],
         Field(description="Versions and aliases that cannot be served, and why; without a model: the store itself."),
     ]

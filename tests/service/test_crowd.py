@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from fiberwalk.serve import _OPTIONS
 from tests.servers import Server, serving, wait_until
 from tests.service.test_connections import refusal, to_the_end
 from tests.service.test_http import address
@@ -28,6 +29,12 @@ import service.crowd as crowd
 crowd._LOOK_SECONDS = 0.1
 crowd._SHORT_SECONDS = 0.5
 crowd._MOST_BYTES = 10 * 2**20
+"""
+CROWDED = """
+import service.crowd as crowd
+crowd._LOOK_SECONDS = 0.1
+crowd._MANY = 3
+crowd._IDLE_SECONDS = 0.5
 """
 FEW_FILES = """
 import resource
@@ -114,6 +121,48 @@ def test_too_many_connections_are_refused_and_the_others_answered(store: Path) -
         stack.close()
         wait_until(lambda: answers(server))
         assert server.log.count("connections are open") == 1
+
+
+def test_a_connection_is_kept_for_the_next_request(server: Server) -> None:
+    """Longer than balancers keep one, 60 s, and than the 5 s of uvicorn's own."""
+    connection = used(server, 1)[0]
+    time.sleep(5.5)
+    assert not closed(connection) and asked_again(connection)
+    connection.close()
+    assert _OPTIONS["timeout_keep_alive"] > 60  # as a balancer would find out only after as long
+
+
+def test_of_many_connections_those_that_ask_for_nothing_are_let_go(store: Path) -> None:
+    with serving(store, before=CROWDED) as server:
+        few = used(server, 3)
+        time.sleep(1)
+        assert all(asked_again(s) for s in few)
+        more = used(server, 2)
+        time.sleep(0.2)
+        assert all(asked_again(s) for s in more)  # not idle for long
+        wait_until(lambda: sum(closed(s) for s in (*few, *more)) >= 2, 5)
+        for s in (*few, *more):
+            s.close()
+
+
+def used(server: Server, count: int) -> list[socket.socket]:
+    """Connections of which each had a request answered."""
+    made = [socket.create_connection(address(server), timeout=10) for _ in range(count)]
+    assert all(asked_again(s) for s in made)
+    return made
+
+
+def asked_again(s: socket.socket) -> bool:
+    """Whether a request is answered, to the answer's end."""
+    s.sendall(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+    found = b""
+    while not found.endswith(b'{"status":"ok"}') and (part := s.recv(4096)):
+        found += part
+    return found.startswith(b"HTTP/1.1 200 ")
+
+
+def closed(s: socket.socket) -> bool:
+    return bool(select.select([s], [], [], 0)[0])
 
 
 def answers(server: Server) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.described import CODES
 from service.schemas import ClassificationAnswer, ErrorAnswer, OodAnswer, RegressionAnswer
 from tests.servers import Server, wait_until
 
@@ -23,6 +24,7 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
     assert response.headers["content-type"] == "application/json"
     error: dict[str, Any] = ErrorAnswer.model_validate(response.json()).error.model_dump()
     assert error["message"].endswith(".")
+    assert error["code"] in CODES.get(status, [error["code"]]), "undocumented"
     return error
 
 
@@ -44,9 +46,9 @@ CASES: list[tuple[str, bytes, int, str, str | None, list[str]]] = [
     ("deep", b"[" * 5000, 400, "invalid_json", None, ["recursion limit"]),
     ("lone surrogate", b'{"inputs": "\\ud800"}', 400, "invalid_json", None, ["not valid JSON"]),
     ("endless integer", b'{"seed": ' + b"9" * 5000 + b"}", 400, "invalid_json", None, ["number out of range"]),
-    ("array", b"[[1, 2]]", 400, "not_an_object", "", ["must be a JSON object", "an array of 1"]),
-    ("string", b'"hello"', 400, "not_an_object", "", ['"hello"']),
-    ("null", b"null", 400, "not_an_object", "", ["null"]),
+    ("array", b"[[1, 2]]", 400, "not_an_object", None, ["must be a JSON object", "an array of 1"]),
+    ("string", b'"hello"', 400, "not_an_object", None, ['"hello"']),
+    ("null", b"null", 400, "not_an_object", None, ["null"]),
     ("unknown field", with_(sample=3), 422, "unknown_field", "sample", ['"sample"', "samples"]),
     ("no inputs", b'{"model": "sine"}', 422, "missing_field", "inputs", ["lacks the field inputs"]),
     ("inputs null", with_(inputs=None), 422, "wrong_type", "inputs", ["array of rows", "null"]),
@@ -100,6 +102,7 @@ CASES: list[tuple[str, bytes, int, str, str | None, list[str]]] = [
     ("too many samples", with_(samples=65), 422, "too_many_samples", "samples", ["at most 64", "65"]),
     ("endless samples", with_(samples=10**400), 422, "too_many_samples", "samples", ["at most 64"]),
     ("samples fraction", with_(samples=2.5), 422, "wrong_type", "samples", ["whole number", "2.5"]),
+    ("samples large float", with_(samples=1e300), 422, "wrong_type", "samples", ["whole number", "1e+300"]),
     ("samples true", with_(samples=True), 422, "wrong_type", "samples", ["whole number", "true"]),
     ("negative seed", with_(seed=-1), 422, "bad_seed", "seed", ["out of range", "-1"]),
     ("seed too large", with_(seed=2**63), 422, "bad_seed", "seed", [str(2**63 - 1)]),
@@ -155,6 +158,12 @@ def test_a_false_alarm_rate_without_flags(client: httpx.Client, more: dict[str, 
     error = refused(client.post("/predict", json=GOOD | more | {"false_alarm_rate": 0.05}), 422)
     assert (error["code"], error["field"]) == ("bad_false_alarm_rate", "false_alarm_rate")
     assert "add ood: true" in error["message"] and error["got"] == "0.05"
+
+
+def test_a_whole_number_may_be_written_as_another(client: httpx.Client) -> None:
+    """As languages do that know one kind of number."""
+    written = client.post("/predict", content=json.dumps(GOOD | {"seed": 7.0, "samples": 8.0}))
+    assert written.json() == client.post("/predict", json=GOOD | {"seed": 7, "samples": 8}).json()
 
 
 def test_a_class_has_no_quantiles(client: httpx.Client) -> None:
@@ -231,6 +240,7 @@ def test_wrong_paths_and_methods(client: httpx.Client, method: str, path: str, s
     error = refused(client.request(method, path), status)
     assert error["code"] == code
     assert len(error["message"]) < 400
+    assert status != 405 or f"use {client.request(method, path).headers['allow']}." in error["message"]
 
 
 JSON = st.recursive(

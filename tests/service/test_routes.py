@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model_store.encoding import TableEncoder
-from model_store.manifest import TableInput
+from model_store.manifest import CategoricalColumn, RegressionTarget, TableInput
 from model_store.plan import draw_latents
 from model_store.store import ModelStore
 from service.engine import Engine
@@ -260,15 +260,18 @@ def test_models(client: httpx.Client) -> None:
 
 
 def test_a_models_description(client: httpx.Client, store: Path) -> None:
-    detail = ModelDetail.model_validate(client.get("/models/prices").json(), strict=True)
+    detail = ModelDetail.model_validate_json(client.get("/models/prices").content, strict=True)
     assert detail.digest == ModelStore(store).open("prices").digest
     assert detail.card == "# prices\n\nA small model for price.\n"
-    assert detail.metrics == [{"predictor": "posterior", "split": "test", "rows": 40, "values": {"nll": 1.25}}]
-    assert [c["unit"] for c in detail.inputs["columns"]] == [None, "m²", None]
-    assert detail.inputs["columns"][2]["categories"] == ["Aachen", "Bonn", "Köln"]
-    assert detail.target["unit"] == "k€"
+    (figures,) = detail.metrics
+    assert figures.model_dump() == {"predictor": "posterior", "split": "test", "rows": 40, "values": {"nll": 1.25}}
+    assert isinstance(detail.inputs, TableInput) and isinstance(detail.target, RegressionTarget)
+    assert [c.unit for c in detail.inputs.columns] == [None, "m²", None]
+    (towns,) = (c.categories for c in detail.inputs.columns if isinstance(c, CategoricalColumn))
+    assert towns == ["Aachen", "Bonn", "Köln"]
+    assert detail.target.unit == "k€"
     assert detail.files == ["card.md", "posterior.png"]
-    assert client.get("/models/prices@1").json() == detail.model_dump()
+    assert client.get("/models/prices@1").json() == detail.model_dump(mode="json")
 
 
 def test_files_of_a_model(client: httpx.Client) -> None:
