@@ -38,7 +38,9 @@ def unfamiliar(scores: Array, threshold: float | None, rate: float, others: Mapp
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
         shares = np.full(len(own), 1 / len(own))
-        left.hist(own, edges, weights=shares, color=BLUE, alpha=0.6, label=f"unseen rows ({len(own):,})")
+        # One shape, which takes a fraction of the time of a bar each.
+        label = f"unseen rows ({len(own):,})"
+        left.hist(own, edges, weights=shares, histtype="stepfilled", color=BLUE, alpha=0.6, label=label)
         for (kind, values), color in zip(kinds.items(), _COLORS, strict=False):
             weights = np.full(len(values), 1 / len(values))
             label = f"{kind} ({len(values):,})"
@@ -121,7 +123,7 @@ def _sharpness(parts: Mapping[str, tuple[Array, str]], label: str) -> bytes | No
         for name, (values, color) in parts.items():
             if len(values):
                 said = f"{name} ({len(values):,} test rows, median {np.median(values):.3g})"
-                axes.hist(values, edges, color=color, alpha=0.6, label=said)
+                axes.hist(values, edges, histtype="stepfilled", color=color, alpha=0.6, label=said)
         axes.set(xlabel=label, ylabel="rows")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title("Sharpness")
