@@ -39,6 +39,8 @@ lint: $(INSTALLED) ## Style, types and the import contract
 
 # Small tensors on many threads are slower than on one, and the processes would fight for the cores.
 test: export OMP_NUM_THREADS = 1
+# The tests start hundreds of processes, which would compile all sources anew where Python may not keep what it compiled.
+test: export PYTHONDONTWRITEBYTECODE =
 test: lint ## Lint, and all tests but those of the containers
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 

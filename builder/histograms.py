@@ -44,7 +44,9 @@ def unfamiliar(scores: Array, threshold: float | None, rate: float, others: Mapp
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
         shares = np.full(len(own), 1 / len(own))
-        left.hist(own, edges, weights=shares, color=BLUE, alpha=0.6, label=f"familiar rows ({len(own):,})")
+        # One shape, which takes a fraction of the time of a bar each.
+        label = f"familiar rows ({len(own):,})"
+        left.hist(own, edges, weights=shares, histtype="stepfilled", color=BLUE, alpha=0.6, label=label)
         for (kind, values), (color, ls) in zip(kinds.items(), _LINES, strict=False):
             weights = np.full(len(values), 1 / len(values))
             label = f"{kind} ({len(values):,})"
@@ -101,7 +103,7 @@ def sharpness_of_numbers(std: Array, epistemic: Array, target: str) -> bytes | N
 
     def draw(axes: Axes) -> None:
         edges = _edges(np.concatenate([total, part]), len(total))
-        axes.hist(total, edges, color=SKY, label=f"whole ({_told(total)})")
+        axes.hist(total, edges, histtype="stepfilled", color=SKY, label=f"whole ({_told(total)})")
         axes.hist(part, edges, histtype="step", lw=1.8, color=BLUE, label=f"epistemic part of it ({_told(part)})")
         axes.set_title("How wide error bars are")
 

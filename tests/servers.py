@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import httpx
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.redis_server import redis_binary
+from tests.forked import IMPORTED, serve_forked
 
 _START_SECONDS = 60.0
-_COMMAND = "from fiberwalk.serve import serve; serve()"
+_END_SECONDS = 40.0
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(IMPORTED)
 
 
 def free_port() -> int:
@@ -41,10 +46,15 @@ def wait_until(done: Callable[[], bool], seconds: float = 20.0, what: str = "it"
         time.sleep(0.02)
 
 
+def http_client(url: str = "") -> httpx.Client:
+    """A client, to be closed by the caller; of no TLS, as to read all certificates takes longer than most requests."""
+    return httpx.Client(base_url=url, timeout=30, verify=False)
+
+
 class Server:
     """A running `fiberwalk serve`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: ForkServerProcess, log: Path) -> None:
         self.process = process
         self._log = log
         self.url = ""
@@ -56,17 +66,39 @@ class Server:
 
     def client(self) -> httpx.Client:
         """A client of this server."""
-        return httpx.Client(base_url=self.url, timeout=30)
+        return http_client(self.url)
+
+    def get(self, path: str) -> httpx.Response:
+        """The answer to a request over a connection of its own."""
+        with self.client() as client:
+            return client.get(path)
+
+    def post(self, path: str, **content: Any) -> httpx.Response:
+        """The answer to a request over a connection of its own."""
+        with self.client() as client:
+            return client.post(path, **content)
 
     def counter(self, name: str, **labels: str) -> float:
         """The value of one metric's series; 0 where there is none."""
-        return counter(httpx.get(f"{self.url}/metrics").text, name, **labels)
+        return counter(self.get("/metrics").text, name, **labels)
+
+    def send_signal(self, what: signal.Signals) -> None:
+        """Sends a signal to the server, or to the parent of its workers."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, what)
+
+    def wait(self) -> int:
+        """Waits until the server has ended, and returns its exit status: minus the signal that ended it, where one
+        did."""
+        self.process.join(_END_SECONDS)
+        assert self.process.exitcode is not None, f"the server did not end:\n{self.log}"
+        return self.process.exitcode
 
     def stop(self) -> int:
         """Ends the server as an orchestrator does, and returns its exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(40)
+        if self.process.is_alive():
+            self.process.terminate()
+        return self.wait()
 
 
 def counter(text: str, name: str, **labels: str) -> float:
@@ -82,40 +114,37 @@ def serving(store: Path, *, ready: bool = True, before: str = "", **settings: ob
     Args:
         store: the model store.
         ready: whether to wait for /readyz, or only until it listens.
-        before: Python that the process runs first, such as one that makes a deadline shorter.
+        before: Python that the process runs before it serves, such as one that makes a deadline shorter.
         settings: the server's settings by name, such as `redis_url="redis://..."`.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("FIBERWALK_", "ORT_"))}
     environment |= {f"FIBERWALK_{k.upper()}": str(v) for k, v in settings.items()}
     environment |= {"FIBERWALK_STORE": str(store), "FIBERWALK_PORT": "0"}
-    command = [sys.executable, "-c", f"{before}\n{_COMMAND}"]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+        log.touch()
+        process = _FORKS.Process(target=serve_forked, args=(before, environment, log))
+        process.start()
         server = Server(process, log)
         try:
             _wait_for_start(server, ready)
             yield server
         finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(40)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            process.terminate()
+            process.join(_END_SECONDS)
+            process.kill()
+            process.join()
 
 
 def _wait_for_start(server: Server, ready: bool) -> None:
     def listens() -> bool:
-        assert server.process.poll() is None, f"the server ended:\n{server.log}"
+        assert server.process.is_alive(), f"the server ended:\n{server.log}"
         server.url = next((w for w in server.log.split() if w.startswith("http://")), "")
         return bool(server.url)
 
     def is_ready() -> bool:
-        assert server.process.poll() is None, f"the server ended:\n{server.log}"
-        return httpx.get(f"{server.url}/readyz", timeout=_START_SECONDS).status_code == 200
+        assert server.process.is_alive(), f"the server ended:\n{server.log}"
+        return server.get("/readyz").status_code == 200
 
     wait_until(listens, _START_SECONDS, "the server to listen")
     if ready:

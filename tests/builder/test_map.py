@@ -114,7 +114,7 @@ def test_minibatches_reach_the_ridge_solution_too() -> None:
 
 def test_gradient_descent_with_momentum_reaches_the_ridge_solution_too() -> None:
     x, y = line(noise=0.3)
-    anchors = train(x, y, folds(120, 2), optimiser="sgd", steps=3000, learning_rate=0.02)
+    anchors = train(x, y, folds(120, 2), optimiser="sgd", steps=1000, learning_rate=0.02)
     for weights, noise, seen in zip(anchors.weights, anchors.noise_std, folds(120, 2), strict=True):
         torch.testing.assert_close(weights, ridge(x[seen], y[seen], 2.0, float(noise)), rtol=0.02, atol=0.01)
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
@@ -136,7 +135,7 @@ def test_what_is_no_http_gets_an_error_of_the_usual_shape(server: Server) -> Non
 def test_large_bodies_come_through_whole(server: Server) -> None:
     rows = [[i / 100, 0.5] for i in range(60)]
     padded = json.dumps({"inputs": rows, "model": "sine"}).encode().ljust(19_000)
-    answer = httpx.post(f"{server.url}/predict", content=padded)
+    answer = server.post("/predict", content=padded)
     assert answer.status_code == 200 and len(answer.json()["mean"]) == 60
 
 
@@ -177,5 +176,5 @@ def test_bodies_that_stop_keep_others_out_for_a_while_only(hurried: Server) -> N
         for _ in range(3):
             s = stack.enter_context(socket.create_connection(address(hurried), timeout=10))
             s.sendall(HEAD % 70_000 + b" " * 60_000)
-        wait_until(lambda: httpx.post(f"{hurried.url}/predict", content=large).status_code == 503)
-        wait_until(lambda: httpx.post(f"{hurried.url}/predict", content=large).status_code == 200)
+        wait_until(lambda: hurried.post("/predict", content=large).status_code == 503)
+        wait_until(lambda: hurried.post("/predict", content=large).status_code == 200)

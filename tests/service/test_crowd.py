@@ -96,7 +96,7 @@ def test_who_does_not_read_is_let_go_and_memory_is_free_again(hurried: Server) -
         assert time.monotonic() - started > 1.5
         wait_until(lambda: held(hurried) < before + 10 * 2**20)
     wait_until(lambda: "did not read their answers" in hurried.log)
-    assert httpx.get(f"{hurried.url}/healthz").status_code == 200
+    assert hurried.get("/healthz").status_code == 200
 
 
 def test_when_all_answers_together_are_too_large_who_waits_longest_is_let_go(store: Path) -> None:
@@ -167,5 +167,5 @@ def closed(s: socket.socket) -> bool:
 
 def answers(server: Server) -> bool:
     with suppress(httpx.HTTPError):
-        return httpx.get(f"{server.url}/healthz").status_code == 200
+        return server.get("/healthz").status_code == 200
     return False

@@ -339,4 +339,4 @@ def test_a_redis_that_never_answers_costs_one_short_wait(store: Path, expected: 
         assert time.perf_counter() - started < 3
         assert 1 <= errors(server, "timeout") <= 2
         wait_until(lambda: "redis_failed" in server.log)
-        assert "hunter2" not in server.log + httpx.get(f"{server.url}/metrics").text
+        assert "hunter2" not in server.log + server.get("/metrics").text

@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -124,8 +125,8 @@ def test_requests_in_flight_are_answered_before_the_end(store: Path, how: signal
         warming = server.counter("fiberwalk_cache_misses_total")
         running = pool.submit(httpx.post, f"{server.url}/predict", content=large, timeout=60)
         wait_until(lambda: server.counter("fiberwalk_cache_misses_total") > warming)
-        server.process.send_signal(how)
-        status = server.process.wait(40)
+        server.send_signal(how)
+        status = server.wait()
         assert running.result().status_code == 200
         assert len(running.result().json()["mean"]) == 4096
         assert status in {0, -15}
@@ -202,31 +203,51 @@ def test_a_port_in_use_is_one_clear_line(server: Server, store: Path) -> None:
         fiberwalk.serve.serve(store=store, port=port)
 
 
+OPTIONS = {
+    "redis://:hunter2@127.0.0.1:7001/0?foo=1": "(foo)",
+    "redis://:hunter2@127.0.0.1:7001/0?db=xx": "(db)",
+    "rediss://:hunter2@127.0.0.1:7001/0?ssl_cert_reqs=bogus": "(ssl_cert_reqs)",
+    "redis://127.0.0.1:7001/0?protocol=9&password=hunter2": "(protocol, password)",
+}
+"""Of a Redis that no client takes, by URL, and how they are named."""
+
+
+@pytest.fixture(scope="module")
+def refusals(store: Path) -> dict[str, list[Any]]:
+    """Status, output and errors of the command by URL and number of workers; of one process, as each takes a second to
+    start."""
+    code = f"""
+import json
+from typer.testing import CliRunner
+from fiberwalk.cli import app
+found = {{}}
+for url in {list(OPTIONS)}:
+    for workers in "12":
+        settings = {{"FIBERWALK_REDIS_URL": url, "FIBERWALK_WORKERS": workers}}
+        run = CliRunner(env=settings).invoke(app, ["serve", "--port", "0"])
+        found[f"{{workers}} {{url}}"] = [run.exit_code, run.stdout, run.stderr]
+print(json.dumps(found))
+"""
+    found: dict[str, list[Any]] = json.loads(python(code, FIBERWALK_STORE=str(store)).stdout)
+    return found
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(
-    ("url", "named"),
-    [
-        ("redis://:hunter2@127.0.0.1:7001/0?foo=1", "(foo)"),
-        ("redis://:hunter2@127.0.0.1:7001/0?db=xx", "(db)"),
-        ("rediss://:hunter2@127.0.0.1:7001/0?ssl_cert_reqs=bogus", "(ssl_cert_reqs)"),
-        ("redis://127.0.0.1:7001/0?protocol=9&password=hunter2", "(protocol, password)"),
-    ],
-)
+@pytest.mark.parametrize(("url", "named"), OPTIONS.items())
 def test_an_option_that_redis_clients_do_not_take_is_one_clear_line(
-    store: Path, url: str, named: str, workers: int
+    refusals: dict[str, list[Any]], url: str, named: str, workers: int
 ) -> None:
-    code = "from fiberwalk.cli import app; app(['serve', '--port', '0'])"
-    run = python(code, FIBERWALK_STORE=str(store), FIBERWALK_REDIS_URL=url, FIBERWALK_WORKERS=str(workers))
-    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1)
-    assert f"FIBERWALK_REDIS_URL has an option {named}" in run.stderr and "hunter2" not in run.stderr
+    status, out, err = refusals[f"{workers} {url}"]
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert f"FIBERWALK_REDIS_URL has an option {named}" in err and "hunter2" not in err
 
 
 def test_a_hangup_that_is_ignored_stays_so(store: Path) -> None:
     """As nohup has it."""
     with serving(store, before="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)") as server:
-        server.process.send_signal(signal.SIGHUP)
+        server.send_signal(signal.SIGHUP)
         time.sleep(0.5)
-        assert httpx.get(f"{server.url}/healthz").status_code == 200
+        assert server.get("/healthz").status_code == 200
 
 
 def test_an_address_that_is_none(store: Path) -> None:
