@@ -184,9 +184,9 @@ def test_scores_are_shown_with_the_threshold(monkeypatch: pytest.MonkeyPatch) ->
     )
     (threshold,) = [line for line in left.lines if "flagged from here" in str(line.get_label())]
     assert threshold.get_xdata()[0] == 8.6
-    # As high as the bars go, and no higher, where the legend is.
-    top = max(bar.get_height() for bar in left.containers[0])
-    assert max(threshold.get_ydata()) * left.get_ylim()[1] == pytest.approx(max(top, 0.5), rel=0.01)
+    # As high as the histograms go, and no higher, where the legend is.
+    top = max(shape.get_xy()[:, 1].max() for shape in left.patches)
+    assert max(threshold.get_ydata()) * left.get_ylim()[1] == pytest.approx(top, rel=0.01)
     assert left.get_legend_handles_labels()[1] == [
         "familiar rows (10)", "rows shifted (2)", "flagged from here on (10% by mistake)"
     ]  # fmt: skip
