@@ -180,7 +180,8 @@ class _Walk:
         if config.moves and len(self.position) < self.count:
             raise ConfigError("Hamiltonian moves need one process; leave torchrun out.", field="fiber.moves")
         self.member = member.repeat_interleave(self.particles, 0)[own].float()
-        self.scores = torch.zeros(len(self.position), n, likelihood.outputs, device=device)
+        # Rows last in memory, as outputs have them (`FunctionalNetwork.batched`).
+        self.scores = torch.zeros(len(self.position), likelihood.outputs, n, device=device).mT
         directions, priors, steps, moving_steps = (list[Tensor]() for _ in range(4))
         self.preconditioners: list[Preconditioner] = []
         enough = enough_rows(network, x)
@@ -370,30 +371,29 @@ class _Walk:
 
     def _objective(self, position: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Loss (A*N,) and gradient (A*N, P) of the perturbed objective, on all rows or a random part of them."""
-        n = len(self.x)
-        if self.batch_rows < n:
-            rows = torch.randperm(n, generator=self.generator)[: self.batch_rows].to(self.x.device)
+        n, device = len(self.x), self.x.device
+        up, tilt = torch.tensor(n / self.batch_rows, device=device), torch.tensor(scale, device=device)
+        parts: Sequence[slice | Tensor]
+        if self.exact:
+            # A step is judged by its loss, which must not change with what is drawn. Slices copy nothing.
+            x, parts = self.x, [slice(at, at + self.chunk) for at in range(0, n, self.chunk)]
         else:
-            rows = torch.arange(n, device=self.x.device)
-        up = torch.tensor(n / len(rows), device=self.x.device)
-        tilt = torch.tensor(scale, device=self.x.device)
-        # On all rows a step is judged by its loss, which must not change with what is drawn.
-        x = self.x if self.exact else augmented(self.x[rows], self.augment, self.generator)
+            rows = torch.randperm(n, generator=self.generator)[: self.batch_rows].to(device)
+            x, parts = augmented(self.x[rows], self.augment, self.generator), torch.split(rows, self.chunk)
 
         def of(group: slice) -> tuple[Tensor, Tensor]:
             data_part = self.gradients.get()
-            theta = position[group].detach().requires_grad_()
+            theta = position[group].detach()
             apart = theta - scale * self.prior[group]
-            total = 0.5 * (self.prior_precision * apart**2).sum(1)
-            loss = total.detach()
-            (gradient,) = torch.autograd.grad(total.sum(), theta)
-            for part, here in zip(torch.split(rows, self.chunk), torch.split(x, self.chunk), strict=True):
-                seen, scores = self.member[group][:, part], self.scores[group][:, part]
+            gradient = self.prior_precision * apart
+            loss = 0.5 * (gradient * apart).sum(1)
+            for part, here in zip(parts, torch.split(x, self.chunk), strict=True):
+                seen, scores = self.member[group, part], self.scores[group, part]
                 of_rows, of_weights = data_part(theta, here, self.y[part], seen, scores, up, tilt)
                 loss, gradient = loss + of_rows, gradient + of_weights
             self.gradients.put(data_part)
             return loss, gradient
 
         losses, gradients = zip(*concurrently(self.threads, of, self._groups()), strict=True)
-        self.gradient_evaluations += len(rows) * self.count
+        self.gradient_evaluations += self.batch_rows * self.count
         return torch.cat(losses), torch.cat(gradients)

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from builder.likelihood import probabilities
 from builder.network import FunctionalNetwork
 from builder.runtime import values_at_once
 
@@ -48,7 +49,7 @@ def gaussian_mixture_nll(
 
 def mixture_probabilities(logits: Tensor, temperature: float, log_weight: Tensor | None = None) -> Tensor:
     """Class probabilities (B, C) averaged over samples, for logits (S, B, C)."""
-    p = (logits / temperature).softmax(-1)
+    p = probabilities(logits / temperature)
     if log_weight is None:
         return p.mean(0)
     return (p * log_weight.exp()[:, None, None]).sum(0)

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from torch.func import hessian, vmap
 
-from builder.likelihood import CategoricalLikelihood, GaussianLikelihood, gaussian_nll
+from builder.likelihood import (
+    CategoricalLikelihood,
+    GaussianLikelihood,
+    gaussian_nll,
+    log_probabilities,
+    probabilities,
+)
 
 
 def outputs(*shape: int) -> Tensor:
@@ -28,11 +34,22 @@ def test_gaussian_nll_takes_a_noise_for_each_weight_vector() -> None:
     assert torch.allclose(gaussian_nll(f, y, noise), expected, rtol=1e-5)
 
 
-def test_categorical_nll_is_the_mass() -> None:
-    f, y = outputs(3, 5, 4), torch.tensor([0, 3, 2, 1, 1])
+@pytest.mark.parametrize("classes", [4, 100])
+def test_categorical_nll_is_the_mass(classes: int) -> None:
+    f, y = outputs(3, 5, classes), torch.tensor([0, 3, 2, 1, 1])
     expected = -torch.distributions.Categorical(logits=f).log_prob(y)
-    assert torch.allclose(CategoricalLikelihood(4).nll(f, y), expected, rtol=1e-5)
-    assert torch.allclose(CategoricalLikelihood(4).nll(f[0], y), expected[0], rtol=1e-5)
+    likelihood = CategoricalLikelihood(classes)
+    assert torch.allclose(likelihood.nll(f, y), expected, rtol=1e-5)
+    assert torch.allclose(likelihood.nll(f[0], y), expected[0], rtol=1e-5)
+    assert torch.allclose(likelihood.nll(f.mT.contiguous().mT, y), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 4, 100])
+def test_probabilities_are_the_softmax_over_classes(classes: int) -> None:
+    f = outputs(3, 5, classes)
+    expected = f.exp() / f.exp().sum(-1, keepdim=True)
+    assert torch.allclose(probabilities(f), expected, rtol=1e-5)
+    assert torch.allclose(log_probabilities(f[0]), expected[0].log(), rtol=1e-4)
 
 
 def test_categorical_nll_of_extreme_logits_is_finite() -> None:
@@ -68,7 +85,7 @@ def test_the_root_of_a_certain_prediction_is_finite() -> None:
 
 
 def test_divergences_are_twice_the_kl_divergence() -> None:
-    f, g = torch.randn(4, 6, 3), torch.randn(4, 6, 3)
+    f, g = outputs(2, 4, 6, 3)
     p, q = (torch.distributions.Categorical(logits=h) for h in (f, g))
     expected = 2 * torch.distributions.kl_divergence(p, q)
     assert torch.allclose(CategoricalLikelihood(3).divergence(f, g), expected, rtol=1e-4, atol=1e-6)

@@ -83,6 +83,7 @@ def hooked() -> nn.Module:
         lambda: nn.Sequential(nn.Linear(3, 2)),
         lambda: nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)),
         lambda: nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 2)),
+        lambda: nn.Sequential(nn.ReLU(), nn.Linear(3, 4), nn.Tanh(), nn.ReLU(), nn.ReLU(), nn.Linear(4, 2)),
         same_activation,
         same_layer,
         hooked,
@@ -93,10 +94,18 @@ def test_layers_one_after_the_other_are_the_module(factory: NetworkFactory) -> N
     torch.manual_seed(0)
     network = FunctionalNetwork(factory())
     x, theta = torch.randn(9, 3), several(network, 4).requires_grad_()
+    given = x.clone()
     found, expected = network.batched(theta, x), vmap(network, in_dims=(0, None))(theta, x)
-    assert torch.equal(found, expected)
+    assert torch.equal(x, given)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     gradients = [torch.autograd.grad(out.square().sum(), theta)[0] for out in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_of_layers_lie_class_by_class() -> None:
+    """As a softmax over few classes takes them without a copy."""
+    network = FunctionalNetwork(MLP(3, [6], 4))
+    assert network.batched(several(network, 2), torch.randn(9, 3)).mT.is_contiguous()
 
 
 class Viewed(nn.Module):
