@@ -63,7 +63,10 @@ class Ood(_Schema):
     p_value: Annotated[
         list[float], Field(description="How likely a familiar row is to score as high: small is unfamiliar.")
     ]
-    flag: Annotated[list[bool], Field(description="Whether the row is unfamiliar: its p-value is at most the rate.")]
+    flag: Annotated[
+        list[bool],
+        Field(description="Whether the row is unfamiliar: its p-value is at most the rate, or a category is unseen."),
+    ]
     detectors: Annotated[dict[str, DetectorScores], Field(description="By name, what each detector says alone.")]
     columns: Annotated[
         list[list[ColumnDeviation]] | None,

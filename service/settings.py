@@ -36,23 +36,26 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=0,
-            description="Memory for predictions that wait for feedback by their request's id, in bytes: of the "
-            "process, and as much of Redis for all processes together.",
+            description="Memory for predictions that wait for feedback by their request's id, in bytes: in each "
+            "process, and as much again in Redis for all processes together.",
         ),
     ] = 16 * 2**20
     max_values: Annotated[
         int,
         Field(
             ge=1,
-            description="Most numbers that the rows of one request may be predicted as, by /feedback too: rows x "
-            "classes, times samples where those are returned, and quantiles. With the parts that are as large as these "
-            "it takes some 50 bytes for each.",
+            description="Most numbers of a kind in one prediction, also where /feedback predicts anew: for each row "
+            "its classes (1 for a number), times samples where those are returned, and its quantiles. An answer takes "
+            "some 50 bytes of memory for each.",
         ),
     ] = 1_000_000
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body, in bytes.")] = 32 * 2**20
     max_set_bytes: Annotated[
         int,
-        Field(ge=1, description="Largest decoded weight set (samples x weights x 4 bytes) a request may ask for."),
+        Field(
+            ge=1,
+            description="Largest decoded weight set that a request may ask for, in bytes: samples x weights x 4.",
+        ),
     ] = 2**30
 
     workers: Annotated[int, Field(ge=1, description="Server processes that answer at the address, side by side.")] = 1
@@ -63,7 +66,7 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=1,
-            description="Most rows of waiting requests, for one model and one set of weights, that go through the "
+            description="Most rows of waiting requests for one model and one set of weights that go through the "
             "network together; more are hardly cheaper a row. 1 runs every request by itself.",
         ),
     ] = 32
@@ -74,8 +77,8 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=1,
-            description="Most bytes that the bodies of a process' requests take from their arrival to their answers; "
-            "larger ones than 64 KiB are answered 503 beyond that, but never one alone.",
+            description="Most bytes that the bodies of all requests of a process take, from their arrival to their "
+            "answers. Beyond that, bodies of more than 64 KiB are answered 503, but never one that is alone.",
         ),
     ] = 256 * 2**20
     threads: Annotated[
@@ -84,13 +87,17 @@ class Settings(BaseSettings):
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
         Field(
-            description="Where networks are computed: on a CUDA device (with onnxruntime-gpu), on the processor, or on "
-            "the first of both that works (auto)."
+            description="Where networks are computed: cuda (with onnxruntime-gpu), cpu, or auto: the first of both "
+            "that works."
         ),
     ] = "auto"
     run_size: Annotated[
         int,
-        Field(ge=1, description="Samples x rows in one run of the network; larger requests are cut, to bound memory."),
+        Field(
+            ge=1,
+            description="Samples x rows in one run of the network; larger requests are cut into several runs, to bound "
+            "memory.",
+        ),
     ] = 8192
 
     cache_bytes: Annotated[
@@ -124,8 +131,8 @@ class Settings(BaseSettings):
     redis_weights: Annotated[
         Literal["auto", "always", "never"],
         Field(
-            description="Whether weight sets are kept in Redis: always, never, or where fetching one takes less time "
-            "than decoding it, by what both were measured to take here, and it was asked for before (auto)."
+            description="Whether weight sets are kept in Redis: always, never, or auto: where fetching one was "
+            "measured to take less time than decoding it, and it was asked for before."
         ),
     ] = "auto"
     redis_max_bytes: Annotated[
