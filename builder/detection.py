@@ -159,7 +159,8 @@ def added_by_novelty(values: Tensor, unseen: Tensor) -> Tensor:
     centred, lack, has = centred[:, both], unseen[:, both], seen[:, both]
     above = mean_of(centred, lack) - mean_of(centred, has)
     chance = disagreement(centred, has) * float((1 / lack.sum(0) + 1 / has.sum(0)).mean())
-    kept = max(0.0, 1 - chance / float(above.var(unbiased=False))) if chance else 0.0
+    varied = float(above.var(unbiased=False))
+    kept = 1 - chance / varied if 0 < chance < varied else 0.0
     found = above.mean().clamp(min=0).expand(values.shape[1]).clone()
     found[both] += kept * (above - above.mean())
     return found

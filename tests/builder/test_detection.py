@@ -320,5 +320,12 @@ def test_two_anchors_show_no_more_than_a_common_part() -> None:
     assert added.std() == 0 and added.mean() == pytest.approx(0.7, abs=0.5)
 
 
+def test_where_all_rows_add_the_same_none_has_more_than_the_others() -> None:
+    """However much the anchors that have seen them differ."""
+    unseen = torch.eye(3, dtype=torch.bool).repeat(1, 2)
+    values = torch.tensor([[0.0, 1, 1, 0, -1, -1], [1, 0, -1, -1, 0, 1], [-1, -1, 0, 1, 1, 0]]).double()
+    assert (added_by_novelty(values + 0.5 * unseen, unseen) == 0.5).all()
+
+
 def test_where_no_anchor_has_seen_a_row_nothing_is_added() -> None:
     assert (added_by_novelty(torch.rand(1, 5, dtype=torch.float64), torch.ones(1, 5, dtype=torch.bool)) == 0).all()
