@@ -122,20 +122,21 @@ def _as_unseen(
     """(m,) scores that the samples which a server draws by default would give to the `rows` of x, had no anchor been
     trained on them: what those say of them, raised by what it adds that a row is new. That shows around the `judged`
     anchors, each of which lacks some of these rows."""
-    # As many of an anchor's samples as a server draws of it.
-    weights = weights_of_anchors(judged, plan, max(2, drawn_of_each(plan, len(served.nodes))))
     who, drawn = samples_served(served, plan)
     unseen = ~member[:, rows]
+    alike = bool(unseen.all())
+    if alike and served is judged:
+        return epistemic_score(served, drawn, spread, x[rows], regression)
+    # As many of an anchor's samples as a server draws of it.
+    weights = weights_of_anchors(judged, plan, max(2, drawn_of_each(plan, len(served.nodes))))
     values = _epistemic(judged, weights, spread, x[rows], regression)
-    if bool(unseen.all()):
+    if alike:
         # All lack the same rows, and their scores are those of new ones; what is served has levels of its own, which
         # shows on rows that both were trained on.
-        scores, seen = _score(values, regression), member.all(0).nonzero().squeeze(1)
-        if served is judged or not len(seen):
-            return scores
+        seen = member.all(0).nonzero().squeeze(1)
         seen = seen[:: -(-len(seen) // _SEEN_ROWS)]
-        was = epistemic_score(judged, weights, spread, x[seen], regression)
-        return transported(scores, was, epistemic_score(served, drawn, spread, x[seen], regression))
+        was, now = (epistemic_score(p, w, spread, x[seen], regression) for p, w in ((judged, weights), (served, drawn)))
+        return transported(_score(values, regression), was, now)
     own = _epistemic(served, drawn, spread, x[rows], regression)
     # Anchors other than those that were judged were trained on all rows.
     new = unseen[who] if served is judged else torch.zeros_like(own, dtype=torch.bool)
@@ -158,7 +159,8 @@ def added_by_novelty(values: Tensor, unseen: Tensor) -> Tensor:
     centred, lack, has = centred[:, both], unseen[:, both], seen[:, both]
     above = mean_of(centred, lack) - mean_of(centred, has)
     chance = disagreement(centred, has) * float((1 / lack.sum(0) + 1 / has.sum(0)).mean())
-    kept = max(0.0, 1 - chance / float(above.var(unbiased=False))) if chance else 0.0
+    varied = float(above.var(unbiased=False))
+    kept = 1 - chance / varied if 0 < chance < varied else 0.0
     found = above.mean().clamp(min=0).expand(values.shape[1]).clone()
     found[both] += kept * (above - above.mean())
     return found

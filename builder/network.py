@@ -245,7 +245,9 @@ def _dense_layers(module: nn.Module) -> list[nn.Module] | None:
     layers = list(module)  # not its children, which leave out what comes again
     linear = [layer for layer in layers if type(layer) is nn.Linear and layer.bias is not None]
     others = [layer for layer in layers if type(layer) in _ACTIVATIONS.values()]
-    plain = len(linear) + len(others) == len(layers) and len(set(linear)) == len(linear) > 0
+    # Fewer where a layer, or a weight of two, comes again.
+    apart = sum(1 for _ in module.parameters()) == 2 * len(linear) > 0
+    plain = apart and len(linear) + len(others) == len(layers)
     return layers if plain and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules()) else None
 
 

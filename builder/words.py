@@ -42,9 +42,8 @@ def count(many: int, what: str) -> str:
 
 def number(value: float, digits: int = 4) -> str:
     """A number of so many digits; what is larger is written out with zeros."""
-    if 10**digits <= abs(value) < _WRITTEN_OUT:
-        return f"{float(f'{value:.{digits}g}'):,.0f}"
-    return f"{value:.{digits}g}"
+    short = f"{value:.{digits}g}"
+    return f"{float(short):,.0f}" if abs(value) < _WRITTEN_OUT and abs(float(short)) >= 10**digits else short
 
 
 def rounded(value: float, spread: float) -> float:

@@ -118,7 +118,7 @@ CODES: Final[dict[int, list[str]]] = {
         *("bad_dtype", "bad_shape", "wrong_size", "wrong_length", "unknown_class", "not_positive", "bad_input"),
     ],
     500: ["internal_error"],
-    503: ["overloaded", "store_error", "damaged_bundle", "incompatible_bundle"],
+    503: ["overloaded", "store_error", "damaged_bundle", "incompatible_bundle", "external_data", "no_device"],
 }
 """What `code` of an error may be, by status."""
 CODES[404] += ["unknown_model", "invalid_name"]

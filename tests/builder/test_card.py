@@ -162,7 +162,8 @@ def test_a_tensors_shape_and_scaling_are_told() -> None:
 @pytest.mark.parametrize(
     ("value", "digits", "said"),
     [(0.35241, 4, "0.3524"), (1710.4, 4, "1710"), (227514.2, 4, "227,500"), (-98765.4, 4, "-98,770"),
-     (1234567.0, 6, "1,234,570"), (1990.25, 6, "1990.25"), (3e15, 4, "3e+15"), (float("inf"), 4, "inf")],
+     (9999.7, 4, "10,000"), (1234567.0, 6, "1,234,570"), (1990.25, 6, "1990.25"), (3e15, 4, "3e+15"),
+     (float("inf"), 4, "inf")],
 )  # fmt: skip
 def test_large_numbers_are_written_out(value: float, digits: int, said: str) -> None:
     assert number(value, digits) == said

@@ -221,7 +221,7 @@ def alarms(samples: int, member: Tensor, scale: float, rates: tuple[float, ...])
     """
     x, new = (np.random.default_rng(seed).normal(size=(8000, 3)).astype(np.float32) for seed in (1, 2))
     network = FunctionalNetwork(nn.Linear(3, 1))
-    nodes = np.random.default_rng(0).normal(size=(20, 4, 1, 4)).astype(np.float32).repeat(2, axis=2)
+    nodes = np.random.default_rng(0).normal(size=(len(member), 4, 1, 4)).astype(np.float32).repeat(2, axis=2)
     plan = LatentPlan(name="predict", samples=samples, drift_scale=1.0)
     judged = DecodedPosterior(network, Identity(), nodes)
     served = judged if scale == 1 else DecodedPosterior(network, Identity(), scale * nodes)
@@ -246,10 +246,12 @@ def test_few_samples_of_many_anchors_raise_no_more_alarms(samples: int) -> None:
         assert together == pytest.approx(rate, abs=4 * error)
 
 
-def test_alarms_where_all_anchors_lack_the_same_rows() -> None:
-    """And those that answer, trained on all rows, scatter half as far."""
-    member = (torch.arange(8000) % 8 != 0).expand(20, -1)
-    for own, together, rate in alarms(48, member, 0.5, (0.05, 0.1)):
+@pytest.mark.parametrize(("anchors", "samples", "scale"), [(20, 48, 0.5), (3, 16, 1.0), (5, 32, 1.0)])
+def test_alarms_where_all_anchors_lack_the_same_rows(anchors: int, samples: int, scale: float) -> None:
+    """And those that answer, trained on all rows, scatter half as far; or are the same, of whose few samples no others
+    have the level."""
+    member = (torch.arange(8000) % 8 != 0).expand(anchors, -1)
+    for own, together, rate in alarms(samples, member, scale, (0.05, 0.1)):
         error = (rate * (1 - rate) / 1000) ** 0.5  # of 1,000 familiar rows
         assert own == pytest.approx(rate, abs=4 * error)
         assert together == pytest.approx(rate, abs=4 * error)
@@ -316,6 +318,13 @@ def test_two_anchors_show_no_more_than_a_common_part() -> None:
     values = torch.randn(2, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     added = added_by_novelty(values + 0.7 * unseen, unseen)
     assert added.std() == 0 and added.mean() == pytest.approx(0.7, abs=0.5)
+
+
+def test_where_all_rows_add_the_same_none_has_more_than_the_others() -> None:
+    """However much the anchors that have seen them differ."""
+    unseen = torch.eye(3, dtype=torch.bool).repeat(1, 2)
+    values = torch.tensor([[0.0, 1, 1, 0, -1, -1], [1, 0, -1, -1, 0, 1], [-1, -1, 0, 1, 1, 0]]).double()
+    assert (added_by_novelty(values + 0.5 * unseen, unseen) == 0.5).all()
 
 
 def test_where_no_anchor_has_seen_a_row_nothing_is_added() -> None:

@@ -70,6 +70,12 @@ def same_layer() -> nn.Module:
     return nn.Sequential(layer, nn.ReLU(), layer)
 
 
+def same_weight() -> nn.Module:
+    layers = nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)
+    layers[2].weight = layers[0].weight
+    return nn.Sequential(*layers)
+
+
 def hooked() -> nn.Module:
     network = MLP(3, [5], 2)
     network[0].register_forward_hook(lambda _module, _arguments, out: 2 * out)
@@ -86,6 +92,7 @@ def hooked() -> nn.Module:
         lambda: nn.Sequential(nn.ReLU(), nn.Linear(3, 4), nn.Tanh(), nn.ReLU(), nn.ReLU(), nn.Linear(4, 2)),
         same_activation,
         same_layer,
+        same_weight,
         hooked,
     ],
 )

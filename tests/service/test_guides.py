@@ -18,7 +18,8 @@ from service.request_schemas import PredictRequest
 from service.schemas import ClassificationAnswer, FeedbackAnswer, Ood, RegressionAnswer
 from service.settings import Settings, load_settings
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 
 
 def section(page: str, heading: str) -> str:
@@ -132,3 +133,8 @@ def test_every_error_code_is_listed_with_its_status() -> None:
     served[400] |= {"invalid_http"}
     served[431] = {"headers_too_large"}
     assert listed == served
+    # And those are what the server says.
+    written = "".join(p.read_text() for folder in ("service", "model_store") for p in (ROOT / folder).glob("*.py"))
+    said = set(re.findall(r'(?:code=|default_code = |refuse\(\s*)"([a-z_]+)"', written))
+    of_commands = {"error", "bad_config", "bad_data"}  # no request leads to these
+    assert said - of_commands <= set().union(*served.values())
