@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from builder.captions import picture
 from builder.summary import in_short
-from builder.words import count, escape, number, rounded, table, with_unit
+from builder.words import count, escape, number, rounded, table, unit_of, with_unit
 from model_store.detection import lowest_rate
 from model_store.manifest import (
     CategoricalColumn,
@@ -228,7 +228,7 @@ def _figures(m: Manifest) -> str:
         [e.predictor, e.split, f"{e.rows:,}", *(_metric(k, e.values[k]) if k in e.values else "" for k in keys)]
         for e in m.metrics
     ]
-    unit = f" in {escape(_unit(m) or '')}" if _unit(m) else ""
+    unit = f" in{own}" if (own := unit_of(m.target)) else ""
     log = " of a log-normal" if isinstance(m.target, RegressionTarget) and m.target.log else ""
     about = [f"`{k}`: {said}." for k in keys if (said := _meaning(k, unit, log))]
     about += [f"*{p}*: {_PREDICTORS[p]}." for p in dict.fromkeys(e.predictor for e in m.metrics)]
@@ -241,7 +241,7 @@ def _calibrated(m: Manifest) -> str:
     c = m.calibration
     behind = f"{c.points:,} rows, each predicted by an anchor that this build did not train on it."
     if isinstance(c, RegressionCalibration):
-        unit = f" {escape(_unit(m) or '')}".rstrip()
+        unit = unit_of(m.target)
         if isinstance(m.target, RegressionTarget) and m.target.log:
             unit = " of the logarithm"
         size = f"{number(c.noise_std)}{unit}, the same for every row"
@@ -337,10 +337,6 @@ def _order(m: Manifest) -> str:
     if isinstance(m.inputs, TensorInput):
         return f" of {math.prod(m.inputs.shape)} numbers or nested as above"
     return " of values in the order above or an object keyed by column name"
-
-
-def _unit(m: Manifest) -> str | None:
-    return m.target.unit if isinstance(m.target, RegressionTarget) else None
 
 
 def _metric(key: str, value: float) -> str:

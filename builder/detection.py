@@ -21,6 +21,7 @@ from torch import Tensor
 from builder.calibration import Posterior, drawn_of_each, of_anchors, weights_of_anchors
 from builder.config import CalibrationConfig
 from builder.features import FeatureNetworks, features_of
+from builder.likelihood import probabilities
 from builder.moments import disagreement, mean_of
 from model_store.detection import (
     LEAST_INFORMATION,
@@ -224,7 +225,7 @@ def mutual_information(logits: Tensor, temperature: float) -> Tensor:
 
     As for a variance, which it is to first order, the mean over S samples takes one degree of freedom.
     """
-    p = (logits / temperature).softmax(-1)
+    p = probabilities(logits / temperature)
     mean = p.mean(0)
     total = -torch.xlogy(mean, mean).sum(-1)
     expected = -torch.xlogy(p, p).sum(-1).mean(0)

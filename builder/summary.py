@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from builder.pictures import binomial_band
-from builder.words import count, escape, number
+from builder.words import count, escape, number, unit_of
 from model_store.manifest import Manifest, Metrics, RegressionTarget
 
 
@@ -28,7 +28,7 @@ def _on_test(m: Manifest) -> str:
     values = {key: value for key, value in entry.values.items() if math.isfinite(value)}
     told = []
     if "rmse" in values:
-        missed = f"{number(values['rmse'])}{_unit(m)}"
+        missed = f"{number(values['rmse'])}{unit_of(m.target)}"
         told.append(f"predictions miss {escape(m.target.name)} by {missed} (root mean square)")
     if "accuracy" in values:
         told.append(f"the likeliest class is right in {values['accuracy']:.1%} of them")
@@ -49,7 +49,7 @@ def _covered(m: Manifest, key: str, entry: Metrics) -> str:
     else:
         judged, so = "as many as", ""
     width = entry.values.get(f"width_{level}")
-    wide = "" if width is None else f", {number(width)}{_unit(m)} wide on average,"
+    wide = "" if width is None else f", {number(width)}{unit_of(m.target)} wide on average,"
     return (
         f"of the {level}% intervals{wide} {share:.1%} hold it, {judged} chance leaves nine times in ten of so many "
         f"rows ({low:.0%} to {high:.0%}){so}"
@@ -75,11 +75,6 @@ def _use(m: Manifest) -> str:
         f'Show predictions with their {bar}. Ask with `"ood": true`, and have a person look at rows that are flagged: '
         "what is told of them rests on no data like them."
     )
-
-
-def _unit(m: Manifest) -> str:
-    unit = m.target.unit if isinstance(m.target, RegressionTarget) else None
-    return f" {escape(unit)}" if unit else ""
 
 
 def _entry(m: Manifest, predictor: str) -> Metrics | None:

@@ -35,6 +35,12 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|~$&]|\b_|_\b)", r"\\\1", " ".join(text.split()))
 
 
+def unit_of(target: Target) -> str:
+    """The unit that stands behind a number of the target, in Markdown, with a space before it; nothing without one."""
+    unit = target.unit if isinstance(target, RegressionTarget) else None
+    return f" {escape(unit)}" if unit else ""
+
+
 def count(many: int, what: str) -> str:
     """So many of a thing, whose name is that of one."""
     return f"{many:,} {what}" + ("" if many == 1 else "s")

@@ -68,7 +68,7 @@ def body_of(
     }
 
 
-def request_schemas() -> dict[str, Any]:
+def schemas_of_requests() -> dict[str, Any]:
     """The schemas of all requests that the framework does not see, by name."""
     _, found = models_json_schema([(each, "validation") for each in _REQUESTS], ref_template=REFERENCES)
     schemas: dict[str, Any] = found["$defs"]

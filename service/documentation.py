@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 
-from service.described import request_schemas
+from service.described import schemas_of_requests
 from service.formats import JSON
 from service.pages import page_headers
 
@@ -96,7 +96,7 @@ def _openapi(app: FastAPI, router: APIRouter) -> dict[str, Any]:
             answer.pop("additionalProperties", None)
             for field in answer.get("properties", {}).values():
                 field.pop("default", None)  # of what is always there
-        parts["schemas"] |= request_schemas()
+        parts["schemas"] |= schemas_of_requests()
         parts["headers"] = _HEADERS
         for route in (each for each in router.routes if isinstance(each, APIRoute) and each.include_in_schema):
             for method in route.methods or ():
