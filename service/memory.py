@@ -10,9 +10,13 @@ _ARENA_MAX: Final = -8
 """`M_ARENA_MAX` of malloc.h."""
 _MMAP_THRESHOLD: Final = -3
 """`M_MMAP_THRESHOLD` of malloc.h."""
+_TRIM_THRESHOLD: Final = -1
+"""`M_TRIM_THRESHOLD` of malloc.h."""
 _ARENAS: Final = 2
 _LARGE: Final = 2**20
 """Bytes: weight sets are larger, what most requests need is smaller."""
+_AT_HAND: Final = 4 * 2**20
+"""Bytes at the end of a heap that stay when they are freed: what a request needed, the next one needs again."""
 
 
 def forget_frames(error: BaseException) -> None:
@@ -35,8 +39,13 @@ def share_arenas() -> None:
 def keep_large_apart() -> None:
     """What is large comes from the system and goes back to it as soon as it is freed. By default it comes from the
     heaps as well, once such has been freed: what is small then settles in between, and weight sets that come and go
-    leave holes there."""
+    leave holes there.
+
+    With that said, a heap would give back all but 128 KB at its end as soon as it is free, and of each request of many
+    rows every page would come anew from the system.
+    """
     _call("mallopt", _MMAP_THRESHOLD, _LARGE)
+    _call("mallopt", _TRIM_THRESHOLD, _AT_HAND)
 
 
 def give_back() -> None:

@@ -3,14 +3,16 @@
     python -m benchmarks.serving.wire [--seconds S] [--turns N] [--seeds N] [--output FILE.json]
 
 Networks with random weights are served by `fiberwalk serve`. One client's median wait is set beside the call that the
-server makes for it, in this process and by turns; a server of two workers beside one of one; and servers that have
-never decoded a set of weights, which is in a Redis, beside each other: one that always fetches it, one that never does,
-and one that decides by what both take. `python -m benchmarks.serving.page` renders the file.
+server makes for it, in this process and by turns, and the other parts that it is made of; a server of two workers
+beside one of one; and servers that have never decoded a set of weights, which is in a Redis, beside each other: one
+that always fetches it, one that never does, and one that decides by what both take. `python -m
+benchmarks.serving.page` renders the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -18,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgpack
 import numpy as np
@@ -31,19 +33,23 @@ from benchmarks.exit import exit_status
 from benchmarks.redis_server import redis_running
 from benchmarks.results import Results, environment, refuse_changed
 from benchmarks.serving.ending import conclude
-from benchmarks.serving.load import Load, load, medians, post, post_json
+from benchmarks.serving.load import Load, load, medians, post
 from benchmarks.serving.models import CASES, Case, rows_of, sent_rows, serve
+from benchmarks.serving.parts import Parts, worker
+from benchmarks.serving.peers.processes import started
 from benchmarks.serving.wire_tables import COLD, WAITS, WORKERS, judge, table
 from builder.network import MLP
 from model_store.plan import draw_latents
+from service.formats import JSON, MSGPACK, Body
 from service.model import Asked, ServedModel
+
+Found = TypeVar("Found")
 
 OUTPUT: Final = ROOT / "benchmarks" / "results" / "wire.json"
 SAMPLES: Final = 32
 _ASKED: Final = Asked(0.9)
 _CLIENTS, _ROWS = 32, 16
 """Of the load on one and on two workers."""
-_MSGPACK: Final = "application/msgpack"
 
 REPLICAS: Final = {
     "MLP 784-256-128-10": CASES["MLP 784-256-128-10"],
@@ -54,51 +60,87 @@ WAYS: Final = ("always", "never", "auto")
 
 
 def waits(name: str, rows: int, binary: bool, seconds: float, turns: int) -> dict[str, Any]:
-    """One client's median wait for an answer, and that of the same call in this process, in milliseconds."""
+    """One client's median wait for an answer, and what it is made of, in milliseconds.
+
+    Returns:
+        `p50`, the wait; `alone`, the call that the server makes, in this process; `http`, the wait for a server that
+        computes nothing and answers as many bytes; `idle`, by how much longer the call takes where the process has
+        waited for as long before it; `reading` and `writing`, from the body to encoded rows and from what the network
+        found to the answer's bytes.
+    """
     case, x = CASES[name], rows_of(CASES[name], rows)
     plain = {"samples": SAMPLES, "inputs": sent_rows(case, rows)}
-    request = _packed(x) if binary else post_json("/predict", plain)
+    kind, content = (MSGPACK, _packed(x)) if binary else (JSON, json.dumps(plain).encode())
+    request = post("/predict", content, kind, kind)
     found: list[Load] = []
+    http: list[float] = []
     alone: list[float] = []
-    with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as folder:
+    later: list[float] = []
+    parts: list[Parts] = []
+    with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as folder, ExitStack() as stack:
         store = Path(folder) / "models"
         model = serve(case, store)
-        call = _bare(model, x)
-        with serving(store) as server:
-            for _ in range(turns):
-                found.append(load(server.url, [request], seconds))
-                alone.append(_median_seconds(call, seconds))
-    return {"rows": rows, "binary": binary, "alone": round(1e3 * float(np.median(alone)), 4), **medians(found)}
+        call = _called(model, x)
+        answer = stack.enter_context(worker(store, Body(content, kind)))
+        server = stack.enter_context(serving(store))
+        bare = stack.enter_context(started("benchmarks.serving.bare", [str(answer().length)], request))
+        for _ in range(turns):
+            found.append(load(server.url, [request], seconds))
+            http.append(load(bare, [request], seconds).p50)
+            alone.append(_median_seconds(call, seconds))
+            later.append(_median_seconds(call, seconds, http[-1] / 1e3))
+            parts += _over(seconds, answer)
+    shown = {
+        "alone": np.median(alone) * 1e3,
+        "http": np.median(http),
+        "idle": (np.median(later) - np.median(alone)) * 1e3,
+        "reading": np.median([p.reading for p in parts]) * 1e3,
+        "writing": np.median([p.writing for p in parts]) * 1e3,
+    }
+    rounded = {part: round(float(milliseconds), 4) for part, milliseconds in shown.items()}
+    return {"rows": rows, "binary": binary, **rounded, **medians(found)}
 
 
 def _packed(x: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
     inputs = {"dtype": "<f4", "shape": list(x.shape), "data": x.tobytes()}
-    return post("/predict", msgpack.packb({"samples": SAMPLES, "inputs": inputs}), _MSGPACK, _MSGPACK)
+    packed: bytes = msgpack.packb({"samples": SAMPLES, "inputs": inputs})
+    return packed
 
 
-def _bare(model: ServedModel, x: np.ndarray[Any, np.dtype[np.float32]]) -> Callable[[], object]:
+def _called(model: ServedModel, x: np.ndarray[Any, np.dtype[np.float32]]) -> Callable[[], object]:
     latents, anchors = draw_latents(model.plan("predict"), model.nodes, SAMPLES, 0)
     weights = model.engine.bind(model.engine.decode(latents, anchors), anchors)
     return partial(model.predict, weights, x, _ASKED)
 
 
-def _median_seconds(call: Callable[[], object], seconds: float) -> float:
-    """Of the clock, as a client's wait is."""
-    call()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while not times or time.perf_counter() < end:
+def _median_seconds(call: Callable[[], object], seconds: float, pause: float = 0.0) -> float:
+    """Of the clock, as a client's wait is; with a pause before each call."""
+
+    def timed() -> float:
+        if pause:
+            time.sleep(pause)
         start = time.perf_counter()
         call()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+        return time.perf_counter() - start
+
+    return float(np.median(_over(seconds, timed)))
+
+
+def _over(seconds: float, call: Callable[[], Found]) -> list[Found]:
+    """What calls give for so many seconds, after a first one that does not count."""
+    call()
+    found: list[Found] = []
+    end = time.perf_counter() + seconds
+    while not found or time.perf_counter() < end:
+        found.append(call())
+    return found
 
 
 def workers(name: str, seconds: float, turns: int) -> dict[str, Any]:
     """Answers a second of a server with one worker and of one with two, and the share of a core that clients took."""
     case = CASES[name]
     # Not as JSON, which one worker reads on the second core while it computes on the first.
-    requests = [_packed(rows_of(case, _ROWS))] * _CLIENTS
+    requests = [post("/predict", _packed(rows_of(case, _ROWS)), MSGPACK, MSGPACK)] * _CLIENTS
     found: dict[str, list[Load]] = {"one": [], "two": []}
     used = 0.0
     with tempfile.TemporaryDirectory(prefix="fiberwalk-benchmark-") as folder:

@@ -20,6 +20,8 @@ WAITS: Final = (
 WORKERS: Final = ("LeNet-5", _WIDE)
 """Networks whose cost is arithmetic, and reading 30 MB of weights, of which each worker has its own."""
 COLD: Final = (_WIDE, "MLP 200-100-10, rank 999")
+PARTS: Final = ("http", "idle", "reading", "writing")
+"""Of what is added to the call in process, beside all else."""
 MOST_ONE_ROW: Final = 2.0
 MOST_MANY_ROWS: Final = 1.1
 MOST_ADDED: Final = 0.25
@@ -30,10 +32,13 @@ MOST_COLD: Final = 1.2
 def table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of one client's wait."""
     header = ["network", "rows", "format", "p50 ms", "in process ms", "ratio", "added µs"]
+    header += ["of that: HTTP", "idle", "reading", "writing", "all else"]
     rows = []
     for f in _of(found, "wait"):
         cells = [f["network"], str(f["rows"]), "msgpack" if f["binary"] else "JSON", f"{f['p50']:.2f}"]
-        cells += [f"{f['alone']:.2f}", f"{f['p50'] / f['alone']:.2f}", f"{1e3 * (f['p50'] - f['alone']):.0f}"]
+        added = f["p50"] - f["alone"]
+        parts = [added, *[f[part] for part in PARTS], added - sum(f[part] for part in PARTS)]
+        cells += [f"{f['alone']:.2f}", f"{f['p50'] / f['alone']:.2f}", *[f"{1e3 * part:.0f}" for part in parts]]
         rows.append(cells)
     return header, rows
 

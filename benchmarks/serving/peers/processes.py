@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -41,10 +41,17 @@ def running(peer: str, request: bytes) -> Iterator[str]:
         FiberwalkError: it ended or gave no answer in time; `got` is the end of what it said.
     """
     module, arguments = PEERS[peer]
+    with started(f"benchmarks.serving.peers.{module}", arguments, request) as url:
+        yield url
+
+
+@contextmanager
+def started(module: str, arguments: Sequence[str], request: bytes) -> Iterator[str]:
+    """As `running`, of a module that serves at the port that it is told after its arguments."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port: int = s.getsockname()[1]
-    command = [sys.executable, "-m", f"benchmarks.serving.peers.{module}", *arguments, str(port)]
+    command = [sys.executable, "-m", module, *arguments, str(port)]
     environment = user_environment() | {"BENTOML_DO_NOT_TRACK": "True", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="fiberwalk-peer-") as folder:
         log = Path(folder) / "log"
@@ -69,7 +76,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, request: bytes, log: Path)
             time.sleep(0.5)
         else:
             return
-    raise command_failed(f"the peer at {url}", log.read_text(errors="replace"))
+    raise command_failed(f"the server at {url}", log.read_text(errors="replace"))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

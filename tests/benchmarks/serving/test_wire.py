@@ -11,14 +11,14 @@ import pytest
 from benchmarks.serving import page, wire
 from benchmarks.serving.models import Case
 from benchmarks.serving.wire import main
-from benchmarks.serving.wire_tables import COLD, WAITS, WORKERS, cold_table, judge, table, workers_table
+from benchmarks.serving.wire_tables import COLD, PARTS, WAITS, WORKERS, cold_table, judge, table, workers_table
 from builder.network import MLP
 
 
 def runs(added: float = 1.0, two: float = 200.0, auto: float = 10.0) -> list[dict[str, Any]]:
+    parts = {"alone": 20.0, "p50": 20.0 + added, "http": 0.05, "idle": 0.04, "reading": 0.03, "writing": 0.02}
     found: list[dict[str, Any]] = [
-        {"set": "wait", "network": name, "rows": rows, "binary": binary, "alone": 20.0, "p50": 20.0 + added}
-        for name, rows, binary in WAITS
+        {"set": "wait", "network": name, "rows": rows, "binary": binary, **parts} for name, rows, binary in WAITS
     ]
     one = {"one": {"rate": 100.0}, "two": {"rate": two}, "client_cores": 0.1, "rows": 16, "clients": 8}
     found += [{"set": "workers", "network": name, **one} for name in WORKERS]
@@ -30,6 +30,7 @@ def test_goals() -> None:
     assert [g.state for g in judge(runs(added=1.9))] == ["met", "met", "not met", "met", "met", "met"]
     assert [g.state for g in judge(runs(added=21.0, two=179.0, auto=12.1))] == ["not met"] * 6
     assert [g.state for g in judge([])] == ["not measured"] * 6
+    assert [row[6:] for row in table(runs(added=0.2))[1]] == [["200", "50", "40", "30", "20", "60"]] * 6
     for header, rows in (table(runs()), workers_table(runs()), cold_table(runs())):
         assert rows and all(len(row) == len(header) for row in rows)
 
@@ -51,6 +52,8 @@ def test_the_command_measures_and_its_page_shows_it(
     measured = json.loads((tmp_path / "wire.json").read_text())["runs"]
     first, *_ = measured
     assert 0 < first["alone"] < first["p50"]
+    # By chance the network may take no longer after a pause.
+    assert all(0 < first[part] < first["p50"] for part in PARTS if part != "idle")
     (two,) = (m for m in measured if m["set"] == "workers")
     assert min(two["one"]["rate"], two["two"]["rate"], two["client_cores"]) > 0
     (replica,) = (m for m in measured if m["set"] == "cold")
