@@ -121,11 +121,11 @@ What is added, in µs:
 
 - *HTTP*: uvicorn alone, which reads a body as long and answers as many bytes. Bodies of 64 rows are 200 KB as bytes and
   420 KB as JSON.
-- *idle*: by how much longer the very same call takes where the process has waited for as long as HTTP does. A core that
-  idles finds less in its caches, and wakes slowly where it is one of a virtual machine.
+- *idle*: by how much longer the very same call takes after a pause as long as a server's between two calls. Of what the
+  network needs less is left in the caches, and a core of a virtual machine wakes slowly.
 - *reading* and *writing*: from the body to encoded rows, and from what the network found to the answer's bytes, in the
   caches as a run of the network leaves them.
-- *all else*: routing, the queue, the way to a worker thread and back, of which each wakes the other, metrics and the log.
+- *all else*: routing, the queue, the way to a worker thread and back, as each wakes the other, metrics and the log.
 """
 
 PICTURE: Final = "performance.png"

@@ -64,8 +64,8 @@ def waits(name: str, rows: int, binary: bool, seconds: float, turns: int) -> dic
 
     Returns:
         `p50`, the wait; `alone`, the call that the server makes, in this process; `http`, the wait for a server that
-        computes nothing and answers as many bytes; `idle`, by how much longer the call takes where the process has
-        waited for as long before it; `reading` and `writing`, from the body to encoded rows and from what the network
+        computes nothing and answers as many bytes; `idle`, by how much longer the call takes after a pause as long as a
+        server's between two calls; `reading` and `writing`, from the body to encoded rows and from what the network
         found to the answer's bytes.
     """
     case, x = CASES[name], rows_of(CASES[name], rows)
@@ -88,7 +88,7 @@ def waits(name: str, rows: int, binary: bool, seconds: float, turns: int) -> dic
             found.append(load(server.url, [request], seconds))
             http.append(load(bare, [request], seconds).p50)
             alone.append(_median_seconds(call, seconds))
-            later.append(_median_seconds(call, seconds, http[-1] / 1e3))
+            later.append(_median_seconds(call, seconds, max(found[-1].p50 / 1e3 - alone[-1], 0.0)))
             parts += _over(seconds, answer)
     shown = {
         "alone": np.median(alone) * 1e3,
