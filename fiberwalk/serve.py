@@ -17,6 +17,8 @@ _OPTIONS: Final[dict[str, Any]] = {
     "log_level": "warning",
     "access_log": False,
     "server_header": False,
+    # Nothing here asks who a client is, or by which scheme it came.
+    "proxy_headers": False,
     "ws": "none",
     "http": "service.connections:BoundedProtocol",
     "timeout_graceful_shutdown": 30,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from model_store.errors import InputError, OverloadedError
 from service.metrics import ServiceMetrics
@@ -53,16 +53,23 @@ class Bodies:
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and len(declared) < 20:
             self._check(int(declared), 0)
+        # Not a list of parts, each of which may be a single byte.
         body = bytearray()
         reader, loop = self._begin(), asyncio.get_running_loop()
         enough = _SMALL
         try:
-            async for part in request.stream():
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                part = message.get("body", b"")
                 self._check(len(body) + len(part), len(body))
                 body += part
                 self._held += len(part)
                 if len(body) >= enough:
                     reader.due, enough = loop.time() + _SECONDS, len(body) + _SMALL
+                more = message.get("more_body", False)
         except BaseException:
             self._held -= len(body)
             if not reader.late:

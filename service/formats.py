@@ -36,6 +36,7 @@ _MAX_LIST: Final = 2**20
 _ROWS_BEGIN: Final = re.compile(rb'"inputs"\s*:\s*(\[[\[\s]*)[-\d]')
 _EXPECTED: Final = 'an object of fields, such as {"inputs": [[...], ...]}'
 _MAX_DEPTH: Final = 9
+_USUALLY_ACCEPTED: Final = {"": JSON, "*/*": JSON, JSON: JSON, MSGPACK: MSGPACK}
 _PATIENCE_SECONDS: Final = 5.0
 _AT_ONCE: Final = nullcontext()
 _reading: Final = threading.Lock()
@@ -124,6 +125,8 @@ def _all_of(body: Body) -> bytes:
 
 def answer_type(accept: str) -> str:
     """The media type of an answer for an Accept header: MSGPACK where that is named and not wanted less, or JSON."""
+    if accept in _USUALLY_ACCEPTED:
+        return _USUALLY_ACCEPTED[accept]
     best, found = (0.0, True), JSON
     for each in accept.lower().split(","):
         name, *parameters = (part.strip() for part in each.split(";"))

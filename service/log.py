@@ -46,7 +46,8 @@ def make_logger(settings: Settings) -> structlog.typing.FilteringBoundLogger:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         context_class=dict,
     )
-    return cast(structlog.typing.FilteringBoundLogger, logger)
+    # What is wrapped is bound anew with each line; what is bound once, is not.
+    return cast(structlog.typing.FilteringBoundLogger, logger.bind())
 
 
 def log_config(settings: Settings) -> dict[str, Any]:

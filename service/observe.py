@@ -6,7 +6,6 @@ import time
 from functools import cache
 from typing import Final
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,7 +16,7 @@ from service.randomness import RandomBytes
 from service.remembered import USABLE_ID
 from service.runtime import Runtime
 
-REQUEST_ID: Final = "X-Request-ID"
+_REQUEST_ID: Final = b"x-request-id"
 _QUIET = {"/healthz", "/readyz", "/metrics"}
 _METHODS = {"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"}
 
@@ -40,7 +39,7 @@ class ObserveRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
+        given = dict(scope["headers"]).get(_REQUEST_ID, b"").decode("latin-1")
         request_id = given if USABLE_ID.fullmatch(given) else self._ids.take().hex()
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
@@ -50,7 +49,7 @@ class ObserveRequests:
             nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                message["headers"] = [*message.get("headers", ()), (_REQUEST_ID, request_id.encode())]
             await send(message)
             if message["type"] == "http.response.start" or message.get("body"):
                 answered = time.perf_counter()  # and not when a client has sent what nobody reads
