@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from benchmarks.data import PUBLISHED
 from benchmarks.quality.published import MC_DROPOUT, SUBSPACE
@@ -66,10 +67,21 @@ def _best_rank(sets: Sequence[Summary], figure: str, text: str, of: int) -> Goal
         own = means.pop(OURS)
         peer = min(means, key=lambda m: means[m])
         share = f"best in {ranks.best_share(OURS):.0%} of {RESAMPLES:,} resamples of the sets"
-        return own < means[peer], f"{own:.2f}; best peer {peer} {means[peer]:.2f}; {share}"
+        found = f"{own:.2f}; best peer {peer} {means[peer]:.2f}; {share}"
+        return own < means[peer], found + (_beside_chance(ranks.sets, [OURS, peer]) if figure == "ece" else "")
 
     comparable = OURS in ranks.methods and len(ranks.methods) > 1
     return make_goal(text, ranks.sets if comparable else [], max(of, len(sets)), met)
+
+
+def _beside_chance(sets: Sequence[Summary], methods: Sequence[str]) -> str:
+    """The mean ECE of methods, beside that of probabilities as theirs that are calibrated: of few rows chance alone
+    ranks what is no more than that."""
+    told = []
+    for method in methods:
+        found, by_chance = (fmean(s["methods"][method][f]["mean"] for s in sets) for f in ("ece", "ece_by_chance"))
+        told.append(f"{method} has {found:.4f} in the mean, where calibrated probabilities would show {by_chance:.4f}")
+    return "; " + ", ".join(told)
 
 
 def _no_set_much_worse(sets: Sequence[Summary]) -> Goal:

@@ -38,6 +38,10 @@ Medians, in time of the processor, of turns in which each call has its own data 
 vectors often fit into none, and then reading them is what takes the time, as the last column says. Encoding, HTTP and
 JSON are not in these times.
 
+The machine is a virtual one that others share. From day to day its times differ by a factor of four (*det* of the
+smallest network was 4 to 18 µs in this page's history), and ratios by up to two: what waits for memory, and what wakes
+other threads, slows down by another factor than arithmetic does.
+
 Where the time goes:
 
 - Small networks of linear layers: one product for the first layer of all samples, and ONNX Runtime's own cost a run.
@@ -91,8 +95,8 @@ The network 784-256-128-10, one row a request, as JSON over connections that sta
 Every server is one process with one thread for its arithmetic, written as its own documentation shows, and `fiberwalk
 serve`, with 32 samples, is asked by turns with each: its figures differ from line to line as the machine does. It has
 the weights of all samples in memory, or, as *rank 8*, mixes its first layer of nine columns. With 32 clients it is
-bound by the interpreter, which takes about a quarter of a millisecond for each answer, samples or none: 25 times what
-torch's vmap answers would leave it less than a tenth.
+bound by the interpreter, which takes most of the time that there is for an answer, samples or none: at 25 times the
+answers of torch's vmap, that would be less than what uvicorn alone takes (*HTTP* above).
 """
 
 
@@ -125,7 +129,10 @@ What is added, in µs:
   network needs less is left in the caches, and a core of a virtual machine wakes slowly.
 - *reading* and *writing*: from the body to encoded rows, and from what the network found to the answer's bytes, in the
   caches as a run of the network leaves them.
-- *all else*: routing, the queue, the way to a worker thread and back, as each wakes the other, metrics and the log.
+- *all else*: routing, the queue, the way to a worker thread and back, as each wakes the other, metrics, the log, and by
+  how much the call takes longer in the server's process than in this one.
+
+What *HTTP* takes, no server behind uvicorn can do without. All but that and *idle* is the interpreter's time.
 """
 
 PICTURE: Final = "performance.png"

@@ -89,7 +89,7 @@ def test_a_method_that_fails_is_named_and_hides_no_other(monkeypatch: pytest.Mon
 def answer(name: str, split: int, preset: str) -> dict[str, Any]:
     if (name, split) == ("cls_tiny", 1):
         raise DataError("no such rows", field="x")
-    figures = {"nll": 1.0 + split, "rmse": 1.0, "accuracy": 0.5, "ece": 0.1}
+    figures = {"nll": 1.0 + split, "rmse": 1.0, "accuracy": 0.5, "ece": 0.1, "ece_by_chance": 0.1}
     methods = {m: {"figures": figures, "gradient_evaluations": 10, "seconds": 1.0} for m in run.METHODS}
     task = "regression" if name.startswith("uci") else "classification"
     return {"task": task, "rows": 40, "columns": 3, "test_rows": 20, "methods": methods, "failed": {}}

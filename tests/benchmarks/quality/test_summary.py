@@ -20,7 +20,7 @@ from benchmarks.table import MET, NOT_DECIDED, NOT_MET
 
 
 def run(split: int, nll: dict[str, float], task: str = "regression", failed: dict[str, str] | None = None) -> Any:
-    other = {"rmse": 1.0} if task == "regression" else {"accuracy": 0.9, "ece": 0.1}
+    other = {"rmse": 1.0} if task == "regression" else {"accuracy": 0.9, "ece": 0.1, "ece_by_chance": 0.08}
     methods = {
         m: {"figures": {"nll": v, **other}, "gradient_evaluations": 2_000_000, "seconds": 3.0} for m, v in nll.items()
     }
@@ -125,6 +125,13 @@ def test_goals_are_not_met_where_ours_is_worse() -> None:
     boston = summary("uci_boston", run(0, everyone(2.6, 2.5)), run(1, everyone(2.72, 2.6)))
     goals = judge([boston])
     assert goals[0].state == NOT_MET and goals[1].state == NOT_MET and "uci_boston by 0.110" in goals[1].found
+
+
+def test_ece_stands_beside_what_chance_alone_shows() -> None:
+    glass = summary("cls_glass", run(0, everyone(1.0, 0.9), "classification"))
+    found = goal("best mean rank in ECE", glass)
+    assert found.state == NOT_MET  # all have the same
+    assert f"{OURS} has 0.1000 in the mean, where calibrated probabilities would show 0.0800, " in found.found
 
 
 def test_one_split_behind_decides_nothing() -> None:
