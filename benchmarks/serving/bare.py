@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 import uvicorn
-from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
+from starlette.types import Receive, Scope, Send
 
 
 def main() -> None:
@@ -16,13 +16,12 @@ def main() -> None:
     length, port = map(int, sys.argv[1:])
     headers = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % length)]
 
-    async def app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
         more = True
         while more:
-            message = await receive()
-            more = message["type"] == "http.request" and message["more_body"]
-        await send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": False})
-        await send({"type": "http.response.body", "body": bytes(length), "more_body": False})
+            more = (await receive()).get("more_body", False)
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": bytes(length)})
 
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False, lifespan="off")
 

@@ -132,7 +132,7 @@ What is added, in µs:
 - *all else*: routing, the queue, the way to a worker thread and back, as each wakes the other, metrics, the log, and by
   how much the call takes longer in the server's process than in this one.
 
-What *HTTP* takes, no server behind uvicorn can do without. All but that and *idle* is the interpreter's time.
+What *HTTP* takes, no server behind uvicorn can do without; the last three columns are the interpreter's time mostly.
 """
 
 PICTURE: Final = "performance.png"
