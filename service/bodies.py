@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from model_store.errors import InputError, OverloadedError
 from service.metrics import ServiceMetrics
@@ -43,15 +44,19 @@ class Bodies:
         self._readers: set[_Reader] = set()
         self._looking = False
 
-    async def read(self, request: Request) -> bytes:
-        """A request's body, which counts until it is released; what a client says of its length is not relied on.
+    async def read(self, receive: Receive, declared: bytes) -> bytes:
+        """A request's body, which counts until it is released.
+
+        Args:
+            receive: where it comes from.
+            declared: its length as the client says it, which is not relied on; empty where it says nothing.
 
         Raises:
             InputError: the body is too large for one request, or comes too slowly.
             OverloadedError: it would be too much beside those of others that are not answered yet.
+            ClientDisconnect: the client went away before its end.
         """
-        declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and len(declared) < 20:
+        if declared.isdigit() and len(declared) < 20:
             self._check(int(declared), 0)
         # Not a list of parts, each of which may be a single byte.
         body = bytearray()
@@ -60,7 +65,7 @@ class Bodies:
         try:
             more = True
             while more:
-                message = await request.receive()
+                message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnect
                 part = message.get("body", b"")

@@ -224,7 +224,7 @@ async def _computed(request: Request, answer: Callable[[Inference, Body, dict[st
     try:
         _refuse_other_sites(head)
         _refuse_compressed(head)
-        data = await runtime.bodies.read(request)
+        data = await runtime.bodies.read(request.receive, head.get(b"content-length", b""))
     except FiberwalkError:
         request.state.unread = True
         raise
