@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--sets", nargs="+", choices=list(SOURCES), metavar="NAME", help="default: fashion_mnist")
     parser.add_argument("--rows", type=int, default=5000, metavar="N", help="training rows (default 5000)")
-    parser.add_argument("--test-rows", type=int, default=2000, metavar="N", help="of each test set (default 2000)")
+    # Of 2,000 images even calibrated probabilities show an ECE of 1.7 %, which is above what is asked for.
+    parser.add_argument("--test-rows", type=int, default=10_000, metavar="N", help="of each test set (default 10000)")
     usual = f"of each network (default {USUAL_EPOCHS:g}, or as the set wants)"
     parser.add_argument("--epochs", type=float, metavar="E", help=usual)
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs from other starts (default 1)")
