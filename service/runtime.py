@@ -9,6 +9,7 @@ from service.bodies import Bodies
 from service.feedback import Feedback
 from service.inference import Inference
 from service.log import make_logger
+from service.memory import keep_giving_back
 from service.metrics import ServiceMetrics
 from service.models import Models
 from service.scheduler import Scheduler
@@ -47,9 +48,13 @@ class Runtime:
         self.bodies = Bodies(settings, self.metrics)
         self.scheduler = Scheduler(settings, self.weights, self.metrics)
         self._stopped = threading.Event()
-        self._followers = [
+        self._beside = [
             threading.Thread(target=target, args=(self._stopped,), name=name, daemon=True)
-            for name, target in (("store", self.models.watch), ("models", self.models.follow))
+            for name, target in (
+                ("store", self.models.watch),
+                ("models", self.models.follow),
+                ("memory", keep_giving_back),
+            )
         ]
 
     def start(self) -> None:
@@ -57,7 +62,7 @@ class Runtime:
         if self.redis is not None:
             self.redis.start()
         self.scheduler.start()
-        for thread in self._followers:
+        for thread in self._beside:
             thread.start()
 
     def stop(self) -> None:
@@ -65,7 +70,7 @@ class Runtime:
         self._stopped.set()
         self.scheduler.stop()
         # The interpreter must not go down below a model that is being loaded.
-        for thread in self._followers:
+        for thread in self._beside:
             thread.join(_STOP_SECONDS)
         self.feedback.close()
         if self.redis is not None:

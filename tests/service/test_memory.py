@@ -34,6 +34,27 @@ give_back()
 print(before - resident())
 """
 
+# The same, where nobody asks for it.
+LATER = """
+import threading, time
+from service import memory
+
+memory._TURN_SECONDS = 0.05
+blocks = [bytes(bytearray(20_000)) for _ in range(2000)]
+kept = blocks[::100]
+stop = threading.Event()
+thread = threading.Thread(target=memory.keep_giving_back, args=(stop,))
+thread.start()
+before = resident()
+del blocks
+end = time.monotonic() + 20
+while before - resident() < 25_000_000 and time.monotonic() < end:
+    time.sleep(0.01)
+stop.set()
+thread.join()
+print(before - resident())
+"""
+
 # Eight threads that all hold memory; glibc itself tells of its heaps.
 HEAPS = """
 import ctypes, re, sys, tempfile, threading
@@ -120,6 +141,11 @@ def test_threads_share_two_heaps() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
 def test_what_was_freed_goes_back_to_the_system() -> None:
     assert printed(RESIDENT + HOLED) > 25_000_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
+def test_what_was_freed_goes_back_as_time_passes() -> None:
+    assert printed(RESIDENT + LATER) > 25_000_000
 
 
 def test_threads_that_share_heaps_go_on() -> None:
