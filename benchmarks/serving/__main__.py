@@ -57,7 +57,8 @@ def _run(options: argparse.Namespace, log: Console) -> int:
                 results.add(name, measured["rows"], {"split": measured["rows"], **measured})
         for limit in LIMITS:
             if limit.network in options.networks:
-                results.add(limit.text, 0, {"ratio": round(measure_limit(limit, options.seconds), 4)})
+                shares = measure_limit(limit, options.seconds)
+                results.add(limit.text, 0, {what: round(share, 4) for what, share in shares.items()})
     refuse_changed(here, environment(ROOT, "random weights"))
     found = [run for name in options.networks for run in results.current(name) if run["rows"] in options.rows]
     limits = [run for limit in LIMITS for run in results.current(limit.text)]

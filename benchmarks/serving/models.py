@@ -159,9 +159,13 @@ def serve(case: Case, store: Path) -> ServedModel:
 
 def deterministic(module: nn.Module, case: Case) -> ort.InferenceSession:
     """The same network as torch exports it, its weights constants that ONNX Runtime may lay out as it likes."""
+    return session_of(export_fixed(module, torch.from_numpy(rows_of(case, 1))))
+
+
+def session_of(data: bytes) -> ort.InferenceSession:
+    """A graph in ONNX Runtime, on one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    data = export_fixed(module, torch.from_numpy(rows_of(case, 1)))
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
