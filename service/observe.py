@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from functools import cache
 from typing import Final
@@ -20,7 +21,10 @@ _REQUEST_ID: Final = b"x-request-id"
 _QUIET = {"/healthz", "/readyz", "/metrics"}
 _METHODS = {"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"}
 
-_TOLD = ("model", "code")
+_TRACE: Final = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+"""The header `traceparent`: version, trace, parent and flags (W3C Trace Context, section 3.2)."""
+
+_TOLD = ("trace_id", "model", "code")
 """What a request's state says of it for the log, as soon as that is known."""
 _FAILED: Final = FiberwalkError("The server failed on this request; its log says why.", code="internal_error")
 
@@ -39,9 +43,14 @@ class ObserveRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(_REQUEST_ID, b"").decode("latin-1")
+        head = dict(scope["headers"])
+        given = head.get(_REQUEST_ID, b"").decode("latin-1")
         request_id = given if USABLE_ID.fullmatch(given) else self._ids.take().hex()
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        trace = _TRACE.fullmatch(head.get(b"traceparent", b""))
+        if trace is not None:
+            state["trace_id"] = trace[1].decode()
         started = time.perf_counter()
         status, answered = 0, 0.0
 

@@ -135,8 +135,11 @@ def test_requests_in_flight_are_answered_before_the_end(store: Path, how: signal
 @pytest.mark.parametrize("workers", [1, 2])
 def test_json_logs(store: Path, workers: int) -> None:
     with serving(store, log_format="json", workers=workers) as server, server.client() as client:
-        client.post("/predict", json=BODY, headers={"X-Request-ID": "mine"})
-        client.post("/ood", json=BODY | {"inputs": [["a", "b"]]}, headers={"X-Request-ID": "wrong"})
+        traced = f"00-{'4bf92f35' * 4}-{'00f067aa' * 2}-01"
+        client.post("/predict", json=BODY, headers={"X-Request-ID": "mine", "traceparent": traced})
+        untraced = traced.replace("4bf92f35", "0" * 8)  # which says that there is none
+        wrong = {"X-Request-ID": "wrong", "traceparent": untraced}
+        client.post("/ood", json=BODY | {"inputs": [["a", "b"]]}, headers=wrong)
         client.get("/nothing", headers={"X-Request-ID": "lost"})
         with socket.create_connection(address(server), timeout=10) as s:
             s.sendall(b"what is this\r\n\r\n")
@@ -149,8 +152,9 @@ def test_json_logs(store: Path, workers: int) -> None:
     asked = {entry["request_id"]: entry for entry in lines if entry["event"] == "request" and "request_id" in entry}
     line = asked["mine"]
     assert (line["event"], line["level"], line["path"], line["status"]) == ("request", "info", "/predict", 200)
-    assert line["model"] == "sine@1" and "code" not in line
+    assert (line["model"], line["trace_id"]) == ("sine@1", "4bf92f35" * 4) and "code" not in line
     assert (asked["wrong"]["model"], asked["wrong"]["code"]) == ("sine@1", "wrong_type")
+    assert "trace_id" not in asked["wrong"] and "trace_id" not in asked["lost"]
     assert asked["lost"]["code"] == "not_found" and "model" not in asked["lost"]
     assert [entry["model"] for entry in lines if entry["event"] == "model_loaded"]
     (refused,) = [entry for entry in lines if entry["event"] == "Invalid HTTP request received."]
