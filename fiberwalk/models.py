@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from pydantic_core import to_json
@@ -18,7 +19,7 @@ from model_store import Bundle, FiberwalkError, IntegrityError, ModelStore, Stor
 from model_store.manifest import CategoricalColumn, NumericColumn, RegressionTarget, TensorInput
 from model_store.printable import harmless, harmless_lines
 
-app = typer.Typer(no_args_is_help=True, help="List, show, verify, alias and delete the models of a store.")
+app = typer.Typer(no_args_is_help=True, help="List, show, verify, alias, copy and delete the models of a store.")
 
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="FIBERWALK_STORE", help="Folder of the models.", show_default="models")
@@ -26,6 +27,7 @@ StoreOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Reference = Annotated[str, typer.Argument(metavar="NAME[@VERSION|@ALIAS]", help="The model.")]
 DEFAULT_STORE = Path("models")
+_NO_WRAP: Final = 10_000
 
 
 @app.command("list")
@@ -48,7 +50,7 @@ def list_models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False)
                 "ok" if row["error"] is None else f"[red]{_shown(row['error'])}[/red]",
             )
         if rows:
-            Console().print(table)
+            _print_tables(table)
         else:
             typer.echo(f"The store {str(store)!r} holds no model yet.")
 
@@ -66,9 +68,7 @@ def show(reference: Reference, store: StoreOption = DEFAULT_STORE, as_json: Json
                 {"path": str(bundle.path), "digest": bundle.digest, "aliases": aliases, "manifest": manifest},
             )
             return
-        console = Console()
-        for table in (_summary(bundle, aliases), _inputs(bundle), _metrics(bundle), _files(bundle)):
-            console.print(table)
+        _print_tables(_summary(bundle, aliases), _inputs(bundle), _metrics(bundle), _files(bundle))
 
 
 @app.command()
@@ -125,26 +125,61 @@ def alias(
         model, version = models.resolve(reference)
         if not force:
             _refuse_damaged(models, f"{model}@{version}")
-        models.set_alias(model, name, version)
-        typer.echo(f"{model}@{name} means {model}@{version}.")
+        before = models.set_alias(model, name, version)
+        # To roll back one has to know.
+        told = "" if before in {None, version} else f"; before it meant {model}@{before}"
+        typer.echo(f"{model}@{name} means {model}@{version}{told}.")
+
+
+@app.command()
+def copy(
+    reference: Reference,
+    destination: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store to copy it into.")],
+    renumber: Annotated[
+        bool, typer.Option("--renumber", help="Where its number is taken there, give it the next one.")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Copy a version into another store, such as from staging to production.
+
+    The copy is verified and appears as a whole, so that a server of that store can run. It keeps its number and is the
+    same to the byte; where it is there already nothing is done. Aliases are not copied.
+    """
+    with _reported():
+        bundle = _existing(store).open(reference)
+        if not destination.is_dir():
+            raise StoreError(f"There is no folder {str(destination)!r} to copy into; make it first.")
+        other = ModelStore(destination)
+        there = other.adopt(bundle, renumber=renumber)
+        told = f"{bundle.name}@{bundle.version} is in {str(destination)!r} as {there.name}@{there.version}"
+        means = "" if other.resolve(there.name)[1] != there.version else f"; there {there.name} means it"
+        typer.echo(f"{told}{means}.")
 
 
 @app.command()
 def delete(
-    reference: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The version to delete.")],
+    references: Annotated[list[str], typer.Argument(metavar="NAME@VERSION...", help="The versions to delete.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Delete one version. Its number is never given again."""
+    """Delete versions. Their numbers are never given again."""
     with _reported():
         models = _existing(store)
-        if "@" in reference:
-            reference = "{}@{}".format(*models.resolve(reference))
-            if not yes and not typer.confirm(f"Delete {reference} for good?"):
-                typer.echo("Nothing was deleted.")
-                raise typer.Exit(1)
-        name, version = models.delete(reference)
-        typer.echo(f"{name}@{version} is deleted.")
+        wanted = list(dict.fromkeys("{}@{}".format(*models.resolve(r)) if "@" in r else r for r in references))
+        if not yes and all("@" in r for r in wanted) and not _confirmed(f"Delete {', '.join(wanted)} for good?"):
+            typer.echo("Nothing was deleted.")
+            raise typer.Exit(1)
+        for reference in wanted:
+            name, version = models.delete(reference)
+            typer.echo(f"{name}@{version} is deleted.")
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        typer.echo("\nNobody answered; --yes deletes without asking.", err=True)
+        return False
 
 
 # ---- reading the store
@@ -271,6 +306,15 @@ def _files(bundle: Bundle) -> Table:
 
 
 # ---- answers
+
+
+def _print_tables(*tables: Table) -> None:
+    """Tables no wider than a terminal, and in a file or a pipe, where lines are searched, as wide as they need."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _NO_WRAP
+    for table in tables:
+        console.print(table)
 
 
 def _shown(text: str) -> str:

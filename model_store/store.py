@@ -254,8 +254,8 @@ class ModelStore:
         with writing(self.root):
             refuse_unwritable(self.root, self.root / checked_name(name))
 
-    def set_alias(self, name: str, alias: str, version: int) -> None:
-        """Makes `NAME@ALIAS` mean `version` from now on.
+    def set_alias(self, name: str, alias: str, version: int) -> int | None:
+        """Makes `NAME@ALIAS` mean `version` from now on, and returns which version it meant before.
 
         Raises:
             InvalidNameError: an alias starts with a letter, so that it cannot be taken for a version.
@@ -272,7 +272,9 @@ class ModelStore:
         folder = self.root / name
         with writing(self.root), locked(folder):
             self.resolve(f"{name}@{version}")  # again, as it may have been deleted while the lock was awaited
-            self._write_aliases(folder, self.aliases(name) | {alias: version})
+            before = self.aliases(name)
+            self._write_aliases(folder, before | {alias: version})
+        return before.get(alias)
 
     def remove_alias(self, name: str, alias: str) -> None:
         """Removes an alias. Raises UnknownModelError where it is not set."""

@@ -131,5 +131,5 @@ def _forget_old(staging: Path) -> None:
 _REMEDY: Final = "choose a folder that you may write to, or see to its owner and rights"
 
 
-def _unwritable(root: Path, why: str, remedy: str = _REMEDY) -> StoreError:
+def _unwritable(root: Path, why: str | None, remedy: str = _REMEDY) -> StoreError:
     return StoreError(f"The store {str(root)!r} cannot be written ({why}); {remedy}.", field="store")

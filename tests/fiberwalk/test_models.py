@@ -126,7 +126,15 @@ def test_an_empty_store_and_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no model yet" in run(ModelStore(tmp_path / "empty"), "list").stdout
     assert json.loads(run(ModelStore(tmp_path / "empty"), "list", "--json").stdout) == []
-    for command in (["list"], ["show", "a"], ["verify"], ["alias", "a@1", "b"], ["delete", "a@1", "--yes"]):
+    commands = (
+        ["list"],
+        ["show", "a"],
+        ["verify"],
+        ["alias", "a@1", "b"],
+        ["copy", "a", "."],
+        ["delete", "a@1", "--yes"],
+    )
+    for command in commands:
         assert "There is no store" in refused(run(ModelStore(tmp_path / "none"), *command))
     assert not (tmp_path / "none").exists()
 
@@ -140,6 +148,14 @@ def test_the_store_comes_from_the_environment_or_is_models_here(
     monkeypatch.delenv("FIBERWALK_STORE", raising=False)
     store.root.rename(tmp_path / "models")
     assert len(json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)) == 3
+
+
+def test_in_a_pipe_no_line_is_wrapped(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    damage(store, "prices/1/manifest.json")
+    text = CliRunner().invoke(app, ["list", "--store", str(store.root)]).stdout
+    (line,) = (line for line in text.splitlines() if "prices@1" in line)
+    assert "champion" in line and "is not JSON; publish the bundle again." in line
 
 
 # ---- show
@@ -286,9 +302,11 @@ def test_a_strange_bundles_words_command_no_terminal(store: ModelStore) -> None:
 
 
 def test_alias_sets_moves_and_removes(store: ModelStore) -> None:
-    assert run(store, "alias", "prices@2", "champion").stdout == "prices@champion means prices@2.\n"
+    told = "prices@champion means prices@2; before it meant prices@1.\n"
+    assert run(store, "alias", "prices@2", "champion").stdout == told
     assert store.aliases("prices") == {"champion": 2}
-    assert run(store, "alias", "prices@champion", "stable").exit_code == 0
+    assert run(store, "alias", "prices@2", "champion").stdout == "prices@champion means prices@2.\n"
+    assert run(store, "alias", "prices@champion", "stable").stdout == "prices@stable means prices@2.\n"
     assert store.aliases("prices") == {"champion": 2, "stable": 2}
     assert run(store, "alias", "prices", "champion", "--remove").exit_code == 0
     assert store.aliases("prices") == {"stable": 2}
@@ -309,8 +327,34 @@ def test_no_alias_means_what_does_not_verify_unless_forced(store: ModelStore, fi
     assert line.startswith("Error: No alias may mean what does not verify, unless with --force. ")
     assert "publish the bundle again" in line
     assert store.aliases("prices") == {"champion": 1}
-    assert run(store, "alias", "prices@2", "champion", "--force").stdout == "prices@champion means prices@2.\n"
+    assert run(store, "alias", "prices@2", "champion", "--force").exit_code == 0
     assert store.aliases("prices") == {"champion": 2}
+
+
+# ---- copy
+
+
+def test_copy_into_another_store(store: ModelStore, tmp_path: Path) -> None:
+    other = tmp_path / "production"
+    assert "There is no folder" in refused(run(store, "copy", "prices", str(other)))
+    other.mkdir()
+    told = f"prices@2 is in '{other}' as prices@2; there prices means it.\n"
+    for _ in range(2):
+        assert run(store, "copy", "prices@2", str(other)).stdout == told
+    assert run(store, "copy", "prices", str(other)).stdout == f"prices@1 is in '{other}' as prices@1.\n"
+    copied = ModelStore(other)
+    assert (copied.versions("prices"), copied.aliases("prices")) == ([1, 2], {})
+    bundles.classification("flowers", seed=3).publish(copied)
+    assert "copy it with --renumber, as flowers@2" in refused(run(store, "copy", "flowers", str(other)))
+    told = f"flowers@1 is in '{other}' as flowers@2; there flowers means it.\n"
+    assert run(store, "copy", "flowers", str(other), "--renumber").stdout == told
+    assert run(ModelStore(other), "verify").exit_code == 0
+
+
+def test_no_copy_of_what_does_not_verify(store: ModelStore, tmp_path: Path) -> None:
+    damage(store, "prices/1/base.onnx")
+    assert "publish the bundle again" in refused(run(store, "copy", "prices", str(tmp_path)))
+    assert ModelStore(tmp_path).versions("prices") == []
 
 
 # ---- delete
@@ -328,6 +372,21 @@ def test_delete_asks(store: ModelStore) -> None:
 def test_delete_without_asking(store: ModelStore) -> None:
     assert run(store, "delete", "prices@2", "--yes").stdout == "prices@2 is deleted.\n"
     assert store.versions("prices") == [1]
+
+
+def test_delete_several(store: ModelStore) -> None:
+    assert "has no version" in refused(run(store, "delete", "prices@2", "prices@9", "--yes"))
+    assert store.versions("prices") == [1, 2]
+    result = run(store, "delete", "prices@2", "flowers@1", "prices@2", answer="y\n")
+    assert "Delete prices@2, flowers@1 for good?" in result.stdout
+    assert result.stdout.endswith("prices@2 is deleted.\nflowers@1 is deleted.\n")
+    assert (store.versions("prices"), store.versions("flowers")) == ([1], [])
+
+
+def test_delete_says_how_to_delete_where_nobody_answers(store: ModelStore) -> None:
+    result = run(store, "delete", "prices@2", answer="")
+    assert (result.exit_code, store.versions("prices")) == (1, [1, 2])
+    assert "--yes deletes without asking" in result.stderr
 
 
 def test_delete_refuses(store: ModelStore) -> None:
