@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from model_store.errors import FiberwalkError
+from fiberwalk.tables import print_tables
+from model_store import FiberwalkError, ModelStore, StoreError
 
 if TYPE_CHECKING:
     from builder.pipeline import BuildResult
@@ -58,6 +61,8 @@ def build(
     On several GPUs or machines: torchrun --nproc-per-node 4 -m fiberwalk build ...
     """
     console = Console(stderr=True)
+    # Lines of a log are whole.
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=not console.is_terminal)
     with _builder(console):
         from builder.config import make_config
         from builder.distributed import first, joined, leave
@@ -69,6 +74,7 @@ def build(
         "data": {"file": data, "target": target, "task": task, "drop": drop or None, "log_target": log_target or None},
         "network": {"factory": network, "weights": weights, "posterior": posterior},
     }
+    running = False
     try:
         with joined():
             values: dict[str, Any] = read_recipe(recipe) if recipe else {}
@@ -81,21 +87,27 @@ def build(
             lacks_task = isinstance(table, dict) and not table.get("task")
             for option, lacks in (("--name", not values.get("name")), ("--task", lacks_task)):
                 if lacks:
-                    console.print(f"Say {option}, or name a recipe that does.", markup=False)
+                    say(f"Say {option}, or name a recipe that does.")
                     raise typer.Exit(2)
             config = make_config(values)
+            if first():
+                # Now, and not after hours.
+                ModelStore(config.store).refuse_unwritable(config.name)
+            running = True
             result = run_build(config, bars=StageBars(console, quiet or not first()))
             for warning in result.bundle.manifest.build.warnings if quiet else ():
-                console.print(warning, markup=False, highlight=False)
+                say(warning)
             _show(result, config.store)
             return
         leave()
     except FiberwalkError as e:
         console.print(f"[red]{type(e).__name__}[/red]: ", end="")
-        console.print(e.message, markup=False, highlight=False)
+        say(e.message)
         for label, detail in (("field", e.field), ("expected", e.expected), ("got", e.got)):
             if detail:
-                console.print(f"  {label}: {detail}", markup=False, highlight=False)
+                say(f"  {label}: {detail}")
+        if running and isinstance(e, StoreError):
+            say("Finished stages are kept: the same command goes on from there, also with another --store.")
         raise typer.Exit(1) from e
     except KeyboardInterrupt as e:
         console.print("Stopped. Finished stages are kept: the same command goes on from there.")
@@ -125,5 +137,14 @@ def _show(result: BuildResult, store: Path) -> None:
     for m in result.metrics:
         figures = "  ".join(f"{k} {v:.4g}" for k, v in m.values.items())
         table.add_row(m.predictor, m.split, str(m.rows), figures)
-    Console().print(table)
-    Console().print(f"Published in {bundle.path}. Serve it: fiberwalk serve --store {store}", highlight=False)
+    print_tables(table)
+    at = f"--store {shlex.quote(str(store))}"
+    typer.echo(f"Published in {bundle.path}. Serve it: fiberwalk serve {at}")
+    with suppress(StoreError):
+        _, served = ModelStore(store).resolve(bundle.name)
+        if served != bundle.version:
+            # Whoever set a champion chose that; whoever forgot it wonders.
+            typer.echo(
+                f"The bare name goes on meaning {bundle.name}@{served}. To roll out: "
+                f"fiberwalk models alias {bundle.name}@{bundle.version} champion {at}"
+            )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from pydantic_core import to_json
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fiberwalk.tables import print_tables
 from model_store import Bundle, FiberwalkError, IntegrityError, ModelStore, StoreError
 from model_store.manifest import CategoricalColumn, NumericColumn, RegressionTarget, TensorInput
 from model_store.printable import harmless, harmless_lines
@@ -27,7 +26,6 @@ StoreOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Reference = Annotated[str, typer.Argument(metavar="NAME[@VERSION|@ALIAS]", help="The model.")]
 DEFAULT_STORE = Path("models")
-_NO_WRAP: Final = 10_000
 
 
 @app.command("list")
@@ -50,7 +48,7 @@ def list_models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False)
                 "ok" if row["error"] is None else f"[red]{_shown(row['error'])}[/red]",
             )
         if rows:
-            _print_tables(table)
+            print_tables(table)
         else:
             typer.echo(f"The store {str(store)!r} holds no model yet.")
 
@@ -68,7 +66,7 @@ def show(reference: Reference, store: StoreOption = DEFAULT_STORE, as_json: Json
                 {"path": str(bundle.path), "digest": bundle.digest, "aliases": aliases, "manifest": manifest},
             )
             return
-        _print_tables(_summary(bundle, aliases), _inputs(bundle), _metrics(bundle), _files(bundle))
+        print_tables(_summary(bundle, aliases), _inputs(bundle), _metrics(bundle), _files(bundle))
 
 
 @app.command()
@@ -306,15 +304,6 @@ def _files(bundle: Bundle) -> Table:
 
 
 # ---- answers
-
-
-def _print_tables(*tables: Table) -> None:
-    """Tables no wider than a terminal, and in a file or a pipe, where lines are searched, as wide as they need."""
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _NO_WRAP
-    for table in tables:
-        console.print(table)
 
 
 def _shown(text: str) -> str:
