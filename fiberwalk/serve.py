@@ -7,11 +7,14 @@ import signal
 import socket
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from model_store.errors import ConfigError, FiberwalkError
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 _OPTIONS: Final[dict[str, Any]] = {
     "log_level": "warning",
@@ -60,7 +63,7 @@ def serve(
     from service.app import create_app
     from service.log import log_config
     from service.metrics import WORKERS_FOLDER
-    from service.settings import load_settings
+    from service.settings import load_settings, misspelt
 
     given = {
         "store": store,
@@ -71,6 +74,9 @@ def serve(
         "log_level": log_level,
     }
     settings = load_settings(**given)
+    for variable, meant in misspelt().items():
+        told = f"{variable} is no setting and is left aside; {meant} is one."
+        _tell(settings, "warning", told, event="setting_unknown", variable=variable, meant=meant)
     if not settings.store.is_dir():
         raise ConfigError(
             f"There is no model store at {settings.store}; build a model first, or say where with --store.",
@@ -89,9 +95,9 @@ def serve(
     listener = _listen(settings.host, settings.port)
     with listener:
         host, port = listener.getsockname()[:2]
-        typer.echo(
-            f"fiberwalk serves {settings.store} at http://{f'[{host}]' if ':' in host else host}:{port}", err=True
-        )
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        told = f"fiberwalk serves {settings.store} at {url}"
+        _tell(settings, "info", told, event="serving", store=str(settings.store), url=url)
         if settings.workers == 1:
             # As a terminal that goes away says it; nohup has it ignored.
             if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -99,11 +105,11 @@ def serve(
             uvicorn.Server(uvicorn.Config(create_app(settings), **options)).run(sockets=[listener])
             return
         if settings.redis_url is None:
-            typer.echo(
+            told = (
                 "Without a Redis a worker knows its own predictions alone: /feedback by request id finds none of the "
-                "others', and a model's health is that of one worker. Name one with --redis-url.",
-                err=True,
+                "others', and a model's health is that of one worker. Name one with --redis-url."
             )
+            _tell(settings, "warning", told, event="workers_without_redis", reason=told)
         with tempfile.TemporaryDirectory(prefix="fiberwalk-workers-") as folder:
             from fiberwalk.workers import serve_side_by_side
 
@@ -112,6 +118,16 @@ def serve(
             os.environ.update(named)
             os.environ[WORKERS_FOLDER] = folder
             serve_side_by_side(settings, listener, options)
+
+
+def _tell(settings: Settings, level: str, told: str, event: str, **fields: str) -> None:
+    """Tells a person, or a machine, in whose log every line is JSON."""
+    from service.log import make_logger
+
+    if settings.log_format == "console":
+        typer.echo(told, err=True)
+    else:
+        getattr(make_logger(settings), level)(event, **fields)
 
 
 def _listen(host: str, port: int) -> socket.socket:
