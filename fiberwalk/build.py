@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fiberwalk.models import tell_changes
 from fiberwalk.tables import print_tables
 from model_store import FiberwalkError, ModelStore, StoreError
 
@@ -74,7 +75,7 @@ def build(
         "data": {"file": data, "target": target, "task": task, "drop": drop or None, "log_target": log_target or None},
         "network": {"factory": network, "weights": weights, "posterior": posterior},
     }
-    running = False
+    running, before = False, None
     try:
         with joined():
             values: dict[str, Any] = read_recipe(recipe) if recipe else {}
@@ -92,12 +93,14 @@ def build(
             config = make_config(values)
             if first():
                 # Now, and not after hours.
-                ModelStore(config.store).refuse_unwritable(config.name)
+                models = ModelStore(config.store)
+                models.refuse_unwritable(config.name)
+                before = _meant(models, config.name)
             running = True
             result = run_build(config, bars=StageBars(console, quiet or not first()))
             for warning in result.bundle.manifest.build.warnings if quiet else ():
                 say(warning)
-            _show(result, config.store)
+            _show(result, config.store, before)
             return
         leave()
     except FiberwalkError as e:
@@ -131,8 +134,9 @@ def _builder(console: Console) -> Iterator[None]:
         raise typer.Exit(1) from e
 
 
-def _show(result: BuildResult, store: Path) -> None:
-    bundle = result.bundle
+def _show(result: BuildResult, store: Path, before: int | None) -> None:
+    """Tells what was built, and what becomes of requests that a version before answered."""
+    bundle, models = result.bundle, ModelStore(store)
     table = Table("predictor", "split", "rows", "figures", title=f"{bundle.name}@{bundle.version}")
     for m in result.metrics:
         figures = "  ".join(f"{k} {v:.4g}" for k, v in m.values.items())
@@ -140,11 +144,20 @@ def _show(result: BuildResult, store: Path) -> None:
     print_tables(table)
     at = f"--store {shlex.quote(str(store))}"
     typer.echo(f"Published in {bundle.path}. Serve it: fiberwalk serve {at}")
+    if before is None:
+        return
+    served = _meant(models, bundle.name)
+    if served != bundle.version:
+        # Whoever set a champion chose that; whoever forgot it wonders.
+        typer.echo(
+            f"The bare name means {bundle.name}@{served}. To roll out: "
+            f"fiberwalk models alias {bundle.name}@{bundle.version} champion {at}"
+        )
+    tell_changes(models, f"{bundle.name}@{before}", f"{bundle.name}@{bundle.version}")
+
+
+def _meant(models: ModelStore, name: str) -> int | None:
+    """The version that a bare name means, if any."""
     with suppress(StoreError):
-        _, served = ModelStore(store).resolve(bundle.name)
-        if served != bundle.version:
-            # Whoever set a champion chose that; whoever forgot it wonders.
-            typer.echo(
-                f"The bare name goes on meaning {bundle.name}@{served}. To roll out: "
-                f"fiberwalk models alias {bundle.name}@{bundle.version} champion {at}"
-            )
+        return models.resolve(name)[1]
+    return None

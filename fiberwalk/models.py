@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from fiberwalk.tables import print_tables
 from model_store import Bundle, FiberwalkError, IntegrityError, ModelStore, StoreError
+from model_store.changes import changes
 from model_store.manifest import CategoricalColumn, NumericColumn, RegressionTarget, TensorInput
 from model_store.printable import harmless, harmless_lines
 
@@ -127,6 +128,8 @@ def alias(
         # To roll back one has to know.
         told = "" if before in {None, version} else f"; before it meant {model}@{before}"
         typer.echo(f"{model}@{name} means {model}@{version}{told}.")
+        if before is not None:
+            tell_changes(models, f"{model}@{before}", f"{model}@{version}")
 
 
 @app.command()
@@ -178,6 +181,13 @@ def _confirmed(question: str) -> bool:
     except typer.Abort:
         typer.echo("\nNobody answered; --yes deletes without asking.", err=True)
         return False
+
+
+def tell_changes(models: ModelStore, before: str, after: str) -> None:
+    """Warns whoever lets a version answer in place of another, where requests for that may not fit."""
+    with suppress(StoreError):  # what cannot be read answers nobody
+        for change in changes(models.open(before).manifest, models.open(after).manifest):
+            typer.echo(harmless(f"Warning: {after} differs from {before}. {change}"), err=True)
 
 
 # ---- reading the store

@@ -113,13 +113,13 @@ def test_a_build_whose_store_fails_at_its_end_goes_on_with_another(
     # The stages before the last are not run again. Who does not serve what was built is told how to.
     monkeypatch.setattr(learning, "train_autoencoder", None)
     store = ModelStore(folder / "my models")
-    bundles.numeric_regression("waves").publish(store)
+    bundles.numeric_regression("waves", columns=["x", "z"]).publish(store)
     store.set_alias("waves", "champion", 1)
     result = run("recipe.toml", "--quiet", "--store", "my models")
     assert result.exit_code == 0, result.stderr
-    assert "goes on meaning waves@1. To roll out: fiberwalk models alias waves@2 champion --store 'my models'" in (
-        result.stdout
-    )
+    told = "The bare name means waves@1. To roll out: fiberwalk models alias waves@2 champion --store 'my models'\n"
+    assert result.stdout.endswith(told)
+    assert "Warning: waves@2 differs from waves@1. It has no longer the columns: 'z'.\n" in result.stderr
 
 
 def test_a_recipe_and_options_over_it(folder: Path) -> None:

@@ -312,6 +312,15 @@ def test_alias_sets_moves_and_removes(store: ModelStore) -> None:
     assert store.aliases("prices") == {"stable": 2}
 
 
+def test_alias_warns_where_requests_may_not_fit_any_more(store: ModelStore) -> None:
+    assert run(store, "alias", "prices@2", "champion").stderr == ""
+    assert bundles.numeric_regression("prices", columns=["area", "rooms"]).publish(store).version == 3
+    result = run(store, "alias", "prices@3", "champion")
+    assert (result.exit_code, store.aliases("prices")) == (0, {"champion": 3})
+    assert "Warning: prices@3 differs from prices@2. It predicts 'y' and not 'price'." in result.stderr
+    assert "columns come in another order" in result.stderr
+
+
 def test_alias_refuses(store: ModelStore) -> None:
     assert "Say which version" in refused(run(store, "alias", "prices", "champion"))
     assert "has no version" in refused(run(store, "alias", "prices@3", "champion"))
