@@ -18,6 +18,7 @@ from model_store import Bundle, FiberwalkError, IntegrityError, ModelStore, Stor
 from model_store.changes import changes
 from model_store.manifest import CategoricalColumn, NumericColumn, RegressionTarget, TensorInput
 from model_store.printable import harmless, harmless_lines
+from model_store.shelf import Shelf
 
 app = typer.Typer(no_args_is_help=True, help="List, show, verify, alias, copy and delete the models of a store.")
 
@@ -51,7 +52,7 @@ def list_models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False)
         if rows:
             print_tables(table)
         else:
-            typer.echo(f"The store {str(store)!r} holds no model yet.")
+            _tell_empty(store)
 
 
 @app.command()
@@ -98,6 +99,8 @@ def verify(
         else:
             size = sum(f.size for f in bundle.manifest.files.values())
             typer.echo(f"{bundle.name}@{bundle.version}: ok, {len(bundle.manifest.files)} files, {size:,} bytes")
+    if not every:
+        _tell_empty(store)
     if damaged:
         typer.echo(f"{damaged} of {len(every)} did not verify.", err=True)
         raise typer.Exit(1)
@@ -199,6 +202,10 @@ def _existing(folder: Path) -> ModelStore:
     return ModelStore(folder)
 
 
+def _tell_empty(folder: Path) -> None:
+    typer.echo(f"The store {str(folder)!r} holds no model yet.")
+
+
 def _refuse_damaged(models: ModelStore, reference: str) -> None:
     try:
         models.open(reference).verify()
@@ -225,9 +232,11 @@ def _raised(error: StoreError) -> Bundle:
 
 
 def _rows(models: ModelStore) -> Iterator[dict[str, Any]]:
+    shelf = Shelf("", {}, {})
     for reference, opened in _every(models):
         name, _, version = reference.partition("@")
-        shelf = models.shelf(name)
+        if shelf.name != name:  # all versions of a name come after each other
+            shelf = models.shelf(name)
         error: FiberwalkError | None = shelf.damage
         manifest = None
         try:

@@ -10,7 +10,7 @@ import json
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model_store.bundle import MANIFEST_FILE, Bundle, file_entry, is_file_name
@@ -128,7 +128,13 @@ class ModelStore:
             UnknownModelError: there is no such model, version or alias; the message lists what there is.
             StoreError: what it means cannot be read.
         """
-        shelf = self.shelf(reference.partition("@")[0])
+        name, _, wanted = reference.partition("@")
+        if VERSION.fullmatch(wanted):
+            # A version that is there needs no look at the others, of which there may be many.
+            with suppress(StoreError):
+                self.stamp(name, int(wanted))
+                return name, int(wanted)
+        shelf = self.shelf(name)
         if not shelf.stamps and shelf.damage is None:
             known = ", ".join(self.names()) or "none yet"
             raise UnknownModelError(

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,22 @@ def test_list_as_json(store: ModelStore) -> None:
     assert {r["error"] for r in rows} == {None}
 
 
+def test_a_list_looks_at_each_version_a_few_times_however_many_there_are(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in range(3, 33):
+        shutil.copytree(store.root / "prices" / "1", store.root / "prices" / str(version))
+    asked, stamp = [], ModelStore.stamp
+
+    def counted(models: ModelStore, name: str, version: int) -> object:
+        asked.append(version)
+        return stamp(models, name, version)
+
+    monkeypatch.setattr(ModelStore, "stamp", counted)
+    assert len(json.loads(run(store, "list", "--json").stdout)) == 33
+    assert len(asked) <= 33 * 5
+
+
 def test_list_shows_a_damaged_version_among_the_others(store: ModelStore) -> None:
     damage(store, "prices/1/manifest.json")
     result = run(store, "list", "--json")
@@ -125,6 +142,7 @@ def test_list_and_verify_name_what_has_no_manifest_or_cannot_be_read(
 def test_an_empty_store_and_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no model yet" in run(ModelStore(tmp_path / "empty"), "list").stdout
+    assert "holds no model yet" in run(ModelStore(tmp_path / "empty"), "verify").stdout
     assert json.loads(run(ModelStore(tmp_path / "empty"), "list", "--json").stdout) == []
     commands = (
         ["list"],
