@@ -14,7 +14,7 @@ import typer
 from model_store.errors import ConfigError, FiberwalkError
 
 if TYPE_CHECKING:
-    from service.settings import Settings
+    from structlog.typing import FilteringBoundLogger
 
 _OPTIONS: Final[dict[str, Any]] = {
     "log_level": "warning",
@@ -61,7 +61,7 @@ def serve(
     import uvicorn
 
     from service.app import create_app
-    from service.log import log_config
+    from service.log import log_config, make_logger
     from service.metrics import WORKERS_FOLDER
     from service.settings import load_settings, misspelt
 
@@ -74,9 +74,11 @@ def serve(
         "log_level": log_level,
     }
     settings = load_settings(**given)
+    # Where a machine reads the log, every line is JSON.
+    log = make_logger(settings) if settings.log_format == "json" else None
     for variable, meant in misspelt().items():
         told = f"{variable} is no setting and is left aside; {meant} is one."
-        _tell(settings, "warning", told, event="setting_unknown", variable=variable, meant=meant)
+        _tell(log, "warning", told, event="setting_unknown", variable=variable, meant=meant)
     if not settings.store.is_dir():
         raise ConfigError(
             f"There is no model store at {settings.store}; build a model first, or say where with --store.",
@@ -97,7 +99,7 @@ def serve(
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         told = f"fiberwalk serves {settings.store} at {url}"
-        _tell(settings, "info", told, event="serving", store=str(settings.store), url=url)
+        _tell(log, "info", told, event="serving", store=str(settings.store), url=url)
         if settings.workers == 1:
             # As a terminal that goes away says it; nohup has it ignored.
             if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -109,7 +111,7 @@ def serve(
                 "Without a Redis a worker knows its own predictions alone: /feedback by request id finds none of the "
                 "others', and a model's health is that of one worker. Name one with --redis-url."
             )
-            _tell(settings, "warning", told, event="workers_without_redis", reason=told)
+            _tell(log, "warning", told, event="workers_without_redis", reason=told)
         with tempfile.TemporaryDirectory(prefix="fiberwalk-workers-") as folder:
             from fiberwalk.workers import serve_side_by_side
 
@@ -120,14 +122,12 @@ def serve(
             serve_side_by_side(settings, listener, options)
 
 
-def _tell(settings: Settings, level: str, told: str, event: str, **fields: str) -> None:
-    """Tells a person, or a machine, in whose log every line is JSON."""
-    from service.log import make_logger
-
-    if settings.log_format == "console":
+def _tell(log: FilteringBoundLogger | None, level: str, told: str, event: str, **fields: str) -> None:
+    """Tells a person, or a log."""
+    if log is None:
         typer.echo(told, err=True)
     else:
-        getattr(make_logger(settings), level)(event, **fields)
+        getattr(log, level)(event, **fields)
 
 
 def _listen(host: str, port: int) -> socket.socket:
