@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 
 from fiberwalk.models import tell_changes
 from fiberwalk.tables import print_tables
-from model_store import FiberwalkError, ModelStore, StoreError
+from model_store import ConfigError, FiberwalkError, ModelStore, StoreError
+from model_store.writing import why_not_writable
 
 if TYPE_CHECKING:
     from builder.pipeline import BuildResult
@@ -93,6 +96,7 @@ def build(
             config = make_config(values)
             if first():
                 # Now, and not after hours.
+                _refuse_work(config.work or Path(".fiberwalk") / config.name)
                 models = ModelStore(config.store)
                 models.refuse_unwritable(config.name)
                 before = _meant(models, config.name)
@@ -111,6 +115,11 @@ def build(
                 say(f"  {label}: {detail}")
         if running and isinstance(e, StoreError):
             say("Finished stages are kept: the same command goes on from there, also with another --store.")
+        raise typer.Exit(1) from e
+    except (OSError, SafetensorError) as e:
+        if not _is_full(e):
+            raise
+        say(f"The disk is full ({e}). Finished stages are kept: make room, and the same command goes on from there.")
         raise typer.Exit(1) from e
     except KeyboardInterrupt as e:
         console.print("Stopped. Finished stages are kept: the same command goes on from there.")
@@ -154,6 +163,24 @@ def _show(result: BuildResult, store: Path, before: int | None) -> None:
             f"fiberwalk models alias {bundle.name}@{bundle.version} champion {at}"
         )
     tell_changes(models, f"{bundle.name}@{before}", f"{bundle.name}@{bundle.version}")
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a file found no room; what writes tensors tells it in words alone."""
+    full = {errno.ENOSPC, errno.EDQUOT}
+    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
+
+
+def _refuse_work(folder: Path) -> None:
+    """Raises ConfigError where finished stages could not be kept in a folder."""
+    try:
+        why = why_not_writable(folder)
+    except OSError as e:
+        why = e.strerror
+    if why is not None:
+        raise ConfigError(
+            f"Finished stages cannot be kept in {str(folder)!r} ({why}); name another folder with --work.", field="work"
+        )
 
 
 def _meant(models: ModelStore, name: str) -> int | None:

@@ -35,14 +35,23 @@ def writing(root: Path) -> Iterator[None]:
 
 def refuse_unwritable(root: Path, folder: Path) -> None:
     """Raises StoreError where a folder of a store, there or not yet, can surely not be written; touches nothing."""
-    for path in (folder, root / STAGING):
-        there = next(p for p in (path, *path.absolute().parents) if p.exists())
-        if not there.is_dir():
-            raise _unwritable(root, f"{there} is no folder")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise _unwritable(root, f"no right to write to {there}")
-    if (folder / _LOCK).exists() and not os.access(folder / _LOCK, os.W_OK):
-        raise _unwritable(root, f"no right to write to {folder / _LOCK}")
+    why = why_not_writable(folder) or why_not_writable(root / STAGING)
+    if why is None and (folder / _LOCK).exists() and not os.access(folder / _LOCK, os.W_OK):
+        why = f"no right to write to {folder / _LOCK}"
+    if why is not None:
+        raise _unwritable(root, why)
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Why a folder, there or not yet, can surely not be written; None where it may be. Touches nothing.
+
+    Raises:
+        OSError: nobody can tell.
+    """
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir():
+        return f"{there} is no folder"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"no right to write to {there}"
 
 
 @contextmanager

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import Result
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 import builder.learning as learning
 import builder.pipeline as pipeline
+import builder.work as work
 from builder.diagnostics import Finding
 from builder.recipe import template
 from fiberwalk.cli import app
@@ -94,6 +97,30 @@ def test_a_store_that_cannot_be_written_is_told_before_the_build(folder: Path) -
     assert result.exit_code == 1
     assert "StoreError: The store 'file/store' cannot be written" in result.stderr
     assert "Trial" not in result.stderr and "Finished stages" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space (os error 28)")]
+)
+def test_a_full_disk_is_told_in_a_line(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(work, "save_file", full)
+    result = run("recipe.toml", "--quiet", "--set", "map.steps=1")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("The disk is full (") and result.stderr.count("\n") == 1
+    monkeypatch.setattr(work, "save_file", lambda *_, **__: Path("none").read_bytes())
+    assert isinstance(run("recipe.toml", "--quiet", "--set", "map.steps=1").exception, FileNotFoundError)
+
+
+def test_a_folder_that_cannot_keep_stages_is_told_before_the_build(folder: Path) -> None:
+    (folder / ".fiberwalk").touch()
+    result = run("recipe.toml")
+    assert result.exit_code == 1
+    assert "ConfigError: Finished stages cannot be kept in '.fiberwalk/waves'" in result.stderr
+    assert "name another folder with --work" in result.stderr and "Trial" not in result.stderr
+    assert "ConfigError" in run("recipe.toml", "--work", ".fiberwalk/waves").stderr
 
 
 def test_a_build_whose_store_fails_at_its_end_goes_on_with_another(
