@@ -230,25 +230,20 @@ class ModelStore:
         bundle.verify()
         with writing(self.root):
             folder.mkdir(parents=True, exist_ok=True)
-            with workplace(self.root) as work, locked(folder):
-                same = self._same_as(bundle)
-                if same is not None:
-                    same.verify()
-                    return same
-                for name in bundle.manifest.files:
-                    write(work / name, bundle.read(name))
-                version, raw = bundle.version, bundle.read_manifest()
-                taken = self._taken(folder)
-                if version in taken:
-                    version = max(taken) + 1
-                    if not renumber:
-                        raise StoreError(
-                            f"{bundle.name}@{bundle.version} is or was something else in the store {str(self.root)!r}; "
-                            f"copy it with --renumber, as {bundle.name}@{version}.",
-                            field="version",
-                        )
-                    raw = _numbered(raw, version)
-                return self._entered(work, folder / str(version), raw)
+            with workplace(self.root) as work:
+                if self._same_as(bundle) is None:
+                    # Before the lock, as they may come from far away, and an alias must not wait for that.
+                    for name in bundle.manifest.files:
+                        write(work / name, bundle.read(name))
+                with locked(folder):
+                    same = self._same_as(bundle)
+                    if same is not None:
+                        same.verify()
+                        return same
+                    version = self._number_of(bundle, folder, renumber)
+                    raw = bundle.read_manifest()
+                    raw = raw if version == bundle.version else _numbered(raw, version)
+                    return self._entered(work, folder / str(version), raw)
 
     def refuse_unwritable(self, name: str) -> None:
         """Tells in time what a later `publish` of this name would surely fail for; touches nothing.
@@ -340,6 +335,19 @@ class ModelStore:
             except StoreError:
                 found[version] = None
         return found
+
+    def _number_of(self, bundle: Bundle, folder: Path, renumber: bool) -> int:
+        """The number that a bundle of another store gets here."""
+        taken = self._taken(folder)
+        if bundle.version not in taken:
+            return bundle.version
+        if not renumber:
+            raise StoreError(
+                f"{bundle.name}@{bundle.version} is or was something else in the store {str(self.root)!r}; "
+                f"copy it with --renumber, as {bundle.name}@{max(taken) + 1}.",
+                field="version",
+            )
+        return max(taken) + 1
 
     @staticmethod
     def _taken(folder: Path) -> set[int]:
