@@ -18,7 +18,7 @@ from model_store import Bundle, FiberwalkError, IntegrityError, ModelStore, Stor
 from model_store.changes import changes
 from model_store.manifest import CategoricalColumn, NumericColumn, RegressionTarget, TensorInput
 from model_store.printable import harmless, harmless_lines
-from model_store.shelf import Shelf
+from model_store.shelf import Shelf, is_one_models
 
 app = typer.Typer(no_args_is_help=True, help="List, show, verify, alias, copy and delete the models of a store.")
 
@@ -153,7 +153,7 @@ def copy(
         bundle = _existing(store).open(reference)
         if not destination.is_dir():
             raise StoreError(f"There is no folder {str(destination)!r} to copy into; make it first.")
-        other = ModelStore(destination)
+        other = _store_at(destination)
         there = other.adopt(bundle, renumber=renumber)
         told = f"{bundle.name}@{bundle.version} is in {str(destination)!r} as {there.name}@{there.version}"
         means = "" if other.resolve(there.name)[1] != there.version else f"; there {there.name} means it"
@@ -199,6 +199,12 @@ def tell_changes(models: ModelStore, before: str, after: str) -> None:
 def _existing(folder: Path) -> ModelStore:
     if not folder.is_dir():
         raise StoreError(f"There is no store {str(folder)!r}; name one with --store, or build a model first.")
+    return _store_at(folder)
+
+
+def _store_at(folder: Path) -> ModelStore:
+    if is_one_models(folder):
+        raise StoreError(f"{str(folder)!r} is the folder of one model; name the store that it lies in.")
     return ModelStore(folder)
 
 

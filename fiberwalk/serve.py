@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from model_store.errors import ConfigError, FiberwalkError
+from model_store.shelf import is_one_models
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -83,6 +84,10 @@ def serve(
         raise ConfigError(
             f"There is no model store at {settings.store}; build a model first, or say where with --store.",
             field="store",
+        )
+    if is_one_models(settings.store):
+        raise ConfigError(
+            f"{settings.store} is the folder of one model; name the store that it lies in.", field="store"
         )
     if settings.device == "cuda":
         # Told here, once, and not by every worker. ONNX Runtime is imported by those who need it anyway.

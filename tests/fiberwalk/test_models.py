@@ -11,7 +11,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from fiberwalk.models import app
-from model_store import Bundle, ModelStore
+from fiberwalk.serve import serve
+from model_store import Bundle, ConfigError, ModelStore
 from model_store.manifest import Metrics
 from tests import bundles
 
@@ -155,6 +156,15 @@ def test_an_empty_store_and_none(tmp_path: Path) -> None:
     for command in commands:
         assert "There is no store" in refused(run(ModelStore(tmp_path / "none"), *command))
     assert not (tmp_path / "none").exists()
+
+
+def test_the_folder_of_a_model_is_no_store(store: ModelStore, tmp_path: Path) -> None:
+    inner = ModelStore(store.root / "prices")
+    for command in (["list"], ["verify"], ["copy", "prices", str(tmp_path)]):
+        assert refused(run(inner, *command)).endswith("is the folder of one model; name the store that it lies in.")
+    assert "is the folder of one model" in refused(run(store, "copy", "prices", str(inner.root)))
+    with pytest.raises(ConfigError, match="is the folder of one model"):
+        serve(store=inner.root, port=0)
 
 
 def test_the_store_comes_from_the_environment_or_is_models_here(
