@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 
-from model_store.errors import FiberwalkError
+from fiberwalk.models import tell_changes
+from fiberwalk.tables import print_tables
+from model_store import ConfigError, FiberwalkError, ModelStore, StoreError
+from model_store.writing import why_not_writable
 
 if TYPE_CHECKING:
     from builder.pipeline import BuildResult
@@ -58,6 +65,8 @@ def build(
     On several GPUs or machines: torchrun --nproc-per-node 4 -m fiberwalk build ...
     """
     console = Console(stderr=True)
+    # Lines of a log are whole.
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=not console.is_terminal)
     with _builder(console):
         from builder.config import make_config
         from builder.distributed import first, joined, leave
@@ -69,6 +78,7 @@ def build(
         "data": {"file": data, "target": target, "task": task, "drop": drop or None, "log_target": log_target or None},
         "network": {"factory": network, "weights": weights, "posterior": posterior},
     }
+    running, before = False, None
     try:
         with joined():
             values: dict[str, Any] = read_recipe(recipe) if recipe else {}
@@ -81,21 +91,35 @@ def build(
             lacks_task = isinstance(table, dict) and not table.get("task")
             for option, lacks in (("--name", not values.get("name")), ("--task", lacks_task)):
                 if lacks:
-                    console.print(f"Say {option}, or name a recipe that does.", markup=False)
+                    say(f"Say {option}, or name a recipe that does.")
                     raise typer.Exit(2)
             config = make_config(values)
+            if first():
+                # Now, and not after hours.
+                _refuse_work(config.work or Path(".fiberwalk") / config.name)
+                models = ModelStore(config.store)
+                models.refuse_unwritable(config.name)
+                before = _meant(models, config.name)
+            running = True
             result = run_build(config, bars=StageBars(console, quiet or not first()))
             for warning in result.bundle.manifest.build.warnings if quiet else ():
-                console.print(warning, markup=False, highlight=False)
-            _show(result, config.store)
+                say(warning)
+            _show(result, config.store, before)
             return
         leave()
     except FiberwalkError as e:
         console.print(f"[red]{type(e).__name__}[/red]: ", end="")
-        console.print(e.message, markup=False, highlight=False)
+        say(e.message)
         for label, detail in (("field", e.field), ("expected", e.expected), ("got", e.got)):
             if detail:
-                console.print(f"  {label}: {detail}", markup=False, highlight=False)
+                say(f"  {label}: {detail}")
+        if running and isinstance(e, StoreError):
+            say("Finished stages are kept: the same command goes on from there, also with another --store.")
+        raise typer.Exit(1) from e
+    except (OSError, SafetensorError) as e:
+        if not _is_full(e):
+            raise
+        say(f"The disk is full ({e}). Finished stages are kept: make room, and the same command goes on from there.")
         raise typer.Exit(1) from e
     except KeyboardInterrupt as e:
         console.print("Stopped. Finished stages are kept: the same command goes on from there.")
@@ -119,11 +143,48 @@ def _builder(console: Console) -> Iterator[None]:
         raise typer.Exit(1) from e
 
 
-def _show(result: BuildResult, store: Path) -> None:
-    bundle = result.bundle
+def _show(result: BuildResult, store: Path, before: int | None) -> None:
+    """Tells what was built, and what becomes of requests that a version before answered."""
+    bundle, models = result.bundle, ModelStore(store)
     table = Table("predictor", "split", "rows", "figures", title=f"{bundle.name}@{bundle.version}")
     for m in result.metrics:
         figures = "  ".join(f"{k} {v:.4g}" for k, v in m.values.items())
         table.add_row(m.predictor, m.split, str(m.rows), figures)
-    Console().print(table)
-    Console().print(f"Published in {bundle.path}. Serve it: fiberwalk serve --store {store}", highlight=False)
+    print_tables(table)
+    at = f"--store {shlex.quote(str(store))}"
+    typer.echo(f"Published in {bundle.path}. Serve it: fiberwalk serve {at}")
+    if before is None:
+        return
+    served = _meant(models, bundle.name)
+    if served != bundle.version:
+        # Whoever set a champion chose that; whoever forgot it wonders.
+        typer.echo(
+            f"The bare name means {bundle.name}@{served}. To roll out: "
+            f"fiberwalk models alias {bundle.name}@{bundle.version} champion {at}"
+        )
+    tell_changes(models, f"{bundle.name}@{before}", f"{bundle.name}@{bundle.version}")
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a file found no room; what writes tensors tells it in words alone."""
+    full = {errno.ENOSPC, errno.EDQUOT}
+    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
+
+
+def _refuse_work(folder: Path) -> None:
+    """Raises ConfigError where finished stages could not be kept in a folder."""
+    try:
+        why = why_not_writable(folder)
+    except OSError as e:
+        why = e.strerror
+    if why is not None:
+        raise ConfigError(
+            f"Finished stages cannot be kept in {str(folder)!r} ({why}); name another folder with --work.", field="work"
+        )
+
+
+def _meant(models: ModelStore, name: str) -> int | None:
+    """The version that a bare name means, if any."""
+    with suppress(StoreError):
+        return models.resolve(name)[1]
+    return None

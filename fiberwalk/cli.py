@@ -15,7 +15,7 @@ app = typer.Typer(
 build.register(app)
 serve.register(app)
 demo.register(app)
-app.add_typer(models.app, name="models", help="List, show, verify, alias and delete models of a store.")
+app.add_typer(models.app, name="models", help="List, show, verify, alias, copy and delete models of a store.")
 
 
 def _print_version(wanted: bool) -> None:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic_core import to_json
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fiberwalk.tables import print_tables
 from model_store import Bundle, FiberwalkError, IntegrityError, ModelStore, StoreError
+from model_store.changes import changes
 from model_store.manifest import CategoricalColumn, NumericColumn, RegressionTarget, TensorInput
 from model_store.printable import harmless, harmless_lines
+from model_store.shelf import Shelf, is_one_models
 
-app = typer.Typer(no_args_is_help=True, help="List, show, verify, alias and delete the models of a store.")
+app = typer.Typer(no_args_is_help=True, help="List, show, verify, alias, copy and delete the models of a store.")
 
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="FIBERWALK_STORE", help="Folder of the models.", show_default="models")
@@ -48,9 +50,9 @@ def list_models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False)
                 "ok" if row["error"] is None else f"[red]{_shown(row['error'])}[/red]",
             )
         if rows:
-            Console().print(table)
+            print_tables(table)
         else:
-            typer.echo(f"The store {str(store)!r} holds no model yet.")
+            _tell_empty(store)
 
 
 @app.command()
@@ -66,9 +68,7 @@ def show(reference: Reference, store: StoreOption = DEFAULT_STORE, as_json: Json
                 {"path": str(bundle.path), "digest": bundle.digest, "aliases": aliases, "manifest": manifest},
             )
             return
-        console = Console()
-        for table in (_summary(bundle, aliases), _inputs(bundle), _metrics(bundle), _files(bundle)):
-            console.print(table)
+        print_tables(_summary(bundle, aliases), _inputs(bundle), _metrics(bundle), _files(bundle))
 
 
 @app.command()
@@ -99,6 +99,8 @@ def verify(
         else:
             size = sum(f.size for f in bundle.manifest.files.values())
             typer.echo(f"{bundle.name}@{bundle.version}: ok, {len(bundle.manifest.files)} files, {size:,} bytes")
+    if not every:
+        _tell_empty(store)
     if damaged:
         typer.echo(f"{damaged} of {len(every)} did not verify.", err=True)
         raise typer.Exit(1)
@@ -125,26 +127,70 @@ def alias(
         model, version = models.resolve(reference)
         if not force:
             _refuse_damaged(models, f"{model}@{version}")
-        models.set_alias(model, name, version)
-        typer.echo(f"{model}@{name} means {model}@{version}.")
+        before = models.set_alias(model, name, version)
+        # To roll back one has to know.
+        told = "" if before in {None, version} else f"; before it meant {model}@{before}"
+        typer.echo(f"{model}@{name} means {model}@{version}{told}.")
+        if before is not None:
+            tell_changes(models, f"{model}@{before}", f"{model}@{version}")
+
+
+@app.command()
+def copy(
+    reference: Reference,
+    destination: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store to copy it into.")],
+    renumber: Annotated[
+        bool, typer.Option("--renumber", help="Where its number is taken there, give it the next one.")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Copy a version into another store, such as from staging to production.
+
+    The copy is verified and appears as a whole, so that a server of that store can run. It keeps its number and is the
+    same to the byte; where it is there already nothing is done. Aliases are not copied.
+    """
+    with _reported():
+        bundle = _existing(store).open(reference)
+        if not destination.is_dir():
+            raise StoreError(f"There is no folder {str(destination)!r} to copy into; make it first.")
+        other = _store_at(destination)
+        there = other.adopt(bundle, renumber=renumber)
+        told = f"{bundle.name}@{bundle.version} is in {str(destination)!r} as {there.name}@{there.version}"
+        means = "" if other.resolve(there.name)[1] != there.version else f"; there {there.name} means it"
+        typer.echo(f"{told}{means}.")
 
 
 @app.command()
 def delete(
-    reference: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The version to delete.")],
+    references: Annotated[list[str], typer.Argument(metavar="NAME@VERSION...", help="The versions to delete.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Delete one version. Its number is never given again."""
+    """Delete versions. Their numbers are never given again."""
     with _reported():
         models = _existing(store)
-        if "@" in reference:
-            reference = "{}@{}".format(*models.resolve(reference))
-            if not yes and not typer.confirm(f"Delete {reference} for good?"):
-                typer.echo("Nothing was deleted.")
-                raise typer.Exit(1)
-        name, version = models.delete(reference)
-        typer.echo(f"{name}@{version} is deleted.")
+        wanted = list(dict.fromkeys("{}@{}".format(*models.resolve(r)) if "@" in r else r for r in references))
+        if not yes and all("@" in r for r in wanted) and not _confirmed(f"Delete {', '.join(wanted)} for good?"):
+            typer.echo("Nothing was deleted.")
+            raise typer.Exit(1)
+        for reference in wanted:
+            name, version = models.delete(reference)
+            typer.echo(f"{name}@{version} is deleted.")
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        typer.echo("\nNobody answered; --yes deletes without asking.", err=True)
+        return False
+
+
+def tell_changes(models: ModelStore, before: str, after: str) -> None:
+    """Warns whoever lets a version answer in place of another, where requests for that may not fit."""
+    with suppress(StoreError):  # what cannot be read answers nobody
+        for change in changes(models.open(before).manifest, models.open(after).manifest):
+            typer.echo(harmless(f"Warning: {after} differs from {before}. {change}"), err=True)
 
 
 # ---- reading the store
@@ -153,7 +199,17 @@ def delete(
 def _existing(folder: Path) -> ModelStore:
     if not folder.is_dir():
         raise StoreError(f"There is no store {str(folder)!r}; name one with --store, or build a model first.")
+    return _store_at(folder)
+
+
+def _store_at(folder: Path) -> ModelStore:
+    if is_one_models(folder):
+        raise StoreError(f"{str(folder)!r} is the folder of one model; name the store that it lies in.")
     return ModelStore(folder)
+
+
+def _tell_empty(folder: Path) -> None:
+    typer.echo(f"The store {str(folder)!r} holds no model yet.")
 
 
 def _refuse_damaged(models: ModelStore, reference: str) -> None:
@@ -182,9 +238,11 @@ def _raised(error: StoreError) -> Bundle:
 
 
 def _rows(models: ModelStore) -> Iterator[dict[str, Any]]:
+    shelf = Shelf("", {}, {})
     for reference, opened in _every(models):
         name, _, version = reference.partition("@")
-        shelf = models.shelf(name)
+        if shelf.name != name:  # all versions of a name come after each other
+            shelf = models.shelf(name)
         error: FiberwalkError | None = shelf.damage
         manifest = None
         try:

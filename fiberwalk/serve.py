@@ -7,11 +7,15 @@ import signal
 import socket
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from model_store.errors import ConfigError, FiberwalkError
+from model_store.shelf import is_one_models
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
 
 _OPTIONS: Final[dict[str, Any]] = {
     "log_level": "warning",
@@ -58,9 +62,9 @@ def serve(
     import uvicorn
 
     from service.app import create_app
-    from service.log import log_config
+    from service.log import log_config, make_logger
     from service.metrics import WORKERS_FOLDER
-    from service.settings import load_settings
+    from service.settings import load_settings, misspelt
 
     given = {
         "store": store,
@@ -71,10 +75,19 @@ def serve(
         "log_level": log_level,
     }
     settings = load_settings(**given)
+    # Where a machine reads the log, every line is JSON.
+    log = make_logger(settings) if settings.log_format == "json" else None
+    for variable, meant in misspelt().items():
+        told = f"{variable} is no setting and is left aside; {meant} is one."
+        _tell(log, "warning", told, event="setting_unknown", variable=variable, meant=meant)
     if not settings.store.is_dir():
         raise ConfigError(
             f"There is no model store at {settings.store}; build a model first, or say where with --store.",
             field="store",
+        )
+    if is_one_models(settings.store):
+        raise ConfigError(
+            f"{settings.store} is the folder of one model; name the store that it lies in.", field="store"
         )
     if settings.device == "cuda":
         # Told here, once, and not by every worker. ONNX Runtime is imported by those who need it anyway.
@@ -89,9 +102,9 @@ def serve(
     listener = _listen(settings.host, settings.port)
     with listener:
         host, port = listener.getsockname()[:2]
-        typer.echo(
-            f"fiberwalk serves {settings.store} at http://{f'[{host}]' if ':' in host else host}:{port}", err=True
-        )
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        told = f"fiberwalk serves {settings.store} at {url}"
+        _tell(log, "info", told, event="serving", store=str(settings.store), url=url)
         if settings.workers == 1:
             # As a terminal that goes away says it; nohup has it ignored.
             if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -99,11 +112,11 @@ def serve(
             uvicorn.Server(uvicorn.Config(create_app(settings), **options)).run(sockets=[listener])
             return
         if settings.redis_url is None:
-            typer.echo(
+            told = (
                 "Without a Redis a worker knows its own predictions alone: /feedback by request id finds none of the "
-                "others', and a model's health is that of one worker. Name one with --redis-url.",
-                err=True,
+                "others', and a model's health is that of one worker. Name one with --redis-url."
             )
+            _tell(log, "warning", told, event="workers_without_redis", reason=told)
         with tempfile.TemporaryDirectory(prefix="fiberwalk-workers-") as folder:
             from fiberwalk.workers import serve_side_by_side
 
@@ -112,6 +125,14 @@ def serve(
             os.environ.update(named)
             os.environ[WORKERS_FOLDER] = folder
             serve_side_by_side(settings, listener, options)
+
+
+def _tell(log: FilteringBoundLogger | None, level: str, told: str, event: str, **fields: str) -> None:
+    """Tells a person, or a log."""
+    if log is None:
+        typer.echo(told, err=True)
+    else:
+        getattr(log, level)(event, **fields)
 
 
 def _listen(host: str, port: int) -> socket.socket:

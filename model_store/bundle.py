@@ -121,6 +121,17 @@ class Bundle:
             refuse_external_data(data, file)
         return data
 
+    def read_manifest(self) -> bytes:
+        """The bytes of the manifest.
+
+        Raises:
+            IntegrityError: they are not those any more that were read first.
+        """
+        raw = self._read_manifest()
+        if hashlib.sha256(raw).hexdigest() != self.digest:
+            raise IntegrityError(f"{self.path / MANIFEST_FILE} changed while it was read; ask for it again.")
+        return raw
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays of `arrays.safetensors`, checked against the manifest's shapes.
 

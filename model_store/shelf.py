@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from model_store.errors import InvalidNameError, StoreError, UnknownModelError
@@ -83,6 +84,14 @@ class Shelf:
             expected=f"{name}@ one of: {', '.join(self._latest())}",
             got=reference[:80],
         )
+
+
+def is_one_models(folder: Path) -> bool:
+    """Whether a folder is that of one model, in a store, and no store: easily named by mistake."""
+    try:
+        return any(VERSION.fullmatch(p.name) and (p / "manifest.json").is_file() for p in folder.iterdir())
+    except OSError:
+        return False
 
 
 def checked_name(name: str) -> str:

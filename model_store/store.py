@@ -6,15 +6,11 @@ the making live in `.staging/` on the same file system, and enter by one rename:
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model_store.bundle import MANIFEST_FILE, Bundle, file_entry, is_file_name
@@ -22,11 +18,11 @@ from model_store.errors import IntegrityError, InvalidNameError, StoreError, Unk
 from model_store.files import read_regular
 from model_store.manifest import Manifest
 from model_store.shelf import NAME, VERSION, Shelf, Stamp, checked_name
+from model_store.writing import enter, locked, refuse_unwritable, remove, replace, workplace, write, writing
 
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _ALIASES_FILE = "aliases.json"
 _MAX_ALIASES_BYTES = 2**20
-_STAGING = ".staging"
 
 
 class ModelStore:
@@ -132,7 +128,13 @@ class ModelStore:
             UnknownModelError: there is no such model, version or alias; the message lists what there is.
             StoreError: what it means cannot be read.
         """
-        shelf = self.shelf(reference.partition("@")[0])
+        name, _, wanted = reference.partition("@")
+        if VERSION.fullmatch(wanted):
+            # A version that is there needs no look at the others, of which there may be many.
+            with suppress(StoreError):
+                self.stamp(name, int(wanted))
+                return name, int(wanted)
+        shelf = self.shelf(name)
         if not shelf.stamps and shelf.damage is None:
             known = ", ".join(self.names()) or "none yet"
             raise UnknownModelError(
@@ -198,27 +200,63 @@ class ModelStore:
                     field="files",
                     got=name[:80],
                 )
-        with self._writing():
+        with writing(self.root):
             folder.mkdir(parents=True, exist_ok=True)
-            with self._workplace() as work:
+            with workplace(self.root) as work:
                 for name, data in files.items():
-                    _write(work / name, data)
-                with self._locked(folder):
-                    version = self._next_version(folder)
+                    write(work / name, data)
+                with locked(folder):
+                    version = max(self._taken(folder), default=0) + 1
                     final = manifest.model_copy(
                         update={"version": version, "files": {n: file_entry(d) for n, d in sorted(files.items())}}
                     )
-                    _write(work / MANIFEST_FILE, final.model_dump_json(indent=1).encode())
-                    Bundle(work).verify()
-                    work.chmod(0o755)
-                    _sync_folder(work)
-                    target = folder / str(version)
-                    work.rename(target)
-                    _sync_folder(folder)
-        return Bundle(target)
+                    return self._entered(work, folder / str(version), final.model_dump_json(indent=1).encode())
 
-    def set_alias(self, name: str, alias: str, version: int) -> None:
-        """Makes `NAME@ALIAS` mean `version` from now on.
+    def adopt(self, bundle: Bundle, *, renumber: bool = False) -> Bundle:
+        """Takes up a bundle of another store, under its own number and the same to the byte.
+
+        Args:
+            bundle: is verified first. Where the same is here already, nothing is done.
+            renumber: whether it may get the next number where its own is, or was, another's here.
+
+        Returns:
+            The bundle here.
+
+        Raises:
+            IntegrityError: it does not verify, or what is here in its place does not.
+            StoreError: its number was given to another bundle here, or the store cannot be written.
+        """
+        folder = self.root / checked_name(bundle.name)
+        bundle.verify()
+        with writing(self.root):
+            folder.mkdir(parents=True, exist_ok=True)
+            with workplace(self.root) as work:
+                if self._same_as(bundle) is None:
+                    # Before the lock, as they may come from far away, and an alias must not wait for that.
+                    for name in bundle.manifest.files:
+                        write(work / name, bundle.read(name))
+                with locked(folder):
+                    same = self._same_as(bundle)
+                    if same is not None:
+                        same.verify()
+                        return same
+                    version = self._number_of(bundle, folder, renumber)
+                    raw = bundle.read_manifest()
+                    raw = raw if version == bundle.version else _numbered(raw, version)
+                    return self._entered(work, folder / str(version), raw)
+
+    def refuse_unwritable(self, name: str) -> None:
+        """Tells in time what a later `publish` of this name would surely fail for; touches nothing.
+
+        Raises:
+            InvalidNameError: the name cannot be a model's.
+            StoreError: the store cannot be written.
+        """
+        with writing(self.root):
+            refuse_unwritable(self.root, self.root / checked_name(name))
+
+    def set_alias(self, name: str, alias: str, version: int) -> int | None:
+        """Makes `NAME@ALIAS` mean `version` from now on, and returns which version it meant before.
 
         Raises:
             InvalidNameError: an alias starts with a letter, so that it cannot be taken for a version.
@@ -233,16 +271,18 @@ class ModelStore:
             )
         self.resolve(f"{name}@{version}")
         folder = self.root / name
-        with self._writing(), self._locked(folder):
+        with writing(self.root), locked(folder):
             self.resolve(f"{name}@{version}")  # again, as it may have been deleted while the lock was awaited
-            self._write_aliases(folder, self.aliases(name) | {alias: version})
+            before = self.aliases(name)
+            self._write_aliases(folder, before | {alias: version})
+        return before.get(alias)
 
     def remove_alias(self, name: str, alias: str) -> None:
         """Removes an alias. Raises UnknownModelError where it is not set."""
         folder = self.root / checked_name(name)
         if alias not in self.aliases(name):
             raise UnknownModelError(f"Model {name!r} has no alias {alias!r}.", field="alias", got=alias[:80])
-        with self._writing(), self._locked(folder):
+        with writing(self.root), locked(folder):
             self._write_aliases(folder, {k: v for k, v in self.aliases(name).items() if k != alias})
 
     def delete(self, reference: str) -> tuple[str, int]:
@@ -261,7 +301,7 @@ class ModelStore:
             )
         name, version = self.resolve(reference)
         folder = self.root / name
-        with self._writing(), self._locked(folder):
+        with writing(self.root), locked(folder):
             self.resolve(f"{name}@{version}")  # again, as another may have deleted it while the lock was awaited
             held = sorted(a for a, v in self.aliases(name).items() if v == version)
             if held:
@@ -269,10 +309,8 @@ class ModelStore:
                     f"{name}@{version} is what {', '.join(held)} means; move the alias to another version first.",
                     field="model",
                 )
-            # Renamed first, so that no reader ever sees half a bundle.
-            with self._workplace() as work:
-                (folder / f".retired-{version}").touch()
-                (folder / str(version)).rename(work / "bundle")
+            (folder / f".retired-{version}").touch()
+            remove(self.root, folder / str(version))
         return name, version
 
     # ---- inside
@@ -298,53 +336,52 @@ class ModelStore:
                 found[version] = None
         return found
 
-    @staticmethod
-    def _next_version(folder: Path) -> int:
-        # Damaged and deleted versions count too: a number means one bundle for ever.
-        taken = (p.name.removeprefix(".retired-") for p in folder.iterdir())
-        return max((int(n) for n in taken if VERSION.fullmatch(n)), default=0) + 1
-
-    @contextmanager
-    def _workplace(self) -> Iterator[Path]:
-        """A private folder on the store's own file system; what is left in it at the end is removed."""
-        staging = self.root / _STAGING
-        staging.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=staging))
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as e:
+    def _number_of(self, bundle: Bundle, folder: Path, renumber: bool) -> int:
+        """The number that a bundle of another store gets here."""
+        taken = self._taken(folder)
+        if bundle.version not in taken:
+            return bundle.version
+        if not renumber:
             raise StoreError(
-                f"The store {str(self.root)!r} cannot be written ({e.strerror}); "
-                "choose a folder that you may write to, with free space.",
-                field="store",
-            ) from e
+                f"{bundle.name}@{bundle.version} is or was something else in the store {str(self.root)!r}; "
+                f"copy it with --renumber, as {bundle.name}@{max(taken) + 1}.",
+                field="version",
+            )
+        return max(taken) + 1
+
+    @staticmethod
+    def _taken(folder: Path) -> set[int]:
+        # Damaged and deleted versions count too: a number means one bundle for ever.
+        names = (p.name.removeprefix(".retired-") for p in folder.iterdir())
+        return {int(n) for n in names if VERSION.fullmatch(n)}
+
+    def _same_as(self, bundle: Bundle) -> Bundle | None:
+        """The version here that differs from a bundle in nothing but its number, if there is one."""
+        wanted = _numbered(bundle.read_manifest(), 1)
+        for version in self.versions(bundle.name):
+            try:
+                mine = Bundle(self.root / bundle.name / str(version))
+            except StoreError:
+                continue
+            if _numbered(mine.read_manifest(), 1) == wanted:
+                return mine
+        return None
+
+    @staticmethod
+    def _entered(work: Path, target: Path, manifest: bytes) -> Bundle:
+        write(work / MANIFEST_FILE, manifest)
+        Bundle(work).verify()
+        enter(work, target)
+        return Bundle(target)
 
     @staticmethod
     def _write_aliases(folder: Path, aliases: Mapping[str, int]) -> None:
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".aliases-", delete=False) as f:
-            json.dump(dict(sorted(aliases.items())), f)
-            f.flush()
-            os.fsync(f.fileno())
-        Path(f.name).chmod(0o644)
-        Path(f.name).replace(folder / _ALIASES_FILE)
+        replace(folder / _ALIASES_FILE, json.dumps(dict(sorted(aliases.items()))))
 
-    @contextmanager
-    def _locked(self, folder: Path) -> Iterator[None]:
-        # Without following a link, whose end may be anything, or waiting for the other end of a pipe.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = os.open(folder / ".lock", flags, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
+
+def _numbered(manifest: bytes, version: int) -> bytes:
+    """A manifest with another version, and else as it was written, maybe by another fiberwalk."""
+    return json.dumps(json.loads(manifest) | {"version": version}, indent=1).encode()
 
 
 @contextmanager
@@ -353,18 +390,3 @@ def _reading(what: str) -> Iterator[None]:
         yield
     except OSError as e:
         raise StoreError(f"{what} cannot be read ({e.strerror}); see to its owner and rights.") from e
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

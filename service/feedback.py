@@ -138,7 +138,8 @@ class Feedback:
 
     def _gauges(self) -> list[tuple[str, dict[str, Any]]]:
         """The health of what the models' bare names mean."""
-        return [(model.bundle.name, self._health(model.bundle)) for model in self._models.current()]
+        current = [model.bundle for model in self._models.current()]
+        return [(bundle.name, {"version": bundle.version, **self._health(bundle)}) for bundle in current]
 
     def _monitor(self, bundle: Bundle) -> Monitor:
         with self._lock:

@@ -155,6 +155,9 @@ class _Health(Collector):
         return []
 
     def collect(self) -> Iterable[Metric]:
+        version = GaugeMetricFamily(
+            "fiberwalk_model_version", "Version that answers for the bare name.", labels=["model"]
+        )
         coverage = GaugeMetricFamily(
             "fiberwalk_coverage",
             "Share of targets within the intervals or sets of a level, over the latest rows.",
@@ -182,6 +185,7 @@ class _Health(Collector):
             labels=["model"],
         )
         for name, health in self._healths():
+            version.add_metric([name], health["version"])
             broken.add_metric([name], float(health["state"] == "broken"))
             shared.add_metric([name], float(health["scope"] == "shared"))
             if health["ood"]["flagged"] is not None:
@@ -192,4 +196,4 @@ class _Health(Collector):
                     ece.add_metric([name], window["ece"])
                 for level, share in window["coverage"].items():
                     coverage.add_metric([name, level], share)
-        return [coverage, nll, ece, unfamiliar, broken, shared]
+        return [version, coverage, nll, ece, unfamiliar, broken, shared]

@@ -10,7 +10,7 @@ import structlog
 
 from model_store.bundle import Bundle
 from model_store.errors import InputError, OverloadedError, StoreError, UnknownModelError
-from model_store.shelf import Shelf
+from model_store.shelf import CHAMPION, Shelf
 from model_store.store import ModelStore
 from service.held import Versions, reference_of
 from service.look import Choice, Look, Version, folders_of, look_through
@@ -51,6 +51,7 @@ class Models:
         self._versions = Versions(self.store, settings, weights, metrics, log, self._wanted)
         self._look, self._looked = Look(), time.monotonic()
         self._news = threading.Event()
+        self._answering: dict[str, Version] = {}  # what was last loaded for each bare name and alias
         self._state: State = "loading"
 
     # ---- following the store
@@ -107,12 +108,14 @@ class Models:
             self._state = "failed"
             return
         self._versions.settle(look, self._wanted())
-        for choices in look.meanings.values():
+        for reference, choices in look.meanings.items():
             for choice in choices:
                 if stop is not None and stop.is_set():
                     return
                 if self._tried(choice) is not None:
+                    self._answers(reference, choice[0])
                     break
+        self._answering = {r: version for r, version in self._answering.items() if r in look.meanings}
         # A damaged bundle must not take the healthy ones out of service, unless none is healthy.
         state: State = "failed" if self.problems() and not self.loaded() else "ready"
         if state != self._state:
@@ -154,7 +157,8 @@ class Models:
     def get(self, reference: str | None) -> ServedModel:
         """The loaded model that `NAME`, `NAME@VERSION` or `NAME@ALIAS` means; None means the only one there is.
 
-        A bare name without a champion means the newest version that can be served.
+        A bare name without a champion means the newest version that can be served. While what an alias has moved to is
+        being loaded, what it meant before answers.
 
         Raises:
             UnknownModelError, InvalidNameError: there is none such.
@@ -167,7 +171,12 @@ class Models:
             wanted = self._only() if reference is None else reference
             trouble = self.trouble
             if trouble is None:
-                return self._first(self._look.choices(wanted) or [self._find(wanted)])
+                choices = self._look.choices(wanted) or [self._find(wanted)]
+                if self._answering.get(wanted) != choices[0][0]:
+                    before = self._stand_in(wanted, choices)
+                    if before is not None:
+                        return self._versions.get_within(*choices[0], _MOMENT_SECONDS) or before
+                return self._first(choices)
         except UnknownModelError:
             self._refuse_where_all_is_gone()
             raise
@@ -206,8 +215,9 @@ class Models:
 
     def peek(self, reference: str) -> ServedModel | None:
         """The model that a reference means, if it is loaded; loads nothing and asks no disk."""
-        found = (self._versions.peek(version) for version, _ in self._look.choices(reference))
-        return next((model for model in found if model is not None), None)
+        choices = self._look.choices(reference)
+        found = (self._versions.peek(version) for version, _ in choices)
+        return next((model for model in found if model is not None), None) or self._stand_in(reference, choices)
 
     def why_not(self, name: str) -> str:
         """Why no model of a name is served."""
@@ -266,6 +276,25 @@ class Models:
             if model is not None:
                 return model
         return self._waited_for(choices[0])
+
+    def _stand_in(self, reference: str, choices: list[Choice]) -> ServedModel | None:
+        """What a moved alias meant before, unless what it means now is known not to load.
+
+        Where there are several choices these stand in for each other.
+        """
+        before = self._answering.get(reference)
+        if before is None or len(choices) != 1 or before == choices[0][0] or self._versions.has_failed(*choices[0]):
+            return None
+        return self._versions.peek(before)
+
+    def _answers(self, reference: str, version: Version) -> None:
+        """Tells the log what answers for a bare name or an alias from now on."""
+        before = self._answering.get(reference)
+        if version == before:
+            return
+        self._answering[reference] = version
+        if reference.partition("@")[2] != CHAMPION:  # which the bare name tells
+            self._log.info("name_means", model=reference, version=version[1], before=before and before[1])
 
     def _waited_for(self, choice: Choice) -> ServedModel:
         model = self._versions.get_within(*choice, _WAIT_SECONDS)

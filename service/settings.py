@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -174,6 +175,21 @@ def load_settings(**given: Any) -> Settings:
     if settings.redis_url is not None:
         _check_redis_url(settings.redis_url.get_secret_value())
     return settings
+
+
+def misspelt() -> dict[str, str]:
+    """Variables of the environment that are named much like one of a setting, and that setting's.
+
+    Others that begin so are left alone: Kubernetes and compose files have some of their own.
+    """
+    found = {}
+    for variable in os.environ:
+        name = variable.lower().removeprefix("fiberwalk_")
+        if variable.lower() == name or name in Settings.model_fields:
+            continue
+        for meant in get_close_matches(name, Settings.model_fields, n=1, cutoff=0.85):
+            found[variable] = f"FIBERWALK_{meant.upper()}"
+    return found
 
 
 def _check_redis_url(url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -139,8 +140,9 @@ def serving(store: Path, *, ready: bool = True, before: str = "", **settings: ob
 def _wait_for_start(server: Server, ready: bool) -> None:
     def listens() -> bool:
         assert server.process.is_alive(), f"the server ended:\n{server.log}"
-        server.url = next((w for w in server.log.split() if w.startswith("http://")), "")
-        return bool(server.url)
+        found = re.search(r'http://[^\s"]+', server.log)
+        server.url = found[0] if found else ""
+        return bool(found)
 
     def is_ready() -> bool:
         assert server.process.is_alive(), f"the server ended:\n{server.log}"

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import Result
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 import builder.learning as learning
+import builder.pipeline as pipeline
+import builder.work as work
+from builder.diagnostics import Finding
 from builder.recipe import template
 from fiberwalk.cli import app
 from model_store import ModelStore
+from tests import bundles
 
 RECIPE = """
 name = "waves"
@@ -69,7 +75,7 @@ def test_options_alone(folder: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "waves@1" in result.stdout
     assert "coverage_90" in result.stdout
-    assert "fiberwalk serve --store here" in result.stdout
+    assert "fiberwalk serve --store here" in result.stdout and "bare name" not in result.stdout
     assert result.stderr == ""
     bundle = ModelStore(folder / "here").open("waves")
     bundle.verify()
@@ -83,6 +89,64 @@ def test_what_is_to_be_known_of_a_build_is_told_without_bars_too(folder: Path) -
     result = run("recipe.toml", "--quiet", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
     assert "1 of 60 rows were left out" in result.stderr and "No row will be flagged" in result.stderr
+
+
+def test_a_store_that_cannot_be_written_is_told_before_the_build(folder: Path) -> None:
+    (folder / "file").touch()
+    result = run("recipe.toml", "--store", "file/store")
+    assert result.exit_code == 1
+    assert "StoreError: The store 'file/store' cannot be written" in result.stderr
+    assert "Trial" not in result.stderr and "Finished stages" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space (os error 28)")]
+)
+def test_a_full_disk_is_told_in_a_line(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(work, "save_file", full)
+    result = run("recipe.toml", "--quiet", "--set", "map.steps=1")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("The disk is full (") and result.stderr.count("\n") == 1
+    monkeypatch.setattr(work, "save_file", lambda *_, **__: Path("none").read_bytes())
+    assert isinstance(run("recipe.toml", "--quiet", "--set", "map.steps=1").exception, FileNotFoundError)
+
+
+def test_a_folder_that_cannot_keep_stages_is_told_before_the_build(folder: Path) -> None:
+    (folder / ".fiberwalk").touch()
+    result = run("recipe.toml")
+    assert result.exit_code == 1
+    assert "ConfigError: Finished stages cannot be kept in '.fiberwalk/waves'" in result.stderr
+    assert "name another folder with --work" in result.stderr and "Trial" not in result.stderr
+    assert "ConfigError" in run("recipe.toml", "--work", ".fiberwalk/waves").stderr
+
+
+def test_a_build_whose_store_fails_at_its_end_goes_on_with_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> list[Finding]:
+        (folder / "disk").rmdir()
+        (folder / "disk").touch()
+        return []
+
+    (folder / "disk").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "uneven", lost)
+        result = run("recipe.toml", "--quiet", "--store", "disk/models")
+    assert result.exit_code == 1
+    assert "cannot be written" in result.stderr and "also with another --store" in result.stderr
+    # The stages before the last are not run again. Who does not serve what was built is told how to.
+    monkeypatch.setattr(learning, "train_autoencoder", None)
+    store = ModelStore(folder / "my models")
+    bundles.numeric_regression("waves", columns=["x", "z"]).publish(store)
+    store.set_alias("waves", "champion", 1)
+    result = run("recipe.toml", "--quiet", "--store", "my models")
+    assert result.exit_code == 0, result.stderr
+    told = "The bare name means waves@1. To roll out: fiberwalk models alias waves@2 champion --store 'my models'\n"
+    assert result.stdout.endswith(told)
+    assert "Warning: waves@2 differs from waves@1. It has no longer the columns: 'z'.\n" in result.stderr
 
 
 def test_a_recipe_and_options_over_it(folder: Path) -> None:

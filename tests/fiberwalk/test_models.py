@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from fiberwalk.models import app
-from model_store import Bundle, ModelStore
+from fiberwalk.serve import serve
+from model_store import Bundle, ConfigError, ModelStore
 from model_store.manifest import Metrics
 from tests import bundles
 
@@ -69,6 +71,22 @@ def test_list_as_json(store: ModelStore) -> None:
     assert {r["error"] for r in rows} == {None}
 
 
+def test_a_list_looks_at_each_version_a_few_times_however_many_there_are(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in range(3, 33):
+        shutil.copytree(store.root / "prices" / "1", store.root / "prices" / str(version))
+    asked, stamp = [], ModelStore.stamp
+
+    def counted(models: ModelStore, name: str, version: int) -> object:
+        asked.append(version)
+        return stamp(models, name, version)
+
+    monkeypatch.setattr(ModelStore, "stamp", counted)
+    assert len(json.loads(run(store, "list", "--json").stdout)) == 33
+    assert len(asked) <= 33 * 5
+
+
 def test_list_shows_a_damaged_version_among_the_others(store: ModelStore) -> None:
     damage(store, "prices/1/manifest.json")
     result = run(store, "list", "--json")
@@ -125,10 +143,28 @@ def test_list_and_verify_name_what_has_no_manifest_or_cannot_be_read(
 def test_an_empty_store_and_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no model yet" in run(ModelStore(tmp_path / "empty"), "list").stdout
+    assert "holds no model yet" in run(ModelStore(tmp_path / "empty"), "verify").stdout
     assert json.loads(run(ModelStore(tmp_path / "empty"), "list", "--json").stdout) == []
-    for command in (["list"], ["show", "a"], ["verify"], ["alias", "a@1", "b"], ["delete", "a@1", "--yes"]):
+    commands = (
+        ["list"],
+        ["show", "a"],
+        ["verify"],
+        ["alias", "a@1", "b"],
+        ["copy", "a", "."],
+        ["delete", "a@1", "--yes"],
+    )
+    for command in commands:
         assert "There is no store" in refused(run(ModelStore(tmp_path / "none"), *command))
     assert not (tmp_path / "none").exists()
+
+
+def test_the_folder_of_a_model_is_no_store(store: ModelStore, tmp_path: Path) -> None:
+    inner = ModelStore(store.root / "prices")
+    for command in (["list"], ["verify"], ["copy", "prices", str(tmp_path)]):
+        assert refused(run(inner, *command)).endswith("is the folder of one model; name the store that it lies in.")
+    assert "is the folder of one model" in refused(run(store, "copy", "prices", str(inner.root)))
+    with pytest.raises(ConfigError, match="is the folder of one model"):
+        serve(store=inner.root, port=0)
 
 
 def test_the_store_comes_from_the_environment_or_is_models_here(
@@ -140,6 +176,14 @@ def test_the_store_comes_from_the_environment_or_is_models_here(
     monkeypatch.delenv("FIBERWALK_STORE", raising=False)
     store.root.rename(tmp_path / "models")
     assert len(json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)) == 3
+
+
+def test_in_a_pipe_no_line_is_wrapped(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    damage(store, "prices/1/manifest.json")
+    text = CliRunner().invoke(app, ["list", "--store", str(store.root)]).stdout
+    (line,) = (line for line in text.splitlines() if "prices@1" in line)
+    assert "champion" in line and "is not JSON; publish the bundle again." in line
 
 
 # ---- show
@@ -280,58 +324,3 @@ def test_a_strange_bundles_words_command_no_terminal(store: ModelStore) -> None:
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", output), command
     assert "Köln" in run(store, "show", "odd").stdout
     assert json.loads(run(store, "show", "odd", "--json").stdout)["manifest"]["target"]["unit"] == PWNED
-
-
-# ---- alias
-
-
-def test_alias_sets_moves_and_removes(store: ModelStore) -> None:
-    assert run(store, "alias", "prices@2", "champion").stdout == "prices@champion means prices@2.\n"
-    assert store.aliases("prices") == {"champion": 2}
-    assert run(store, "alias", "prices@champion", "stable").exit_code == 0
-    assert store.aliases("prices") == {"champion": 2, "stable": 2}
-    assert run(store, "alias", "prices", "champion", "--remove").exit_code == 0
-    assert store.aliases("prices") == {"stable": 2}
-
-
-def test_alias_refuses(store: ModelStore) -> None:
-    assert "Say which version" in refused(run(store, "alias", "prices", "champion"))
-    assert "has no version" in refused(run(store, "alias", "prices@3", "champion"))
-    assert "cannot be an alias" in refused(run(store, "alias", "prices@1", "2"))
-    assert "has no alias 'stable'" in refused(run(store, "alias", "prices", "stable", "--remove"))
-    assert store.aliases("prices") == {"champion": 1}
-
-
-@pytest.mark.parametrize("file", ["base.onnx", "manifest.json"])
-def test_no_alias_means_what_does_not_verify_unless_forced(store: ModelStore, file: str) -> None:
-    damage(store, f"prices/2/{file}")
-    line = refused(run(store, "alias", "prices@2", "champion"))
-    assert line.startswith("Error: No alias may mean what does not verify, unless with --force. ")
-    assert "publish the bundle again" in line
-    assert store.aliases("prices") == {"champion": 1}
-    assert run(store, "alias", "prices@2", "champion", "--force").stdout == "prices@champion means prices@2.\n"
-    assert store.aliases("prices") == {"champion": 2}
-
-
-# ---- delete
-
-
-def test_delete_asks(store: ModelStore) -> None:
-    result = run(store, "delete", "prices@2", answer="n\n")
-    assert result.exit_code == 1
-    assert "Delete prices@2 for good?" in result.stdout
-    assert store.versions("prices") == [1, 2]
-    assert run(store, "delete", "prices@2", answer="y\n").exit_code == 0
-    assert store.versions("prices") == [1]
-
-
-def test_delete_without_asking(store: ModelStore) -> None:
-    assert run(store, "delete", "prices@2", "--yes").stdout == "prices@2 is deleted.\n"
-    assert store.versions("prices") == [1]
-
-
-def test_delete_refuses(store: ModelStore) -> None:
-    assert "Say which version" in refused(run(store, "delete", "flowers", "--yes"))
-    assert "is what champion means; move the alias" in refused(run(store, "delete", "prices@1", "--yes"))
-    assert "has no version" in refused(run(store, "delete", "prices@9"))  # said without asking first
-    assert store.versions("prices") == [1, 2]

@@ -164,7 +164,7 @@ def test_publishers_in_several_threads_get_distinct_versions(store: ModelStore) 
 
 def publish_and_die(root: str, at: int) -> None:
     """Kills its own process at the `at`-th write of publishing (files, manifest), or before the last rename."""
-    writes, write = iter(range(100)), store_module._write
+    writes, write = iter(range(100)), store_module.write
 
     def dying(path: Path, data: bytes) -> None:
         if next(writes) == at:
@@ -172,7 +172,7 @@ def publish_and_die(root: str, at: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, data)
 
-    store_module._write = dying
+    store_module.write = dying
     if at == len(PARTS.files) + 1:
         Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,method-assign]
     PARTS.publish(Path(root))

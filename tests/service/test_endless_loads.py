@@ -80,25 +80,42 @@ def test_while_a_newer_version_loads_the_one_before_answers_and_others_too(tmp_p
         assert client.get("/readyz").json()["problems"] == []
 
 
-def test_who_asks_for_what_takes_long_to_load_is_told_so_and_others_are_answered(tmp_path: Path) -> None:
-    bundles.classification("flowers").publish(tmp_path)
+def test_while_a_moved_champion_loads_what_it_meant_before_answers(tmp_path: Path) -> None:
     bundles.classification("moved").publish(tmp_path)
     store = ModelStore(tmp_path)
     store.set_alias("moved", "champion", 1)
+    patience = "from service import held; held._PATIENCE_SECONDS = 6.0"
+    with serving(tmp_path, before=patience) as server, server.client() as client:
+        endless("moved").publish(tmp_path)
+        store.set_alias("moved", "champion", 2)
+        started = time.monotonic()
+        while time.monotonic() < started + 4:
+            for name in ("moved", "moved@champion"):
+                assert asked(client, name).json()["version"] == 1
+            assert client.get("/models").json()["models"][0]["version"] == 1
+        # What is known not to load is not hidden by what was there before.
+        wait_until(lambda: asked(client, "moved").status_code == 503)
+        assert "takes more than 6 s to load" in asked(client, "moved").json()["error"]["message"]
+        assert client.get("/models").json()["models"][0]["version"] is None
+        store.set_alias("moved", "champion", 1)
+        wait_until(lambda: asked(client, "moved").status_code == 200)
+
+
+def test_who_asks_for_what_takes_long_to_load_is_told_so_and_others_are_answered(tmp_path: Path) -> None:
+    bundles.classification("flowers").publish(tmp_path)
     with (
         serving(tmp_path, before="from service import models; models._WAIT_SECONDS = 1.0") as server,
         server.client() as client,
         ThreadPoolExecutor(4) as many,
     ):
-        endless("moved").publish(tmp_path)
-        store.set_alias("moved", "champion", 2)
-        wait_until(lambda: asked(client, "moved").status_code == 503)
-        refused = list(many.map(lambda _: asked(client, "moved"), range(8)))
+        endless("new").publish(tmp_path)
+        wait_until(lambda: asked(client, "new").status_code == 503)
+        refused = list(many.map(lambda _: asked(client, "new"), range(8)))
         started = time.monotonic()
         assert asked(client, "flowers").status_code == 200
         assert time.monotonic() - started < 4
         assert {r.status_code for r in refused} == {503} and refused[0].headers["Retry-After"] == "1"
-        assert "moved@2 is being loaded" in refused[0].json()["error"]["message"]
+        assert "new@1 is being loaded" in refused[0].json()["error"]["message"]
 
 
 def test_what_takes_long_to_load_is_served_once_it_has(tmp_path: Path) -> None:

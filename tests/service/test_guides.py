@@ -86,7 +86,7 @@ def test_every_series_is_listed_and_no_other() -> None:
 
 def _health() -> dict[str, object]:
     window = {"rows": 1, "coverage": {"0.9": 1.0}, "nll": 0.1, "ece": 0.1}
-    return {"state": "kept", "scope": "process", "ood": {"flagged": 0.0}, "windows": [window]}
+    return {"version": 1, "state": "kept", "scope": "process", "ood": {"flagged": 0.0}, "windows": [window]}
 
 
 # ---- requests, answers and errors

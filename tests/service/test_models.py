@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,7 +153,7 @@ def test_what_is_no_alias_file_stops_only_its_model(store: ModelStore) -> None:
 
 
 def test_a_moved_alias_and_a_new_version_are_followed(store: ModelStore, running: tuple[Server, httpx.Client]) -> None:
-    _, client = running
+    server, client = running
     assert version(client) == 1
     bundles.numeric_regression(seed=5).publish(store)
     wait_until(lambda: version(client) == 2, what="the new version")
@@ -164,6 +165,10 @@ def test_a_moved_alias_and_a_new_version_are_followed(store: ModelStore, running
     store.set_alias("sine", CHAMPION, 2)
     wait_until(lambda: version(client) == 2, what="the moved champion")
     assert client.get("/models/sine").json()["aliases"] == {"champion": 2}
+    # Operators see when.
+    told = re.findall(r"name_means +before=(\w+) model=(\S+) version=(\d)", server.log)
+    assert told == [("None", "sine", "1"), ("1", "sine", "2"), ("2", "sine", "1"), ("1", "sine", "2")]
+    assert server.counter("fiberwalk_model_version", model="sine") == 2
 
 
 def test_a_new_model_is_served_without_restart(store: ModelStore, running: tuple[Server, httpx.Client]) -> None:

@@ -134,7 +134,7 @@ def test_requests_in_flight_are_answered_before_the_end(store: Path, how: signal
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_json_logs(store: Path, workers: int) -> None:
-    with serving(store, log_format="json", workers=workers) as server, server.client() as client:
+    with serving(store, log_format="json", workers=workers, max_row="9") as server, server.client() as client:
         traced = f"00-{'4bf92f35' * 4}-{'00f067aa' * 2}-01"
         client.post("/predict", json=BODY, headers={"X-Request-ID": "mine", "traceparent": traced})
         untraced = traced.replace("4bf92f35", "0" * 8)  # which says that there is none
@@ -145,10 +145,10 @@ def test_json_logs(store: Path, workers: int) -> None:
             s.sendall(b"what is this\r\n\r\n")
             s.recv(4096)
         wait_until(lambda: "lost" in server.log and "Invalid HTTP" in server.log)
-        text = [
-            line for line in server.log.splitlines() if not line.startswith(("fiberwalk serves", "Without a Redis"))
-        ]
-    lines = [json.loads(line) for line in text]
+        lines = [json.loads(line) for line in server.log.splitlines()]
+    told = [(entry["event"], entry["level"]) for entry in lines]
+    assert ("serving", "info") in told and ("setting_unknown", "warning") in told
+    assert (("workers_without_redis", "warning") in told) == (workers > 1)
     asked = {entry["request_id"]: entry for entry in lines if entry["event"] == "request" and "request_id" in entry}
     line = asked["mine"]
     assert (line["event"], line["level"], line["path"], line["status"]) == ("request", "info", "/predict", 200)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from model_store.errors import ConfigError
-from service.settings import Settings, load_settings
+from service.settings import Settings, load_settings, misspelt
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -35,6 +35,30 @@ def test_an_unusable_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str
     monkeypatch.setenv(f"FIBERWALK_{name}", value)
     with pytest.raises(ConfigError, match=f"FIBERWALK_{name}"):
         load_settings()
+
+
+def test_what_is_misspelt_is_found_and_what_others_set_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORKER", "MAX_ROW", "LOGLEVEL", "redis_urls"):
+        monkeypatch.setenv(f"FIBERWALK_{name}", "1")
+    for name in (
+        "WORKERS",
+        "port",
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "PORT_8000_TCP_ADDR",
+        "REDIS_PORT",
+        "REDIS_SERVICE_HOST",
+    ):
+        monkeypatch.setenv(f"FIBERWALK_{name}", "1")
+    for name in ("MODELS", "DATA", "PUBLISH", "UID", "GID", "IMAGE", "BUILD_NETWORK"):
+        monkeypatch.setenv(f"FIBERWALK_{name}", "1")
+    monkeypatch.setenv("WORKER", "1")
+    assert misspelt() == {
+        "FIBERWALK_WORKER": "FIBERWALK_WORKERS",
+        "FIBERWALK_MAX_ROW": "FIBERWALK_MAX_ROWS",
+        "FIBERWALK_LOGLEVEL": "FIBERWALK_LOG_LEVEL",
+        "FIBERWALK_redis_urls": "FIBERWALK_REDIS_URL",
+    }
 
 
 def test_the_address_of_a_service_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
