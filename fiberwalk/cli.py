@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from fiberwalk import build, demo, models, serve
+from fiberwalk import build, demo, models, report, serve
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Calibrated uncertainty for neural networks, over REST."
 )
 build.register(app)
 serve.register(app)
+report.register(app)
 demo.register(app)
 app.add_typer(models.app, name="models", help="List, show, verify, alias, copy and delete models of a store.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,28 +13,24 @@ from pydantic_core import to_json
 from rich.markup import escape
 from rich.table import Table
 
+from fiberwalk.stores import DEFAULT_STORE, Reference, StoreOption, existing_store, one_line, reported, store_at
 from fiberwalk.tables import print_tables
 from model_store import Bundle, FiberwalkError, IntegrityError, ModelStore, StoreError
 from model_store.changes import changes
 from model_store.manifest import CategoricalColumn, NumericColumn, RegressionTarget, TensorInput
 from model_store.printable import harmless, harmless_lines
-from model_store.shelf import Shelf, is_one_models
+from model_store.shelf import Shelf
 
 app = typer.Typer(no_args_is_help=True, help="List, show, verify, alias, copy and delete the models of a store.")
 
-StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="FIBERWALK_STORE", help="Folder of the models.", show_default="models")
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Reference = Annotated[str, typer.Argument(metavar="NAME[@VERSION|@ALIAS]", help="The model.")]
-DEFAULT_STORE = Path("models")
 
 
 @app.command("list")
 def list_models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List every version of every model."""
-    with _reported():
-        rows = list(_rows(_existing(store)))
+    with reported():
+        rows = list(_rows(existing_store(store)))
         if as_json:
             _print_json(rows)
             return
@@ -58,8 +54,8 @@ def list_models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False)
 @app.command()
 def show(reference: Reference, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show what one model takes, what it answers and how well it did."""
-    with _reported():
-        models = _existing(store)
+    with reported():
+        models = existing_store(store)
         bundle = models.open(reference)
         aliases = sorted(a for a, v in models.aliases(bundle.name).items() if v == bundle.version)
         if as_json:
@@ -83,8 +79,8 @@ def verify(
     This finds accidents: files that are missing, damaged or half copied. It is no signature: whoever may write to the
     store can change a file and the manifest with it.
     """
-    with _reported():
-        models = _existing(store)
+    with reported():
+        models = existing_store(store)
         every = [(r, partial(models.open, r)) for r in references] if references else list(_every(models))
     damaged = 0
     for reference, opened in every:
@@ -94,7 +90,7 @@ def verify(
         except Exception as e:
             # Whatever a bundle makes a library raise, the others are looked at.
             damaged += 1
-            why = _one_line(e) if isinstance(e, FiberwalkError) else f"cannot be checked ({e!r}); publish it again."
+            why = one_line(e) if isinstance(e, FiberwalkError) else f"cannot be checked ({e!r}); publish it again."
             typer.echo(f"{reference}: {why}", err=True)
         else:
             size = sum(f.size for f in bundle.manifest.files.values())
@@ -115,8 +111,8 @@ def alias(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Make an alias mean a version. A server follows without a restart; a bare NAME means its champion."""
-    with _reported():
-        models = _existing(store)
+    with reported():
+        models = existing_store(store)
         if remove:
             model = reference.partition("@")[0]
             models.remove_alias(model, name)
@@ -149,11 +145,11 @@ def copy(
     The copy is verified and appears as a whole, so that a server of that store can run. It keeps its number and is the
     same to the byte; where it is there already nothing is done. Aliases are not copied.
     """
-    with _reported():
-        bundle = _existing(store).open(reference)
+    with reported():
+        bundle = existing_store(store).open(reference)
         if not destination.is_dir():
             raise StoreError(f"There is no folder {str(destination)!r} to copy into; make it first.")
-        other = _store_at(destination)
+        other = store_at(destination)
         there = other.adopt(bundle, renumber=renumber)
         told = f"{bundle.name}@{bundle.version} is in {str(destination)!r} as {there.name}@{there.version}"
         means = "" if other.resolve(there.name)[1] != there.version else f"; there {there.name} means it"
@@ -167,8 +163,8 @@ def delete(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Delete versions. Their numbers are never given again."""
-    with _reported():
-        models = _existing(store)
+    with reported():
+        models = existing_store(store)
         wanted = list(dict.fromkeys("{}@{}".format(*models.resolve(r)) if "@" in r else r for r in references))
         if not yes and all("@" in r for r in wanted) and not _confirmed(f"Delete {', '.join(wanted)} for good?"):
             typer.echo("Nothing was deleted.")
@@ -196,18 +192,6 @@ def tell_changes(models: ModelStore, before: str, after: str) -> None:
 # ---- reading the store
 
 
-def _existing(folder: Path) -> ModelStore:
-    if not folder.is_dir():
-        raise StoreError(f"There is no store {str(folder)!r}; name one with --store, or build a model first.")
-    return _store_at(folder)
-
-
-def _store_at(folder: Path) -> ModelStore:
-    if is_one_models(folder):
-        raise StoreError(f"{str(folder)!r} is the folder of one model; name the store that it lies in.")
-    return ModelStore(folder)
-
-
 def _tell_empty(folder: Path) -> None:
     typer.echo(f"The store {str(folder)!r} holds no model yet.")
 
@@ -216,7 +200,7 @@ def _refuse_damaged(models: ModelStore, reference: str) -> None:
     try:
         models.open(reference).verify()
     except FiberwalkError as e:
-        raise StoreError(f"No alias may mean what does not verify, unless with --force. {_one_line(e)}") from e
+        raise StoreError(f"No alias may mean what does not verify, unless with --force. {one_line(e)}") from e
 
 
 def _every(models: ModelStore) -> Iterator[tuple[str, Callable[[], Bundle]]]:
@@ -339,17 +323,3 @@ def _shown(text: str) -> str:
 def _print_json(content: Any) -> None:
     # NaN and infinity, which a metric may be, are no JSON.
     typer.echo(harmless_lines(to_json(content, indent=2, inf_nan_mode="null").decode()))
-
-
-def _one_line(error: FiberwalkError) -> str:
-    return harmless(error.message + (f" Expected {error.expected}." if error.expected else ""))
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Ends the command with one line on stderr and exit code 1 where fiberwalk refused."""
-    try:
-        yield
-    except FiberwalkError as e:
-        typer.echo(f"Error: {_one_line(e)}", err=True)
-        raise typer.Exit(1) from e
