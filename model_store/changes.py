@@ -29,8 +29,8 @@ def _of_targets(before: Manifest, after: Manifest) -> Iterable[str]:
         yield f"It predicts {new.name!r} and not {old.name!r}."
     if isinstance(old, ClassificationTarget) or isinstance(new, ClassificationTarget):
         known, listed = getattr(old, "classes", []), getattr(new, "classes", [])
-        yield from _told("It has new classes: {}.", [c for c in listed if c not in known])
-        yield from _told("It has no longer the classes: {}.", [c for c in known if c not in listed])
+        yield from _told("It has new classes", [c for c in listed if c not in known])
+        yield from _told("It has no longer the classes", [c for c in known if c not in listed])
     elif old.unit and new.unit and old.unit != new.unit:
         yield f"The target is in {new.unit} and not in {old.unit}."
 
@@ -47,8 +47,8 @@ def _of_inputs(before: Manifest, after: Manifest) -> Iterable[str]:
 
 def _of_columns(before: TableInput, after: TableInput) -> Iterable[str]:
     old, new = ({c.name: c for c in table.columns} for table in (before, after))
-    yield from _told("It has new columns: {}.", [n for n in new if n not in old])
-    yield from _told("It has no longer the columns: {}.", [n for n in old if n not in new])
+    yield from _told("It has new columns", [n for n in new if n not in old])
+    yield from _told("It has no longer the columns", [n for n in old if n not in new])
     both = [n for n in old if n in new]
     if both != [n for n in new if n in old]:
         yield "Its columns come in another order: rows that are sent as arrays mean something else."
@@ -58,12 +58,12 @@ def _of_columns(before: TableInput, after: TableInput) -> Iterable[str]:
             yield f"The column {name!r} is {now.kind} and not {was.kind}."
         elif isinstance(was, CategoricalColumn) and isinstance(now, CategoricalColumn):
             gone = [c for c in was.categories if c not in now.categories]
-            yield from _told(f"The column {name!r} no longer knows: {{}}.", gone)
+            yield from _told(f"The column {name!r} no longer knows", gone)
         if was.unit and now.unit and was.unit != now.unit:
             yield f"The column {name!r} is in {now.unit} and not in {was.unit}."
 
 
-def _told(sentence: str, names: list[str] | list[int | str]) -> Iterable[str]:
+def _told(what: str, names: list[str] | list[int | str]) -> Iterable[str]:
     if names:
         shown = ", ".join(repr(n) for n in names[:_MOST])
-        yield sentence.format(shown + (f" and {len(names) - _MOST} more" if len(names) > _MOST else ""))
+        yield f"{what}: {shown}" + (f" and {len(names) - _MOST} more." if len(names) > _MOST else ".")

@@ -52,6 +52,11 @@ def predicting(manifest: Manifest, **change: object) -> Manifest:
             ["The column 'area' is in ft² and not in m².", "The column 'town' no longer knows: 'Aachen', 'Köln'."],
         ),
         (
+            taking(CategoricalColumn(name="{x}", categories=["a", "{0}"])),
+            taking(CategoricalColumn(name="{x}", categories=["a", "b"])),
+            ["The column '{x}' no longer knows: '{0}'."],
+        ),
+        (
             TABLE,
             predicting(TABLE, name="rent", unit="€"),
             ["It predicts 'rent' and not 'price'.", "The target is in € and not in k€."],
