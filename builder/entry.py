@@ -12,7 +12,7 @@ from torch import nn
 
 from builder.config import Preset, Task, make_config
 from builder.data import RawData, from_arrays, from_frame
-from builder.pipeline import BuildResult, run_build
+from builder.pipeline import BuildResult, refuse_unwritable, run_build
 from builder.progress import StageBars
 
 
@@ -68,6 +68,7 @@ def build(
     if isinstance(data, str | Path):
         values["data"]["file"] = Path(data)
     config = make_config(values)
+    refuse_unwritable(config)
     if isinstance(data, pd.DataFrame):
         raw = from_frame(data, config.data)
     elif isinstance(data, tuple):

@@ -22,6 +22,8 @@ from model_store.bundle import Bundle
 from model_store.errors import ConfigError
 from model_store.logarithm import MOST_NOISE
 from model_store.manifest import Metrics, RegressionTarget, TableInput
+from model_store.store import ModelStore
+from model_store.writing import why_not_writable
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,29 @@ class BuildResult:
     bundle: Bundle
     metrics: list[Metrics]
     findings: list[Finding]
+
+
+def refuse_unwritable(config: BuildConfig) -> None:
+    """Tells before a build what it would fail for after hours.
+
+    Raises:
+        ConfigError: finished stages could not be kept.
+        StoreError: the store cannot be written.
+    """
+    folder = _work_folder(config)
+    try:
+        why = why_not_writable(folder)
+    except OSError as e:
+        why = e.strerror
+    if why is not None:
+        raise ConfigError(
+            f"Finished stages cannot be kept in {str(folder)!r} ({why}); name another folder with --work.", field="work"
+        )
+    ModelStore(config.store).refuse_unwritable(config.name)
+
+
+def _work_folder(config: BuildConfig) -> Path:
+    return config.work or Path(".fiberwalk") / config.name
 
 
 def run_build(
@@ -63,7 +88,7 @@ def run_build(
     dataset = prepare(raw, config.data, standardized(config), config.seed, config.network.weights is not None)
     for note in dataset.notes:
         bars.say(note)
-    work = WorkFolder(config.work or Path(".fiberwalk") / config.name) if first() else None
+    work = WorkFolder(_work_folder(config)) if first() else None
     seconds: dict[str, float] = {}
     trained = learn(config, dataset, factory or make_factory(config, dataset), bars, seconds, work)
     _refuse_no_logarithm(trained)

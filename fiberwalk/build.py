@@ -17,8 +17,7 @@ from safetensors import SafetensorError
 
 from fiberwalk.models import tell_changes
 from fiberwalk.tables import print_tables
-from model_store import ConfigError, FiberwalkError, ModelStore, StoreError
-from model_store.writing import why_not_writable
+from model_store import FiberwalkError, ModelStore, StoreError
 
 if TYPE_CHECKING:
     from builder.pipeline import BuildResult
@@ -70,7 +69,7 @@ def build(
     with _builder(console):
         from builder.config import make_config
         from builder.distributed import first, joined, leave
-        from builder.pipeline import run_build
+        from builder.pipeline import refuse_unwritable, run_build
         from builder.progress import StageBars
         from builder.recipe import read_recipe, with_settings
     options: dict[str, dict[str, Any] | Any] = {
@@ -96,10 +95,8 @@ def build(
             config = make_config(values)
             if first():
                 # Now, and not after hours.
-                _refuse_work(config.work or Path(".fiberwalk") / config.name)
-                models = ModelStore(config.store)
-                models.refuse_unwritable(config.name)
-                before = _meant(models, config.name)
+                refuse_unwritable(config)
+                before = _meant(ModelStore(config.store), config.name)
             running = True
             result = run_build(config, bars=StageBars(console, quiet or not first()))
             for warning in result.bundle.manifest.build.warnings if quiet else ():
@@ -169,18 +166,6 @@ def _is_full(error: Exception) -> bool:
     """Whether a file found no room; what writes tensors tells it in words alone."""
     full = {errno.ENOSPC, errno.EDQUOT}
     return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
-
-
-def _refuse_work(folder: Path) -> None:
-    """Raises ConfigError where finished stages could not be kept in a folder."""
-    try:
-        why = why_not_writable(folder)
-    except OSError as e:
-        why = e.strerror
-    if why is not None:
-        raise ConfigError(
-            f"Finished stages cannot be kept in {str(folder)!r} ({why}); name another folder with --work.", field="work"
-        )
 
 
 def _meant(models: ModelStore, name: str) -> int | None:

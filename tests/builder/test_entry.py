@@ -10,7 +10,7 @@ import pytest
 
 import builder
 from builder.pipeline import BuildResult
-from model_store.errors import ConfigError, DataError
+from model_store.errors import ConfigError, DataError, StoreError
 from model_store.manifest import ClassificationTarget, TensorInput
 from tests.builder.builds import TINY, classes, serve, table
 
@@ -86,3 +86,13 @@ def test_what_cannot_be_used_is_refused(
     with pytest.raises(error, match=message):
         build(tmp_path, table(), **arguments)
     assert not (tmp_path / "models").exists()
+
+
+def test_what_cannot_be_written_is_told_before_data_are_read(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"task": "regression", "name": "tiny", "target": "y"}
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot be written"):
+        builder.build("nowhere.csv", store=tmp_path / "file" / "store", **asked)
+    (tmp_path / ".fiberwalk").touch()
+    with pytest.raises(ConfigError, match="Finished stages cannot be kept"):
+        builder.build("nowhere.csv", **asked)
