@@ -8,15 +8,8 @@ from torch import Tensor, nn
 
 from builder.config import BuildConfig
 from builder.data import Dataset, assign_folds, part_of
-from builder.network import (
-    MLP,
-    FunctionalNetwork,
-    NetworkFactory,
-    import_factory,
-    load_weights,
-    refuse_unknown_shapes,
-    refuse_untrained_batch_norm,
-)
+from builder.network import MLP, FunctionalNetwork, NetworkFactory
+from builder.own_network import import_factory, load_weights, refuse_unknown_shapes, refuse_untrained_batch_norm
 from builder.predictive import sample_outputs
 from model_store.errors import ConfigError
 

@@ -1,0 +1,135 @@
+"""A network of the user's own as it comes: the callable that makes it, its weights, and what shows of both before
+anything is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from builder.network import NetworkFactory
+from model_store.errors import ConfigError
+
+
+def import_factory(reference: str) -> NetworkFactory:
+    """Imports `module:factory`, a callable without arguments that returns an `nn.Module`.
+
+    The current folder is searched first, as `python -m` does.
+
+    Raises:
+        ConfigError: it cannot be imported, or what it returns is no module.
+    """
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(
+            "--network needs the form module:factory.", field="network", expected="module:factory", got=reference
+        )
+    here = Path.cwd()
+    # Whatever the user's own code raises, a script's exit included, is told and not thrown at the user.
+    try:
+        with _searched_first(here):
+            factory = getattr(importlib.import_module(module_name), attribute)
+    except (Exception, SystemExit) as e:
+        raise ConfigError(
+            f"--network {reference} cannot be imported: {type(e).__name__}: {e}.", field="network", got=reference
+        ) from e
+    if not callable(factory):
+        raise ConfigError(f"--network {reference} must be callable.", field="network", got=type(factory).__name__)
+
+    def checked() -> nn.Module:
+        try:
+            with _searched_first(here):
+                module = factory()
+        except ConfigError:
+            raise
+        except Exception as e:
+            raise ConfigError(
+                f"--network {reference} makes no network: {type(e).__name__}: {e}.",
+                field="network",
+                expected="a callable without arguments that returns a torch.nn.Module",
+            ) from e
+        if not isinstance(module, nn.Module):
+            raise ConfigError(
+                f"--network {reference} must return a torch.nn.Module.", field="network", got=type(module).__name__
+            )
+        return module
+
+    return checked
+
+
+@contextlib.contextmanager
+def _searched_first(folder: Path) -> Iterator[None]:
+    """Imports look into the folder first."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the imported code may have changed the path itself
+            sys.path.remove(str(folder))
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Loads a safetensors state dict into a module, in place.
+
+    Raises:
+        ConfigError: the file is unreadable, its names or shapes are not the module's, or a weight is not finite.
+    """
+    try:
+        module.load_state_dict(_with_tied(load_file(path), module))
+    except OSError as e:
+        raise ConfigError(f"--weights {path} cannot be read: {e.strerror or e}.", field="weights") from e
+    except SafetensorError as e:
+        raise ConfigError(
+            f"--weights {path} is no safetensors file ({e}); write one with safetensors.torch.save_file.",
+            field="weights",
+        ) from e
+    except Exception as e:
+        raise ConfigError(f"--weights {path} does not fit the network: {e}", field="weights") from e
+    for name, parameter in module.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ConfigError(
+                f"--weights {path} holds NaN or infinity in {name}; train the network again.", field="weights", got=name
+            )
+
+
+def _with_tied(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """A state with every name of a tensor that has several, of which `safetensors.torch.save_model` keeps one."""
+    names: dict[int, list[str]] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(value), []).append(name)
+    for tied in names.values():
+        kept = next((n for n in tied if n in state), None)
+        state |= {n: state[kept] for n in tied if kept is not None and n not in state}
+    return state
+
+
+def refuse_unknown_shapes(module: nn.Module) -> None:
+    """Raises ConfigError where parameters get their shapes at the first run only."""
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if is_lazy(value):
+            raise ConfigError(
+                f"{name} has no shape before the network first runs (nn.LazyLinear and its like). Give the layer its "
+                "numbers of inputs and outputs.",
+                field="network",
+                got=name,
+            )
+
+
+def refuse_untrained_batch_norm(module: nn.Module) -> None:
+    """Raises ConfigError where a network that is still to be trained holds batch normalisation."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            raise ConfigError(
+                f"{name} is batch normalisation, which cannot be trained for many weight vectors at once. "
+                "Use nn.GroupNorm, or train the network yourself and pass --weights (its statistics then stay fixed).",
+                field="network",
+            )
