@@ -112,13 +112,7 @@ class FunctionalNetwork:
         with in_plain_operators(self._parts):
             out = functional_call(self.module, {**self.fixed, **parameters}, (x,))
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != x.shape[0]:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ConfigError(
-                "The network must return one row of outputs for each input row.",
-                field="network",
-                expected=f"a tensor of shape ({x.shape[0]}, outputs)",
-                got=str(got),
-            )
+            raise _other_outputs(out, len(x))
         return out
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -231,6 +225,24 @@ class FunctionalNetwork:
             for hook in hooks:
                 hook.remove()
         return max(1, count)
+
+
+def _other_outputs(out: object, rows: int) -> ConfigError:
+    """What is said of a network that returns something else than a row of outputs for each of its rows."""
+    way_out = ""
+    if isinstance(out, Tensor):
+        if out.shape == (rows,):
+            way_out = " One output is a column: leave out a squeeze(-1) at the end, or add .unsqueeze(1)."
+    elif isinstance(out, tuple | list):
+        way_out = " Let forward return the outputs alone, such as the first of what it returns now."
+    else:
+        way_out = " Let forward return the tensor of outputs alone, such as out.logits or out['logits']."
+    return ConfigError(
+        "The network must return one row of outputs for each input row." + way_out,
+        field="network",
+        expected=f"a tensor of shape ({rows}, outputs)",
+        got=str(tuple(out.shape)) if isinstance(out, Tensor) else type(out).__name__,
+    )
 
 
 def _dense_layers(module: nn.Module) -> list[nn.Module] | None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,10 @@ from torch.nn.parameter import is_lazy
 
 from builder.network import NetworkFactory
 from model_store.errors import ConfigError
+
+_STANDARD = Path(sysconfig.get_path("stdlib"))
+_FOREIGN = (Path(torch.__file__).parent, Path(__file__).parent)
+"""Folders whose code is not the user's own."""
 
 
 def import_factory(reference: str) -> NetworkFactory:
@@ -112,6 +118,34 @@ def _with_tied(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]
     return state
 
 
+def refuse_unsuited(module: nn.Module) -> None:
+    """Raises ConfigError where a network is wrapped, or its weights are none that a build computes with."""
+    if isinstance(module, torch.jit.ScriptModule | nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ConfigError(
+            f"The network is a {type(module).__name__}, whose weights cannot be replaced. Return the module itself, "
+            "without torch.jit and DataParallel.",
+            field="network",
+            got=type(module).__name__,
+        )
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if value.device.type != "cpu":
+            raise ConfigError(
+                f"{name} is on the device {value.device}. Return the network as it is on the CPU; --device says where "
+                "it is built.",
+                field="network",
+                got=str(value.device),
+            )
+    for name, value in module.named_parameters():
+        if value.dtype != torch.float32:
+            raise ConfigError(
+                f"{name} holds {value.dtype}, and a build computes in torch.float32. Return network.float(), and cast "
+                "nothing in forward.",
+                field="network",
+                expected="parameters of torch.float32",
+                got=str(value.dtype),
+            )
+
+
 def refuse_unknown_shapes(module: nn.Module) -> None:
     """Raises ConfigError where parameters get their shapes at the first run only."""
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
@@ -133,3 +167,28 @@ def refuse_untrained_batch_norm(module: nn.Module) -> None:
                 "Use nn.GroupNorm, or train the network yourself and pass --weights (its statistics then stay fixed).",
                 field="network",
             )
+
+
+def place_of(error: BaseException) -> str:
+    """Where in the user's own code an error arose, as a part of a sentence; empty where it was elsewhere."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    own = [f for f in traceback.extract_tb(error.__traceback__) if _is_own(Path(f.filename))]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {(own[-1].line or '')[:100]})" if own else ""
+
+
+def _is_own(file: Path) -> bool:
+    standard = file.is_relative_to(_STANDARD) and "site-packages" not in file.parts
+    return file.is_file() and not standard and not any(file.is_relative_to(folder) for folder in _FOREIGN)
+
+
+def unknown_layers(module: nn.Module) -> list[str]:
+    """Attributes that hold layers in a plain list or dict: a module does not know of their weights."""
+    known, found = set(module.modules()), []
+    for name, part in module.named_modules():
+        for attribute, value in vars(part).items():
+            held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            layers = [v for v in held if isinstance(v, nn.Module) and v not in known]
+            if any(True for layer in layers for _ in layer.parameters()):
+                found.append(f"{name}.{attribute}".lstrip("."))
+    return found

@@ -21,6 +21,7 @@ from builder.exported import reason
 from builder.features import FeatureNetworks
 from builder.likelihood import likelihood_of
 from builder.network import MLP, FunctionalNetwork
+from builder.own_network import place_of, unknown_layers
 from builder.predictive import sample_outputs
 from model_store.errors import ConfigError
 from model_store.manifest import TensorInput
@@ -33,9 +34,18 @@ _ADVICE: Final = (
         r"random operation",
         "Leave out what is random in evaluation too: F.dropout needs training=self.training, or use nn.Dropout.",
     ),
+    (r"weight_norm usage", "Use torch.nn.utils.parametrizations.weight_norm in place of torch.nn.utils.weight_norm."),
     (r"in-?place|mutate", "Write it without changing tensors in place: torch.cat or torch.where, and h = h * 2."),
     (r"deepcopy|storage of", "Keep no tensor of forward in a list or dict of the module; attributes may hold them."),
-    (r"control flow|\.item\(\)", "Replace branches on values (`if h.mean() > 0`) by torch.where, which takes both."),
+    (r"pickle", "A build copies the network: keep generators, locks and open files out of its attributes."),
+    (
+        r"control flow|\.item\(\)",
+        "Replace branches on values (`if h.mean() > 0`) by torch.where, which takes both, and F.one_hot(i, n) by "
+        "(i[..., None] == torch.arange(n)).float(); leave out item() and assertions on values.",
+    ),
+    (r"data pointer", "Write it with torch's functions instead of numpy's."),
+    (r"checkpoint", "Leave out torch.utils.checkpoint."),
+    (r"embedding_bag", "Use nn.Embedding and the mean or sum over the codes in place of nn.EmbeddingBag."),
 )
 _OTHERWISE: Final = "Replace that part by one that torch.vmap takes, or give its weights and train other layers alone."
 
@@ -105,7 +115,7 @@ def _side_by_side(module: nn.Module) -> Iterator[None]:
         advice = next((a for pattern, a in _ADVICE if re.search(pattern, str(e))), _OTHERWISE)
         raise ConfigError(
             f"{type(module).__name__} cannot run with several weight vectors side by side, as a build does: "
-            f"{why}. {advice}",
+            f"{why}{place_of(e)}. {advice}",
             field="network",
             expected="a network that torch.func.vmap, jvp and vjp take",
             got=why,
@@ -119,6 +129,12 @@ def notes_on(module: nn.Module, given: bool, dataset: Dataset) -> list[str]:
         notes.append(
             "Weights were given: intervals, flags and figures hold only if they were not trained on any of these rows, "
             "which a build cannot tell. If they were, build with others, such as the validation set."
+        )
+    unknown = unknown_layers(module)
+    if unknown:
+        notes.append(
+            f"Layers in plain lists are not trained and stay as they are made: {', '.join(unknown[:10])}. Hold them in "
+            "nn.ModuleList or nn.ModuleDict."
         )
     if dataset.outputs > 1:
         network = FunctionalNetwork(module)

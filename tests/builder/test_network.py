@@ -219,13 +219,16 @@ class Odd(nn.Module):
 
     def forward(self, x: Tensor) -> object:
         out = self.linear(x)
-        return {"pair": (out, out), "flat": out[:, 0], "fewer": out[:1]}[self.kind]
+        return {"pair": (out, out), "named": {"logits": out}, "flat": out[:, 0], "fewer": out[:1]}[self.kind]
 
 
-@pytest.mark.parametrize("kind", ["pair", "flat", "fewer"])
-def test_outputs_of_another_shape_are_refused(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "way_out"),
+    [("pair", " .*the first of"), ("named", r" .*out\['logits'\]"), ("flat", r" .*\.unsqueeze\(1\)"), ("fewer", "$")],
+)
+def test_outputs_of_another_shape_are_refused(kind: str, way_out: str) -> None:
     network = FunctionalNetwork(Odd(kind))
-    with pytest.raises(ConfigError, match="one row of outputs for each input row") as caught:
+    with pytest.raises(ConfigError, match=f"one row of outputs for each input row.{way_out}") as caught:
         network(network.current(), torch.ones(4, 3))
     assert caught.value.field == "network" and "(4, outputs)" in str(caught.value.expected)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -87,6 +88,14 @@ def overwriting(h: Tensor) -> Tensor:
     return out
 
 
+def of_numpy(h: Tensor) -> Tensor:
+    return torch.from_numpy(h.detach().numpy())
+
+
+def counting(h: Tensor) -> Tensor:
+    return h * functional.one_hot((h[:, 0] > 0).long(), 4)
+
+
 def tried(module: nn.Module, posterior: str = ".*", dataset: Dataset | None = None) -> None:
     dataset = dataset or sequences()
     try_network(make_module(CONFIG, dataset, lambda: module), posterior, False, dataset)
@@ -100,6 +109,8 @@ def tried(module: nn.Module, posterior: str = ".*", dataset: Dataset | None = No
         (lambda: Own(then=branching), r"Own cannot run with several weight vectors .* by torch\.where"),
         (lambda: Own(then=overwriting), r"Own cannot run with several weight vectors .* without changing tensors"),
         (lambda: Own(then=torch.special.bessel_j0), "The network cannot be exported to ONNX: .*bessel_j0"),
+        (lambda: Own(then=of_numpy), r"\(test_trial\.py, line \d+: return torch\.from_numpy.* torch's functions"),
+        (lambda: Own(then=counting), r"Own cannot run .*F\.one_hot\(i, n\) by"),
         (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), r"1\.weight has no shape .* numbers of inputs"),
     ],
 )  # fmt: skip
@@ -132,6 +143,20 @@ def test_the_users_rows_are_left_as_they_are() -> None:
     with pytest.raises(ConfigError):
         tried(Own(changes), dataset=dataset)
     np.testing.assert_array_equal(dataset.x, before)
+
+
+class Listed(Own):
+    """A network that keeps layers where torch does not look for them, one of which it knows by another name too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = [nn.Linear(4, 4), nn.Tanh()]
+        self.order = [self.body, self.head, nn.Tanh()]
+
+
+def test_layers_in_plain_lists_are_noted() -> None:
+    (note,) = notes_on(nn.Sequential(Listed()), False, sequences())
+    assert note.startswith("Layers in plain lists are not trained and stay as they are made: 0.blocks. ")
 
 
 def test_notes() -> None:
@@ -175,7 +200,16 @@ class Hoards(Own):
         return out
 
 
-def test_a_network_that_cannot_be_copied_is_told_why() -> None:
+class Locked(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("factory", "why"), [(Hoards, "Keep no tensor of forward in a list"), (Locked, "keep generators, locks")]
+)
+def test_a_network_that_cannot_be_copied_is_told_why(factory: type[nn.Module], why: str) -> None:
     dataset = sequences()
-    with pytest.raises(ConfigError, match="Keep no tensor of forward in a list"):
-        try_network(make_module(CONFIG, dataset, Hoards), ".*", False, dataset)
+    with pytest.raises(ConfigError, match=why):
+        try_network(make_module(CONFIG, dataset, factory), ".*", False, dataset)
