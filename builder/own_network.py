@@ -21,6 +21,8 @@ from torch.nn.parameter import is_lazy
 from builder.network import NetworkFactory
 from model_store.errors import ConfigError
 
+_LONGEST, _MOST_LINES = 300, 8
+"""Of what torch says of weights that do not fit: it names every parameter."""
 _STANDARD = Path(sysconfig.get_path("stdlib"))
 _FOREIGN = (Path(torch.__file__).parent, Path(__file__).parent)
 """Folders whose code is not the user's own."""
@@ -90,21 +92,39 @@ def load_weights(module: nn.Module, path: Path) -> None:
         ConfigError: the file is unreadable, its names or shapes are not the module's, or a weight is not finite.
     """
     try:
-        module.load_state_dict(_with_tied(load_file(path), module))
+        module.load_state_dict(_with_tied(_without_prefix(load_file(path), module), module))
     except OSError as e:
         raise ConfigError(f"--weights {path} cannot be read: {e.strerror or e}.", field="weights") from e
     except SafetensorError as e:
         raise ConfigError(
-            f"--weights {path} is no safetensors file ({e}); write one with safetensors.torch.save_file.",
+            f"--weights {path} is no safetensors file ({e}); write one with safetensors.torch.save_file(state, FILE), "
+            "where state is what network.load_state_dict takes.",
             field="weights",
         ) from e
     except Exception as e:
-        raise ConfigError(f"--weights {path} does not fit the network: {e}", field="weights") from e
-    for name, parameter in module.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        lines = [line.strip() for line in str(e).splitlines()]
+        why = " ".join(line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..." for line in lines[:_MOST_LINES])
+        raise ConfigError(f"--weights {path} does not fit the network: {why}", field="weights") from e
+    # Infinity in a buffer may be meant, as that of a mask.
+    unsound = {n: ~torch.isfinite(p) for n, p in module.named_parameters()}
+    unsound |= {n: torch.isnan(b) for n, b in module.named_buffers()}
+    for name, where in unsound.items():
+        if bool(where.any()):
             raise ConfigError(
                 f"--weights {path} holds NaN or infinity in {name}; train the network again.", field="weights", got=name
             )
+
+
+def _without_prefix(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """A state in the module's own names, where it was saved as a part of another module: `module.` of DataParallel,
+    `_orig_mod.` of torch.compile, or the attribute of whatever trained it. Untouched where it holds several such."""
+    names = [name for name, _ in module.named_parameters()]
+    first = names[0] if names else ""
+    prefixes = [n.removesuffix(first) for n in state if first and n.endswith("." + first)]
+    complete = [p for p in prefixes if all(p + n in state for n in names)]
+    if first in state or len(complete) != 1:
+        return state
+    return {n.removeprefix(complete[0]): value for n, value in state.items()}
 
 
 def _with_tied(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

@@ -80,6 +80,38 @@ def test_weights_are_loaded_in_place(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.net."])
+def test_names_may_begin_with_where_the_network_was_a_part(tmp_path: Path, prefix: str) -> None:
+    source, target = mlp(), mlp()
+    save_file({prefix + n: t for n, t in source.state_dict().items()}, tmp_path / "w.safetensors")
+    load_weights(target, tmp_path / "w.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+
+
+def test_of_two_networks_in_one_file_none_is_picked(tmp_path: Path) -> None:
+    both = {f"{owner}.{n}": t.clone() for owner in ("net", "average") for n, t in mlp().state_dict().items()}
+    save_file(both, tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match=r"Unexpected key.*average\.0\.bias"):
+        load_weights(mlp(), tmp_path / "w.safetensors")
+
+
+def test_statistics_are_numbers_and_masks_may_be_infinite(tmp_path: Path) -> None:
+    module = nn.BatchNorm1d(2)
+    module.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    save_file(module.state_dict(), tmp_path / "w.safetensors")
+    load_weights(module, tmp_path / "w.safetensors")
+    save_file({**module.state_dict(), "running_var": torch.full((2,), torch.nan)}, tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match="NaN or infinity in running_var"):
+        load_weights(module, tmp_path / "w.safetensors")
+
+
+def test_what_does_not_fit_is_told_in_short(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match=r"Missing key.* \.\.\. Unexpected key") as caught:
+        load_weights(nn.Sequential(*(nn.Linear(2, 2) for _ in range(99))), tmp_path / "w.safetensors")
+    assert len(caught.value.message) < 1000
+
+
 class Tied(nn.Module):
     """Two layers of the same weights, (B, 3) -> (B, 3)."""
 
