@@ -50,7 +50,8 @@ class FunctionalNetwork:
         """Args:
             module: the network; its present values become the fixed part.
             posterior: regular expression; parameters whose whole name, or a part from its beginning, matches
-                are random (`re.match`).
+                are random (`re.match`), but for those that hold nothing, and for those without `requires_grad`
+                where others have it.
 
         Raises:
             ConfigError: the expression is invalid or matches no parameter.
@@ -61,14 +62,14 @@ class FunctionalNetwork:
             raise ConfigError(f"--posterior is no regular expression: {e}.", field="posterior", got=posterior) from e
         self.module = module.eval()
         named = dict(module.named_parameters())
+        matched = [name for name, parameter in named.items() if pattern.match(name) and parameter.numel()]
         self.parameters: list[ParameterSpec] = []
         offset = 0
-        for name, parameter in named.items():
-            if pattern.match(name):
-                shape = list(parameter.shape)
-                spec = ParameterSpec(name=name, input=f"weights.{name}", shape=shape, offset=offset)
-                self.parameters.append(spec)
-                offset += math.prod(shape)
+        for name in [name for name in matched if named[name].requires_grad] or matched:
+            shape = list(named[name].shape)
+            spec = ParameterSpec(name=name, input=f"weights.{name}", shape=shape, offset=offset)
+            self.parameters.append(spec)
+            offset += math.prod(shape)
         if not self.parameters:
             raise ConfigError(
                 "--posterior matches no parameter of the network.",
@@ -81,7 +82,7 @@ class FunctionalNetwork:
         self.fixed: dict[str, Tensor] = {n: p.detach() for n, p in named.items() if n not in random}
         self.fixed_weights = sum(t.numel() for t in self.fixed.values())
         self.fixed |= {n: b.detach() for n, b in module.named_buffers()}
-        self._dense = _dense_layers(module) if self.fixed_weights == 0 else None
+        self._dense = _dense_layers(module) if len(self.parameters) == len(named) else None
         self._parts = list(module.modules())
         self._convolves = self.fixed_weights == 0 and any(len(p.shape) > 2 for p in self.parameters)
         self._channels_last = not any(_writes_beyond_its_room(part) for part in self._parts)

@@ -156,7 +156,7 @@ def refuse_unsuited(module: nn.Module) -> None:
                 got=str(value.device),
             )
     for name, value in module.named_parameters():
-        if value.dtype != torch.float32:
+        if value.dtype != torch.float32 and (value.is_floating_point() or value.is_complex()):
             raise ConfigError(
                 f"{name} holds {value.dtype}, and a build computes in torch.float32. Return network.float(), and cast "
                 "nothing in forward.",
@@ -179,12 +179,15 @@ def refuse_unknown_shapes(module: nn.Module) -> None:
 
 
 def refuse_untrained_batch_norm(module: nn.Module) -> None:
-    """Raises ConfigError where a network that is still to be trained holds batch normalisation."""
+    """Raises ConfigError where a network that is still to be trained holds batch normalisation that is not frozen."""
     for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+        if not isinstance(part, nn.modules.batchnorm._BatchNorm):
+            continue
+        if not part.affine or any(p.requires_grad for p in part.parameters()):
             raise ConfigError(
                 f"{name} is batch normalisation, which cannot be trained for many weight vectors at once. "
-                "Use nn.GroupNorm, or train the network yourself and pass --weights (its statistics then stay fixed).",
+                "Use nn.GroupNorm, or train the network yourself and pass --weights (its statistics then stay fixed); "
+                "in a body that is trained already, freeze it by requires_grad_(False).",
                 field="network",
             )
 

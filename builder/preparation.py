@@ -123,13 +123,13 @@ def assign_members(config: BuildConfig, module: nn.Module, y: Tensor) -> Tensor:
     """(A, n) bool: which of the training rows (targets y) each anchor is trained on.
 
     Anchors are cross-fitted, each leaving out a fold; when all folds are taken the next round shuffles the rows anew,
-    so that with two rounds every row is unseen by two anchors. Where weights are given, or some stay fixed and so are
-    the same for all anchors, there is one anchor and one held-out part instead. A classification of very many rows has
-    one held-out part for all its anchors: it shows the temperature of all together, which a few unseen ones suggest to
-    first order only, and it is enough rows. A regression's moments need no such part.
+    so that with two rounds every row is unseen by two anchors. Where weights are given, or some are trained and then
+    stay fixed and so are the same for all anchors, there is one anchor and one held-out part instead. A classification
+    of very many rows has one held-out part for all its anchors: it shows the temperature of all together, which a few
+    unseen ones suggest to first order only, and it is enough rows. A regression's moments need no such part.
     """
     network = FunctionalNetwork(module, config.network.posterior)
-    cross_fit = config.network.weights is None and network.fixed_weights == 0
+    cross_fit = config.network.weights is None and network.parameters == FunctionalNetwork(module).parameters
     many = len(y) >= _MANY_ROWS
     usual = 10 if network.weights <= _SMALL_NETWORK else 5
     most = config.map.folds or (1 if many and not y.is_floating_point() else usual)

@@ -6,6 +6,7 @@ Lengths: P random weights, n rows.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ _ADVICE: Final = (
         "Replace branches on values (`if h.mean() > 0`) by torch.where, which takes both, and F.one_hot(i, n) by "
         "(i[..., None] == torch.arange(n)).float(); leave out item() and assertions on values.",
     ),
+    (r"does not require grad", "Leave torch.no_grad() and detach() out of what makes the outputs."),
     (r"data pointer", "Write it with torch's functions instead of numpy's."),
     (r"checkpoint", "Leave out torch.utils.checkpoint."),
     (r"embedding_bag", "Use nn.Embedding and the mean or sum over the codes in place of nn.EmbeddingBag."),
@@ -71,6 +73,7 @@ def try_network(module: nn.Module, posterior: str, trained: bool, dataset: Datas
         for each in [network] if trained or network.fixed_weights == 0 else [network, full]:
             thetas = each.current().repeat(2, 1).requires_grad_()
             torch.autograd.grad(each.batched(thetas, x[:2]).sum(), thetas)
+        _refuse_unreached(network if trained else full, x)
         if trained:
             sample_outputs(full, full.current()[None], x[:2])
         y = torch.from_numpy(dataset.y[:2])
@@ -103,6 +106,39 @@ def _refuse_changes(network: FunctionalNetwork, x: Tensor) -> None:
         )
 
 
+def _refuse_unreached(network: FunctionalNetwork, x: Tensor) -> None:
+    """Raises ConfigError where outputs go by random weights that have no gradient: training would only shrink them.
+
+    Args:
+        network: all weights that are trained are random or, where none are, those of the posterior.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def noise() -> Tensor:
+        return 0.1 * torch.randn(network.weights, generator=generator)
+
+    # Not at the first weights: where some are nought, so is the gradient of those before.
+    theta = (network.current() + noise()).requires_grad_()
+    outputs = network(theta, x)
+    (slope,) = torch.autograd.grad(outputs, theta, torch.randn(outputs.shape, generator=generator))
+    places = {p.name: slice(p.offset, p.offset + math.prod(p.shape)) for p in network.parameters}
+    other = noise()
+    cut_off = []
+    for name, place in places.items():
+        if slope[place].any():
+            other[place] = 0
+        else:
+            cut_off.append(name)
+    with torch.no_grad():
+        if cut_off and not torch.equal(network(theta + other, x), outputs):
+            raise ConfigError(
+                f"No gradient reaches {', '.join(cut_off[:5])}, as by torch.no_grad() or detach() in forward: training "
+                "would only shrink these weights. Freeze them by requires_grad_(False), or leave that out.",
+                field="network",
+                got=", ".join(cut_off[:5]),
+            )
+
+
 @contextmanager
 def _side_by_side(module: nn.Module) -> Iterator[None]:
     """Says of whatever torch raises what the network cannot do."""
@@ -129,6 +165,12 @@ def notes_on(module: nn.Module, given: bool, dataset: Dataset) -> list[str]:
         notes.append(
             "Weights were given: intervals, flags and figures hold only if they were not trained on any of these rows, "
             "which a build cannot tell. If they were, build with others, such as the validation set."
+        )
+    frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
+    if not given and 0 < len(frozen) < len(list(module.parameters())):
+        notes.append(
+            f"Frozen parameters stay as the network is made: {', '.join(frozen[:5])}{', ...' if frozen[5:] else ''}. "
+            "Numbers reach the network as z-scores unless data.standardize=false."
         )
     unknown = unknown_layers(module)
     if unknown:

@@ -118,3 +118,10 @@ def test_parameters_that_are_whole_and_states_that_are_no_tensors() -> None:
     assert network_digest(Counted(), X) == before
     module.version = 2
     assert network_digest(module, X) != before
+
+
+def test_frozen_parameters_are_another_network() -> None:
+    module = Net()
+    before = network_digest(module, X)
+    next(module.parameters()).requires_grad_(False)
+    assert network_digest(module, X) != before

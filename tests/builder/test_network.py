@@ -204,6 +204,23 @@ def test_expressions_that_pick_nothing_are_refused(posterior: str, message: str)
     assert caught.value.field == "posterior" and caught.value.got == posterior
 
 
+def test_frozen_parameters_are_random_only_where_no_others_are_named() -> None:
+    module = mlp()
+    module[0].requires_grad_(False)
+    names = {posterior: [p.name for p in FunctionalNetwork(module, posterior).parameters] for posterior in (".*", "0")}
+    assert names == {".*": ["2.weight", "2.bias", "4.weight", "4.bias"], "0": ["0.weight", "0.bias"]}
+    x, network = torch.randn(3, 5), FunctionalNetwork(module)
+    torch.testing.assert_close(network.batched(network.current()[None], x)[0], module(x))
+
+
+def test_parameters_that_hold_nothing_are_not_random() -> None:
+    module = mlp()
+    module.register_parameter("nothing", nn.Parameter(torch.empty(0, 3)))
+    network, x = FunctionalNetwork(module), torch.randn(3, 5)
+    assert [p.name for p in network.parameters] == [n for n, _ in module.named_parameters() if n != "nothing"]
+    torch.testing.assert_close(network.batched(network.current()[None], x)[0], module(x))
+
+
 def test_dropout_is_off() -> None:
     network = FunctionalNetwork(nn.Sequential(nn.Linear(3, 50), nn.Dropout(0.5), nn.Linear(50, 1)).train())
     x = torch.ones(2, 3)

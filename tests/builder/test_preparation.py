@@ -269,6 +269,14 @@ def test_networks_that_no_build_computes_with_are_refused(make: Any, message: st
     assert caught.value.field == "network"
 
 
+def test_batch_normalisation_may_be_frozen() -> None:
+    module = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+    module[0].requires_grad_(False)
+    assert make_module(config(), table(), lambda: module) is module
+    with pytest.raises(ConfigError, match=r"0 is batch normalisation, .* freeze it by requires_grad_\(False\)"):
+        make_module(config(), table(), lambda: nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1)))
+
+
 def test_a_network_with_a_flat_output_is_refused() -> None:
     with pytest.raises(ConfigError, match="one row of outputs for each input row"):
         make_module(config(), table(), lambda: nn.Sequential(nn.Linear(2, 1), nn.Flatten(0)))

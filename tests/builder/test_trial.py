@@ -49,6 +49,17 @@ class Own(nn.Module):
         return out
 
 
+class Then(nn.Module):
+    """A function at the end of a network."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 class Recurrent(nn.Module):
     def __init__(self, layer: type[nn.RNNBase]) -> None:
         super().__init__()
@@ -96,6 +107,20 @@ def counting(h: Tensor) -> Tensor:
     return h * functional.one_hot((h[:, 0] > 0).long(), 4)
 
 
+def of_bessel(h: Tensor) -> Tensor:
+    return h + torch.special.bessel_j0(h)
+
+
+def cut_off(h: Tensor) -> Tensor:
+    return h.detach()
+
+
+def with_head_of_nought(module: Own) -> nn.Module:
+    """As a last layer often starts, so that nothing before it has a gradient at first."""
+    nn.init.zeros_(module.head.weight)
+    return module
+
+
 def tried(module: nn.Module, posterior: str = ".*", dataset: Dataset | None = None) -> None:
     dataset = dataset or sequences()
     try_network(make_module(CONFIG, dataset, lambda: module), posterior, False, dataset)
@@ -108,8 +133,10 @@ def tried(module: nn.Module, posterior: str = ".*", dataset: Dataset | None = No
         (lambda: Own(then=functional.dropout), r"Own gives other outputs .* training=self\.training"),
         (lambda: Own(then=branching), r"Own cannot run with several weight vectors .* by torch\.where"),
         (lambda: Own(then=overwriting), r"Own cannot run with several weight vectors .* without changing tensors"),
-        (lambda: Own(then=torch.special.bessel_j0), "The network cannot be exported to ONNX: .*bessel_j0"),
+        (lambda: Own(then=of_bessel), "The network cannot be exported to ONNX: .*bessel_j0"),
         (lambda: Own(then=of_numpy), r"\(test_trial\.py, line \d+: return torch\.from_numpy.* torch's functions"),
+        (lambda: Own(then=cut_off), r"No gradient reaches body\.weight, body\.bias, .* requires_grad_\(False\)"),
+        (lambda: nn.Sequential(Own(), Then(cut_off)), r"torch\.no_grad\(\) and detach\(\) out of what makes"),
         (lambda: Own(then=counting), r"Own cannot run .*F\.one_hot\(i, n\) by"),
         (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), r"1\.weight has no shape .* numbers of inputs"),
     ],
@@ -121,7 +148,7 @@ def test_what_a_network_cannot_do_is_said_in_one_message(module: Callable[[], nn
 
 
 @pytest.mark.parametrize("posterior", [".*", r"head\."])
-@pytest.mark.parametrize("module", [lambda: Recurrent(nn.GRU), lambda: Own(counted)])
+@pytest.mark.parametrize("module", [lambda: Recurrent(nn.GRU), lambda: with_head_of_nought(Own(counted))])
 def test_what_a_network_may_do(module: Callable[[], nn.Module], posterior: str) -> None:
     tried(module(), posterior)
 
@@ -152,6 +179,14 @@ class Listed(Own):
         super().__init__()
         self.blocks = [nn.Linear(4, 4), nn.Tanh()]
         self.order = [self.body, self.head, nn.Tanh()]
+
+
+def test_frozen_parameters_are_noted() -> None:
+    module = Own()
+    module.body.requires_grad_(False)
+    (note,) = notes_on(module, False, sequences())
+    assert note.startswith("Frozen parameters stay as the network is made: body.weight, body.bias. ")
+    assert notes_on(Own().requires_grad_(False), False, sequences()) == []
 
 
 def test_layers_in_plain_lists_are_noted() -> None:
