@@ -92,7 +92,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
         ConfigError: the file is unreadable, its names or shapes are not the module's, or a weight is not finite.
     """
     try:
-        module.load_state_dict(_with_tied(_without_prefix(load_file(path), module), module))
+        module.load_state_dict(_with_tied(_in_names_of(module, load_file(path)), module))
     except OSError as e:
         raise ConfigError(f"--weights {path} cannot be read: {e.strerror or e}.", field="weights") from e
     except SafetensorError as e:
@@ -115,16 +115,20 @@ def load_weights(module: nn.Module, path: Path) -> None:
             )
 
 
-def _without_prefix(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """A state in the module's own names, where it was saved as a part of another module: `module.` of DataParallel,
-    `_orig_mod.` of torch.compile, or the attribute of whatever trained it. Untouched where it holds several such."""
+def _in_names_of(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state in the module's own names, where it was saved as a part of another module (`module.` of DataParallel,
+    `_orig_mod.` of torch.compile, the attribute of whatever trained it), or where the module has the network that was
+    saved as its one part. Untouched where that can be taken in several ways."""
     names = [name for name, _ in module.named_parameters()]
-    first = names[0] if names else ""
-    prefixes = [n.removesuffix(first) for n in state if first and n.endswith("." + first)]
-    complete = [p for p in prefixes if all(p + n in state for n in names)]
-    if first in state or len(complete) != 1:
+    if not names or names[0] in state:
         return state
-    return {n.removeprefix(complete[0]): value for n, value in state.items()}
+    before = {n.removesuffix(names[0]) for n in state if n.endswith("." + names[0])}
+    extra = [prefix for prefix in before if all(prefix + n in state for n in names)]
+    within = {names[0].removesuffix(n) for n in state if names[0].endswith("." + n)}
+    lacking = [p for p in within if all(n.startswith(p) and n.removeprefix(p) in state for n in names)]
+    if len(extra) == 1:
+        return {n.removeprefix(extra[0]): value for n, value in state.items()}
+    return {lacking[0] + n: value for n, value in state.items()} if len(lacking) == 1 else state
 
 
 def _with_tied(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

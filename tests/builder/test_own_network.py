@@ -88,6 +88,14 @@ def test_names_may_begin_with_where_the_network_was_a_part(tmp_path: Path, prefi
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
 
 
+def test_a_network_may_be_the_one_part_of_another(tmp_path: Path) -> None:
+    """Such as one that gives two logits for one."""
+    source, target = mlp(), nn.ModuleDict({"net": mlp()})
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    load_weights(target, tmp_path / "w.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+
+
 def test_of_two_networks_in_one_file_none_is_picked(tmp_path: Path) -> None:
     both = {f"{owner}.{n}": t.clone() for owner in ("net", "average") for n, t in mlp().state_dict().items()}
     save_file(both, tmp_path / "w.safetensors")
