@@ -50,8 +50,26 @@ def import_factory(reference: str) -> NetworkFactory:
         raise ConfigError(
             f"--network {reference} cannot be imported: {type(e).__name__}: {e}.", field="network", got=reference
         ) from e
+    return checked_factory(factory, f"--network {reference}")
+
+
+def checked_factory(factory: object, name: str) -> NetworkFactory:
+    """A factory that tells what the user's own does not do: it makes an `nn.Module`, and another one each time.
+
+    Raises:
+        ConfigError: it cannot be called, or is a network itself.
+    """
+    if isinstance(factory, nn.Module):
+        raise ConfigError(
+            f"{name} is a network itself. Give a callable that makes one, such as its class: each anchor starts from "
+            "its own.",
+            field="network",
+            expected="a callable without arguments that returns a torch.nn.Module",
+            got=type(factory).__name__,
+        )
     if not callable(factory):
-        raise ConfigError(f"--network {reference} must be callable.", field="network", got=type(factory).__name__)
+        raise ConfigError(f"{name} must be callable.", field="network", got=type(factory).__name__)
+    here, last = Path.cwd(), list[object]()
 
     def checked() -> nn.Module:
         try:
@@ -61,14 +79,19 @@ def import_factory(reference: str) -> NetworkFactory:
             raise
         except Exception as e:
             raise ConfigError(
-                f"--network {reference} makes no network: {type(e).__name__}: {e}.",
+                f"{name} makes no network: {type(e).__name__}: {e}.",
                 field="network",
                 expected="a callable without arguments that returns a torch.nn.Module",
             ) from e
         if not isinstance(module, nn.Module):
+            raise ConfigError(f"{name} must return a torch.nn.Module.", field="network", got=type(module).__name__)
+        if any(module is made for made in last):
             raise ConfigError(
-                f"--network {reference} must return a torch.nn.Module.", field="network", got=type(module).__name__
+                f"{name} returns the same network each time, so that all anchors would start alike. Let it make a new "
+                "one, such as by copy.deepcopy.",
+                field="network",
             )
+        last[:] = [module]
         return module
 
     return checked

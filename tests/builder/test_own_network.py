@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from builder.own_network import import_factory, load_weights, refuse_untrained_batch_norm
+from builder.own_network import checked_factory, import_factory, load_weights, refuse_untrained_batch_norm
 from model_store.errors import ConfigError
 from tests.networks import mlp
 
@@ -26,7 +26,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module `own_net` in the current folder."""
     (tmp_path / "own_net.py").write_text(
         "from torch import nn\n\ndef make():\n    return nn.Linear(3, 1)\n\ndef text():\n    return 'net'\n"
-        "\ndef late():\n    from own_part import Part\n    return Part(3, 1)\n"
+        "network = make()\n\ndef late():\n    from own_part import Part\n    return Part(3, 1)\n"
     )
     (tmp_path / "own_part.py").write_text("from torch.nn import Linear as Part\n")
     (tmp_path / "own_broken.py").write_text("import a_package_that_is_not_there\n")
@@ -65,12 +65,22 @@ def test_a_factory_may_import_its_neighbours_when_it_is_called() -> None:
         ("own_net:text", "must return a torch.nn.Module"),
         ("torch.nn:Linear", "makes no network: TypeError.*in_features"),
         ("own_net:__name__", "must be callable"),
+        ("own_net:network", "is a network itself"),
     ],
 )
 def test_wrong_factories_are_refused(reference: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         import_factory(reference)()
     assert caught.value.field == "network"
+
+
+def test_a_factory_makes_a_new_network_each_time() -> None:
+    module = mlp()
+    made, same = checked_factory(mlp, "network"), checked_factory(lambda: module, "network")
+    assert made() is not made()
+    assert same() is module
+    with pytest.raises(ConfigError, match=r"network returns the same network each time, .* new one"):
+        same()
 
 
 def test_weights_are_loaded_in_place(tmp_path: Path) -> None:
