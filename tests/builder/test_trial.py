@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from builder.config import make_config
 from builder.data import Dataset, from_arrays, prepare
+from builder.network import FunctionalNetwork
 from builder.preparation import make_module
-from builder.trial import notes_on, try_network
+from builder.trial import _refuse_unreached, notes_on, try_network
 from model_store.errors import ConfigError
 
 CONFIG = make_config({"name": "a", "data": {"task": "classification"}})
@@ -145,6 +146,24 @@ def test_what_a_network_cannot_do_is_said_in_one_message(module: Callable[[], nn
     with pytest.raises(ConfigError, match=message) as caught:
         tried(module())
     assert caught.value.field == "network"
+
+
+class Shifted(Own):
+    """A network with a weight that has no gradient and is as good as none, but for rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1e-6 * self.shift.detach()
+
+
+def test_weights_that_say_nothing_need_no_gradient() -> None:
+    x = torch.from_numpy(sequences().x)
+    _refuse_unreached(FunctionalNetwork(Shifted()), x)
+    with pytest.raises(ConfigError, match="No gradient reaches body"):
+        _refuse_unreached(FunctionalNetwork(Own(then=cut_off)), x)
 
 
 @pytest.mark.parametrize("posterior", [".*", r"head\."])
