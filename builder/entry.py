@@ -12,6 +12,7 @@ from torch import nn
 
 from builder.config import Preset, Task, make_config
 from builder.data import RawData, from_arrays, from_frame
+from builder.own_network import checked_factory
 from builder.pipeline import BuildResult, refuse_unwritable, run_build
 from builder.progress import StageBars
 
@@ -63,7 +64,7 @@ def build(
     if isinstance(network, str):
         values["network"]["factory"] = network
     elif network is not None:
-        factory = network
+        factory = checked_factory(network, "network")
     raw: RawData | None = None
     if isinstance(data, str | Path):
         values["data"]["file"] = Path(data)

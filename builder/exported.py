@@ -118,8 +118,9 @@ class Runner:
 def refusal(what: str, why: str) -> ConfigError:
     """A part of the model that cannot be exported."""
     return ConfigError(
-        f"The {what} cannot be exported to ONNX: {why}. Replace that part by layers that ONNX knows, without "
-        "branches on values and without fixed batch sizes; the number of rows is x.shape[0].",
+        f"The {what} cannot be exported to ONNX: {why}. Replace that part by layers that ONNX knows, in "
+        "float32 throughout, without branches on values and without fixed batch sizes; the number of rows is "
+        "x.shape[0].",
         code="export_failed",
         field="network",
         got=why,

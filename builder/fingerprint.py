@@ -22,6 +22,7 @@ def network_digest(module: nn.Module, x: Tensor) -> str:
     Outputs alone would not show code that few rows need, and source not what it calls elsewhere.
     """
     found = hashlib.sha256(repr(module).encode())
+    found.update(repr([p.requires_grad for p in module.parameters()]).encode())
     for name, value in module.state_dict().items():
         found.update(name.encode())
         if isinstance(value, Tensor):

@@ -317,7 +317,7 @@ def _posterior_network(
     """The network whose random weights are the posterior's, and the anchors (A, P) in them."""
     device = anchors.weights.device
     network = FunctionalNetwork(module, config.network.posterior).to(device)
-    if network.fixed_weights == 0:
+    if network.parameters == full.parameters:
         return network, anchors.weights
     # The fixed part is the MAP's: it is written into the module, from which the function takes it.
     module = copy.deepcopy(module)

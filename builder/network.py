@@ -9,23 +9,16 @@ Lengths: P random weights, N weight vectors, B rows, O outputs.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-import importlib
 import math
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from builder.plain import in_plain_operators
@@ -38,6 +31,8 @@ NetworkFactory = Callable[[], nn.Module]
 
 _MOST_STREAMS = 16
 """Of a CUDA device, on which weight vectors run side by side."""
+_MOST_IN_A_VECTOR = 16
+"""Numbers that a vector of a processor holds."""
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU}
 
 
@@ -55,7 +50,8 @@ class FunctionalNetwork:
         """Args:
             module: the network; its present values become the fixed part.
             posterior: regular expression; parameters whose whole name, or a part from its beginning, matches
-                are random (`re.match`).
+                are random (`re.match`), but for those that hold nothing, and for those without `requires_grad`
+                where others have it.
 
         Raises:
             ConfigError: the expression is invalid or matches no parameter.
@@ -66,14 +62,14 @@ class FunctionalNetwork:
             raise ConfigError(f"--posterior is no regular expression: {e}.", field="posterior", got=posterior) from e
         self.module = module.eval()
         named = dict(module.named_parameters())
+        matched = [name for name, parameter in named.items() if pattern.match(name) and parameter.numel()]
         self.parameters: list[ParameterSpec] = []
         offset = 0
-        for name, parameter in named.items():
-            if pattern.match(name):
-                shape = list(parameter.shape)
-                spec = ParameterSpec(name=name, input=f"weights.{name}", shape=shape, offset=offset)
-                self.parameters.append(spec)
-                offset += math.prod(shape)
+        for name in [name for name in matched if named[name].requires_grad] or matched:
+            shape = list(named[name].shape)
+            spec = ParameterSpec(name=name, input=f"weights.{name}", shape=shape, offset=offset)
+            self.parameters.append(spec)
+            offset += math.prod(shape)
         if not self.parameters:
             raise ConfigError(
                 "--posterior matches no parameter of the network.",
@@ -86,10 +82,10 @@ class FunctionalNetwork:
         self.fixed: dict[str, Tensor] = {n: p.detach() for n, p in named.items() if n not in random}
         self.fixed_weights = sum(t.numel() for t in self.fixed.values())
         self.fixed |= {n: b.detach() for n, b in module.named_buffers()}
-        self._dense = _dense_layers(module) if self.fixed_weights == 0 else None
+        self._dense = _dense_layers(module) if len(self.parameters) == len(named) else None
         self._parts = list(module.modules())
         self._convolves = self.fixed_weights == 0 and any(len(p.shape) > 2 for p in self.parameters)
-        self._channels_last = True
+        self._channels_last = not any(_writes_beyond_its_room(part) for part in self._parts)
 
     def to(self, device: torch.device | str) -> FunctionalNetwork:
         """Moves the module and its fixed part to a device; returns itself."""
@@ -102,7 +98,7 @@ class FunctionalNetwork:
         # Not a slice each: the gradient of a slice is as long as theta, so that taking them would cost their number.
         parts = torch.split(theta, [math.prod(p.shape) for p in self.parameters], dim=-1)
         lead = theta.shape[:-1]
-        return {p.name: part.reshape(*lead, *p.shape) for p, part in zip(self.parameters, parts, strict=True)}
+        return {p.name: part.reshape((*lead, *p.shape)) for p, part in zip(self.parameters, parts, strict=True)}
 
     def flatten(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """The flat weight vector (P,) of named parameters; names that are not random are ignored."""
@@ -117,13 +113,7 @@ class FunctionalNetwork:
         with in_plain_operators(self._parts):
             out = functional_call(self.module, {**self.fixed, **parameters}, (x,))
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != x.shape[0]:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ConfigError(
-                "The network must return one row of outputs for each input row.",
-                field="network",
-                expected=f"a tensor of shape ({x.shape[0]}, outputs)",
-                got=str(got),
-            )
+            raise _other_outputs(out, len(x))
         return out
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -238,6 +228,24 @@ class FunctionalNetwork:
         return max(1, count)
 
 
+def _other_outputs(out: object, rows: int) -> ConfigError:
+    """What is said of a network that returns something else than a row of outputs for each of its rows."""
+    way_out = ""
+    if isinstance(out, Tensor):
+        if out.shape == (rows,):
+            way_out = " One output is a column: leave out a squeeze(-1) at the end, or add .unsqueeze(1)."
+    elif isinstance(out, tuple | list):
+        way_out = " Let forward return the outputs alone, such as the first of what it returns now."
+    else:
+        way_out = " Let forward return the tensor of outputs alone, such as out.logits or out['logits']."
+    return ConfigError(
+        "The network must return one row of outputs for each input row." + way_out,
+        field="network",
+        expected=f"a tensor of shape ({rows}, outputs)",
+        got=str(tuple(out.shape)) if isinstance(out, Tensor) else type(out).__name__,
+    )
+
+
 def _dense_layers(module: nn.Module) -> list[nn.Module] | None:
     """The layers of a module that is nothing but linear layers with a bias and activations between them, else None."""
     if not isinstance(module, nn.Sequential) or type(module) not in {nn.Sequential, MLP}:
@@ -249,6 +257,14 @@ def _dense_layers(module: nn.Module) -> list[nn.Module] | None:
     apart = sum(1 for _ in module.parameters()) == 2 * len(linear) > 0
     plain = apart and len(linear) + len(others) == len(layers)
     return layers if plain and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules()) else None
+
+
+def _writes_beyond_its_room(module: nn.Module) -> bool:
+    """Whether a convolution overwrites memory that is not its own where channels are last: the gradient of the weights
+    of one pixel does, with a stride and fewer input channels than the processor's vectors hold (oneDNN issue 6035)."""
+    if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1):
+        return False
+    return max(module.stride) > 1 and module.in_channels // module.groups < _MOST_IN_A_VECTOR
 
 
 @functools.cache
@@ -274,118 +290,3 @@ class MLP(nn.Sequential):
             width = size
         layers.append(nn.Linear(width, outputs))
         super().__init__(*layers)
-
-
-def import_factory(reference: str) -> NetworkFactory:
-    """Imports `module:factory`, a callable without arguments that returns an `nn.Module`.
-
-    The current folder is searched first, as `python -m` does.
-
-    Raises:
-        ConfigError: it cannot be imported, or what it returns is no module.
-    """
-    module_name, _, attribute = reference.partition(":")
-    if not module_name or not attribute:
-        raise ConfigError(
-            "--network needs the form module:factory.", field="network", expected="module:factory", got=reference
-        )
-    here = Path.cwd()
-    # Whatever the user's own code raises, a script's exit included, is told and not thrown at the user.
-    try:
-        with _searched_first(here):
-            factory = getattr(importlib.import_module(module_name), attribute)
-    except (Exception, SystemExit) as e:
-        raise ConfigError(
-            f"--network {reference} cannot be imported: {type(e).__name__}: {e}.", field="network", got=reference
-        ) from e
-    if not callable(factory):
-        raise ConfigError(f"--network {reference} must be callable.", field="network", got=type(factory).__name__)
-
-    def checked() -> nn.Module:
-        try:
-            with _searched_first(here):
-                module = factory()
-        except ConfigError:
-            raise
-        except Exception as e:
-            raise ConfigError(
-                f"--network {reference} makes no network: {type(e).__name__}: {e}.",
-                field="network",
-                expected="a callable without arguments that returns a torch.nn.Module",
-            ) from e
-        if not isinstance(module, nn.Module):
-            raise ConfigError(
-                f"--network {reference} must return a torch.nn.Module.", field="network", got=type(module).__name__
-            )
-        return module
-
-    return checked
-
-
-@contextlib.contextmanager
-def _searched_first(folder: Path) -> Iterator[None]:
-    """Imports look into the folder first."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # the imported code may have changed the path itself
-            sys.path.remove(str(folder))
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Loads a safetensors state dict into a module, in place.
-
-    Raises:
-        ConfigError: the file is unreadable, its names or shapes are not the module's, or a weight is not finite.
-    """
-    try:
-        module.load_state_dict(_with_tied(load_file(path), module))
-    except OSError as e:
-        raise ConfigError(f"--weights {path} cannot be read: {e.strerror or e}.", field="weights") from e
-    except SafetensorError as e:
-        raise ConfigError(
-            f"--weights {path} is no safetensors file ({e}); write one with safetensors.torch.save_file.",
-            field="weights",
-        ) from e
-    except Exception as e:
-        raise ConfigError(f"--weights {path} does not fit the network: {e}", field="weights") from e
-    for name, parameter in module.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise ConfigError(
-                f"--weights {path} holds NaN or infinity in {name}; train the network again.", field="weights", got=name
-            )
-
-
-def _with_tied(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """A state with every name of a tensor that has several, of which `safetensors.torch.save_model` keeps one."""
-    names: dict[int, list[str]] = {}
-    for name, value in module.state_dict(keep_vars=True).items():
-        names.setdefault(id(value), []).append(name)
-    for tied in names.values():
-        kept = next((n for n in tied if n in state), None)
-        state |= {n: state[kept] for n in tied if kept is not None and n not in state}
-    return state
-
-
-def refuse_unknown_shapes(module: nn.Module) -> None:
-    """Raises ConfigError where parameters get their shapes at the first run only."""
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        if is_lazy(value):
-            raise ConfigError(
-                f"{name} has no shape before the network first runs (nn.LazyLinear and its like). Give the layer its "
-                "numbers of inputs and outputs.",
-                field="network",
-                got=name,
-            )
-
-
-def refuse_untrained_batch_norm(module: nn.Module) -> None:
-    """Raises ConfigError where a network that is still to be trained holds batch normalisation."""
-    for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            raise ConfigError(
-                f"{name} is batch normalisation, which cannot be trained for many weight vectors at once. "
-                "Use nn.GroupNorm, or train the network yourself and pass --weights (its statistics then stay fixed).",
-                field="network",
-            )

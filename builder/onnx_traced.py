@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack, pop_dynamic_layer_stack
 from torch.func import functional_call, vmap
 
 from builder.network import FunctionalNetwork
@@ -146,7 +147,7 @@ def _to_onnx(
     outputs: list[str] | None,
     strict: bool = False,
 ) -> ModelProto:
-    with torch.no_grad(), in_plain_operators(list(module.modules())):
+    with _transforms_ended(), torch.no_grad(), in_plain_operators(list(module.modules())):
         program = torch.export.export(module.eval(), args, dynamic_shapes=dict(dynamic), strict=strict)
         onnx_program = torch.onnx.export(
             program,
@@ -161,6 +162,16 @@ def _to_onnx(
     assert onnx_program is not None
     model: ModelProto = onnx_program.model_proto
     return model
+
+
+@contextlib.contextmanager
+def _transforms_ended() -> Iterator[None]:
+    """Ends a vmap that torch leaves open where the export of one fails: whatever runs later would run within it."""
+    try:
+        yield
+    finally:
+        while peek_interpreter_stack() is not None:
+            pop_dynamic_layer_stack()
 
 
 @contextlib.contextmanager

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from builder.recurrent import in_plain_steps
 
@@ -16,7 +19,7 @@ from builder.recurrent import in_plain_steps
 def in_plain_operators(parts: Sequence[nn.Module]) -> Iterator[None]:
     """Lets all modules of a network run in whatever transform they are called in, or be exported, and leaves nothing of
     it in them."""
-    with _plain_attention(), in_plain_steps(parts), _as_they_were(parts):
+    with _plain_attention(), in_plain_steps(parts), _plain_weight_norm(parts), _as_they_were(parts):
         yield
 
 
@@ -30,6 +33,27 @@ def _plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _plain_weight_norm(parts: Sequence[nn.Module]) -> contextlib.AbstractContextManager[object]:
+    has = any(isinstance(part, _WeightNorm) for part in parts)
+    return _PlainWeightNorm() if has else contextlib.nullcontext()
+
+
+class _PlainWeightNorm(TorchFunctionMode):
+    """Weight normalisation in plain operators: the fused one has no derivative in forward mode."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return _scaled(*args) if func is torch._weight_norm else func(*args, **(kwargs or {}))
+
+
+def _scaled(direction: Tensor, length: Tensor, dim: int) -> Tensor:
+    """Weights of these lengths along one dimension, or with -1 of one length."""
+    others = [d for d in range(direction.ndim) if d != dim]
+    weight: Tensor = direction * (length / torch.linalg.vector_norm(direction, dim=others, keepdim=dim >= 0))
+    return weight
 
 
 @contextlib.contextmanager

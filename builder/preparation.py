@@ -8,17 +8,18 @@ from torch import Tensor, nn
 
 from builder.config import BuildConfig
 from builder.data import Dataset, assign_folds, part_of
-from builder.network import (
-    MLP,
-    FunctionalNetwork,
-    NetworkFactory,
+from builder.network import MLP, FunctionalNetwork, NetworkFactory
+from builder.own_network import (
     import_factory,
     load_weights,
+    place_of,
     refuse_unknown_shapes,
+    refuse_unsuited,
     refuse_untrained_batch_norm,
 )
 from builder.predictive import sample_outputs
 from model_store.errors import ConfigError
+from model_store.manifest import ClassificationTarget
 
 _MEMORY = 0.5
 _SMALL_NETWORK = 10_000
@@ -64,6 +65,7 @@ def make_module(config: BuildConfig, dataset: Dataset, factory: NetworkFactory) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         module = factory()
+    refuse_unsuited(module)
     if config.network.weights is not None:
         load_weights(module, config.network.weights)
     else:
@@ -81,19 +83,33 @@ def make_module(config: BuildConfig, dataset: Dataset, factory: NetworkFactory) 
         codes = ""
         if looks_up and standardized(config):
             codes = ". Numbers reach it as z-scores; where they are codes, say --set data.standardize=false"
+        elif looks_up and "Long, Int" in str(e):
+            codes = ". Inputs are of torch.float32; look codes up with x.long()"
         raise ConfigError(
-            f"The network does not take the data: {type(e).__name__}: {e}{codes}",
+            f"The network does not take the data: {type(e).__name__}: {e}{place_of(e)}{codes}",
             field="network",
             expected=f"a network for inputs of shape (rows, {', '.join(map(str, dataset.x.shape[1:]))})",
         ) from e
     if outputs != dataset.outputs:
-        raise ConfigError(
-            "The network has the wrong number of outputs.",
-            field="network",
-            expected=f"{dataset.outputs} output(s): " + ("one a class" if dataset.outputs > 1 else "the mean"),
-            got=str(outputs),
-        )
+        raise _other_number_of_outputs(outputs, dataset)
     return module
+
+
+def _other_number_of_outputs(outputs: int, dataset: Dataset) -> ConfigError:
+    way_out = ""
+    if dataset.outputs == 1:
+        way_out = " Return the mean of one target alone: its noise is learned here, and each target has its own model."
+    elif isinstance(dataset.target, ClassificationTarget) and dataset.outputs == 2 and outputs == 1:
+        way_out = (
+            f" With one logit z for {dataset.target.classes[1]!r}, before any sigmoid, return "
+            "torch.cat([torch.zeros_like(z), z], 1)."
+        )
+    return ConfigError(
+        "The network has the wrong number of outputs." + way_out,
+        field="network",
+        expected=f"{dataset.outputs} output(s): " + ("one a class" if dataset.outputs > 1 else "the mean"),
+        got=str(outputs),
+    )
 
 
 def default_memory(device: torch.device) -> float:
@@ -107,13 +123,13 @@ def assign_members(config: BuildConfig, module: nn.Module, y: Tensor) -> Tensor:
     """(A, n) bool: which of the training rows (targets y) each anchor is trained on.
 
     Anchors are cross-fitted, each leaving out a fold; when all folds are taken the next round shuffles the rows anew,
-    so that with two rounds every row is unseen by two anchors. Where weights are given, or some stay fixed and so are
-    the same for all anchors, there is one anchor and one held-out part instead. A classification of very many rows has
-    one held-out part for all its anchors: it shows the temperature of all together, which a few unseen ones suggest to
-    first order only, and it is enough rows. A regression's moments need no such part.
+    so that with two rounds every row is unseen by two anchors. Where weights are given, or some are trained and then
+    stay fixed and so are the same for all anchors, there is one anchor and one held-out part instead. A classification
+    of very many rows has one held-out part for all its anchors: it shows the temperature of all together, which a few
+    unseen ones suggest to first order only, and it is enough rows. A regression's moments need no such part.
     """
     network = FunctionalNetwork(module, config.network.posterior)
-    cross_fit = config.network.weights is None and network.fixed_weights == 0
+    cross_fit = config.network.weights is None and network.parameters == FunctionalNetwork(module).parameters
     many = len(y) >= _MANY_ROWS
     usual = 10 if network.weights <= _SMALL_NETWORK else 5
     most = config.map.folds or (1 if many and not y.is_floating_point() else usual)

@@ -1,6 +1,6 @@
 """Recurrent layers in plain operators, where torch's own cannot run: inside `vmap`, `vjp` and `jvp`, which have no rule
-for `nn.GRU`, `nn.LSTM` and `nn.RNN`, and for gradients on a GPU, which cuDNN gives in training mode alone. Elsewhere
-these run as they are, which is faster.
+for `nn.GRU`, `nn.LSTM` and `nn.RNN` nor for the cell of an LSTM, and for gradients on a GPU, which cuDNN gives in
+training mode alone. Elsewhere these run as they are, which is faster.
 
 Lengths: T steps of a sequence, B rows, D inputs, H outputs of a layer.
 """
@@ -26,14 +26,19 @@ Step = Callable[[Tensor, State, Tensor, Tensor | None], State]
 def in_plain_steps(parts: Sequence[nn.Module]) -> contextlib.AbstractContextManager[object]:
     """Lets recurrent layers among modules run in whatever transform they are called in. Each keeps the weights it last
     ran with, and references by which it sees whether it is given others: see `builder.plain`."""
-    return _PlainSteps() if any(isinstance(part, nn.RNNBase) for part in parts) else contextlib.nullcontext()
+    recurrent = any(isinstance(part, nn.RNNBase | nn.RNNCellBase) for part in parts)
+    return _PlainSteps() if recurrent else contextlib.nullcontext()
 
 
 class _PlainSteps(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        step = _STEPS.get(getattr(func, "__name__", ""))
+        name = getattr(func, "__name__", "")
+        cell = _STEPS.get(name.removesuffix("_cell")) if name.endswith("_cell") else None
+        if cell is not None and _cannot_run(args[:4]):  # biases may be none
+            return _run_cell(cell, *args)
+        step = _STEPS.get(name)
         # Packed sequences, whose fourth argument is the weights, are left to torch.
         if step is not None and len(args) == 9 and isinstance(args[3], bool) and _cannot_run(args[:3]):
             return _run(step, *args)
@@ -47,6 +52,21 @@ def _cannot_run(values: Any) -> bool:
         wants = values.is_cuda and values.requires_grad and torch.is_grad_enabled()
         return wants or is_functorch_wrapped_tensor(values)
     return any(_cannot_run(v) for v in values)
+
+
+def _run_cell(
+    step: Step,
+    x: Tensor,
+    start: Tensor | Sequence[Tensor],
+    weight: Tensor,
+    recurrent: Tensor,
+    bias: Tensor | None = None,
+    own_bias: Tensor | None = None,
+) -> Tensor | State:
+    """As `torch.gru_cell` and its like: the next state."""
+    given = functional.linear(x, weight, bias)
+    state = step(given, (start,) if isinstance(start, Tensor) else tuple(start), recurrent, own_bias)
+    return state[0] if len(state) == 1 else state
 
 
 def _run(

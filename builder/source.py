@@ -116,8 +116,10 @@ def from_arrays(
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
+        several = y.ndim == 2 and len(x) == len(y)
         raise DataError(
-            "x needs one row for each entry of y.",
+            "x needs one row for each entry of y."
+            + (" Give each column of y a model of its own, or of one-hot classes y.argmax(1)." if several else ""),
             field="--data",
             expected="x (n, ...), y (n,)",
             got=f"x {x.shape}, y {y.shape}",

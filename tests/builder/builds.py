@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 from numpy.typing import NDArray
 
+import builder.pipeline as pipeline
 from builder.config import BuildConfig, make_config
 from builder.pipeline import BuildResult, run_build
+from builder.trained import Trained
 from model_store.bundle import Bundle
 from model_store.plan import draw_latents
 from service.model import Asked, ServedModel
@@ -68,3 +71,16 @@ def serve(bundle: Bundle, rows: list[Any], samples: int | None = None) -> dict[s
     latents, anchors = draw_latents(plan, model.nodes, samples or plan.samples, 0)
     weights = model.engine.bind(model.engine.decode(latents, anchors), anchors)
     return model.predict(weights, model.encoder.encode(rows), Asked(0.9))
+
+
+def watched(patch: pytest.MonkeyPatch) -> list[Trained]:
+    """What the next builds publish, as torch has it."""
+    seen: list[Trained] = []
+    publish = pipeline.publish
+
+    def keep(trained: Trained, *rest: Any) -> Any:
+        seen.append(trained)
+        return publish(trained, *rest)
+
+    patch.setattr(pipeline, "publish", keep)
+    return seen

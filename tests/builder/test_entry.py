@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 import builder
 from builder.pipeline import BuildResult
@@ -55,6 +56,11 @@ def test_images_from_npz(tmp_path: Path) -> None:
     assert result.bundle.manifest.inputs.shape == [4, 4]
     assert result.bundle.manifest.target.classes == ["left", "middle", "right"]
     assert serve(result.bundle, [v.tolist() for v in x[:9]])["label"].tolist() == y[:9].tolist()
+
+
+def test_a_network_in_place_of_what_makes_it_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"network is a network itself\. Give a callable"):
+        build(tmp_path, table(), target="y", network=nn.Linear(3, 1))
 
 
 def test_a_frame_and_arrays_hold_the_same(tmp_path: Path) -> None:

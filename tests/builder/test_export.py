@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from builder.decoder import WeightDecoder
 from builder.export import ExportedNetwork, check_export, export_decoder, export_network, run_exported
 from builder.network import FunctionalNetwork
+from builder.onnx_traced import traced_batched
 from model_store.errors import ConfigError
 from model_store.manifest import ParameterSpec
 from model_store.onnx_guard import refuse_external_data
@@ -267,6 +268,25 @@ def test_networks_that_cannot_be_exported_are_refused_by_name(then: str, message
     with pytest.raises(ConfigError, match=message) as caught:
         export_network(FunctionalNetwork(Returns(then)), torch.ones(5, 4))
     assert caught.value.field == "network"
+
+
+class Cast(nn.Module):
+    """A layer that computes in half precision, which torch cannot export side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            out: Tensor = self.linear(x)
+        return out.float()
+
+
+def test_an_export_that_fails_leaves_no_transform_open() -> None:
+    with pytest.raises(torch.onnx.errors.OnnxExporterError):
+        traced_batched(FunctionalNetwork(Cast()), torch.randn(5, 4))
+    torch.zeros(2).requires_grad_()  # which no transform allows
 
 
 def test_inputs_of_the_wrong_width_are_refused() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from builder.fingerprint import network_digest
-from builder.network import import_factory
+from builder.own_network import import_factory
 
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 
@@ -117,4 +117,11 @@ def test_parameters_that_are_whole_and_states_that_are_no_tensors() -> None:
     before = network_digest(module, X)
     assert network_digest(Counted(), X) == before
     module.version = 2
+    assert network_digest(module, X) != before
+
+
+def test_frozen_parameters_are_another_network() -> None:
+    module = Net()
+    before = network_digest(module, X)
+    next(module.parameters()).requires_grad_(False)
     assert network_digest(module, X) != before

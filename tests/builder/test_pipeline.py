@@ -15,12 +15,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import builder.learning as learning
-import builder.pipeline as pipeline
 from builder.pipeline import BuildResult, run_build
 from builder.trained import Trained
 from model_store.errors import ConfigError
 from model_store.manifest import TRUNK_FILE, CategoricalColumn, TableInput
-from tests.builder.builds import build_table, config, serve, table
+from tests.builder.builds import build_table, config, serve, table, watched
 
 pytestmark = pytest.mark.usefixtures("rough_pictures")
 
@@ -197,19 +196,6 @@ class Headed(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.head(self.body(x))
         return out
-
-
-def watched(patch: pytest.MonkeyPatch) -> list[Trained]:
-    """What the next builds publish, as torch has it."""
-    seen: list[Trained] = []
-    publish = pipeline.publish
-
-    def keep(trained: Trained, *rest: Any) -> Any:
-        seen.append(trained)
-        return publish(trained, *rest)
-
-    patch.setattr(pipeline, "publish", keep)
-    return seen
 
 
 def test_what_is_served_has_seen_all_rows_and_what_chose_it_has_not(

@@ -232,6 +232,51 @@ def test_a_network_with_other_outputs_is_told_how_many(task: str, outputs: int, 
     assert (caught.value.field, caught.value.expected, caught.value.got) == ("network", expected, str(outputs))
 
 
+def test_a_network_of_one_logit_is_told_how_to_give_two() -> None:
+    with pytest.raises(ConfigError, match=r"one logit z for 1, .*torch\.cat\(\[torch\.zeros_like\(z\), z\], 1\)"):
+        make_module(config("classification"), images(2), lambda: nn.Sequential(nn.Flatten(), nn.Linear(100, 1)))
+
+
+class Looks(nn.Module):
+    """A network that looks up what it is given as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes = nn.Embedding(50, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.codes(x)[:, 0]
+        return out
+
+
+def test_what_does_not_take_the_data_is_shown() -> None:
+    options = config(data={"standardize": False})
+    with pytest.raises(ConfigError, match=r"\(test_preparation\.py, line \d+: out: Tensor = self\.codes.*x\.long\(\)"):
+        make_module(options, table(), Looks)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Linear(2, 1).double(), r"weight holds torch\.float64, .* Return network\.float\(\)"),
+        (lambda: nn.Linear(2, 1, device="meta"), "weight is on the device meta"),
+        (lambda: nn.DataParallel(nn.Linear(2, 1)), "is a DataParallel, .* Return the module itself"),
+    ],
+)
+def test_networks_that_no_build_computes_with_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_module(config(), table(), make)
+    assert caught.value.field == "network"
+
+
+def test_batch_normalisation_may_be_frozen() -> None:
+    module = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+    module[0].requires_grad_(False)
+    assert make_module(config(), table(), lambda: module) is module
+    with pytest.raises(ConfigError, match=r"0 is batch normalisation, .* freeze it by requires_grad_\(False\)"):
+        make_module(config(), table(), lambda: nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1)))
+
+
 def test_a_network_with_a_flat_output_is_refused() -> None:
     with pytest.raises(ConfigError, match="one row of outputs for each input row"):
         make_module(config(), table(), lambda: nn.Sequential(nn.Linear(2, 1), nn.Flatten(0)))

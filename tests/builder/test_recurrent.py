@@ -45,10 +45,35 @@ class Recurrent(nn.Module):
         return out
 
 
-@pytest.fixture(params=list(LAYERS))
+class Looped(nn.Module):
+    """Sequences (B, 4, 3) -> (B, 1), a step of a cell at a time."""
+
+    def __init__(self, cell: nn.RNNCellBase) -> None:
+        super().__init__()
+        self.cell, self.head = cell, nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = x.new_zeros(len(x), 5)
+        state = (start, start) if isinstance(self.cell, nn.LSTMCell) else start
+        for part in x.unbind(1):
+            state = self.cell(part, state)
+        out: Tensor = self.head(state[0] + state[1] if isinstance(state, tuple) else state)
+        return out
+
+
+CELLS: dict[str, Callable[[], nn.RNNCellBase]] = {
+    "gru_cell": lambda: nn.GRUCell(3, 5),
+    "lstm_cell": lambda: nn.LSTMCell(3, 5),
+    "tanh_cell": lambda: nn.RNNCell(3, 5, bias=False),
+    "relu_cell": lambda: nn.RNNCell(3, 5, nonlinearity="relu"),
+}
+
+
+@pytest.fixture(params=[*LAYERS, *CELLS])
 def module(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
-    return Recurrent(LAYERS[request.param]()).eval()
+    name = request.param
+    return Recurrent(LAYERS[name]()).eval() if name in LAYERS else Looped(CELLS[name]()).eval()
 
 
 def test_many_weight_vectors_give_what_each_gives(module: nn.Module) -> None:

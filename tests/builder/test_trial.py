@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch.nn import functional
 
 from builder.config import make_config
 from builder.data import Dataset, from_arrays, prepare
+from builder.network import FunctionalNetwork
 from builder.preparation import make_module
-from builder.trial import notes_on, try_network
+from builder.trial import _refuse_unreached, notes_on, try_network
 from model_store.errors import ConfigError
 
 CONFIG = make_config({"name": "a", "data": {"task": "classification"}})
@@ -46,6 +48,17 @@ class Own(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.then(self.body(self.first(x).flatten(1))))
         return out
+
+
+class Then(nn.Module):
+    """A function at the end of a network."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
 class Recurrent(nn.Module):
@@ -87,6 +100,28 @@ def overwriting(h: Tensor) -> Tensor:
     return out
 
 
+def of_numpy(h: Tensor) -> Tensor:
+    return torch.from_numpy(h.detach().numpy())
+
+
+def counting(h: Tensor) -> Tensor:
+    return h * functional.one_hot((h[:, 0] > 0).long(), 4)
+
+
+def of_bessel(h: Tensor) -> Tensor:
+    return h + torch.special.bessel_j0(h)
+
+
+def cut_off(h: Tensor) -> Tensor:
+    return h.detach()
+
+
+def with_head_of_nought(module: Own) -> nn.Module:
+    """As a last layer often starts, so that nothing before it has a gradient at first."""
+    nn.init.zeros_(module.head.weight)
+    return module
+
+
 def tried(module: nn.Module, posterior: str = ".*", dataset: Dataset | None = None) -> None:
     dataset = dataset or sequences()
     try_network(make_module(CONFIG, dataset, lambda: module), posterior, False, dataset)
@@ -99,7 +134,11 @@ def tried(module: nn.Module, posterior: str = ".*", dataset: Dataset | None = No
         (lambda: Own(then=functional.dropout), r"Own gives other outputs .* training=self\.training"),
         (lambda: Own(then=branching), r"Own cannot run with several weight vectors .* by torch\.where"),
         (lambda: Own(then=overwriting), r"Own cannot run with several weight vectors .* without changing tensors"),
-        (lambda: Own(then=torch.special.bessel_j0), "The network cannot be exported to ONNX: .*bessel_j0"),
+        (lambda: Own(then=of_bessel), "The network cannot be exported to ONNX: .*bessel_j0"),
+        (lambda: Own(then=of_numpy), r"\(test_trial\.py, line \d+: return torch\.from_numpy.* torch's functions"),
+        (lambda: Own(then=cut_off), r"No gradient reaches body\.weight, body\.bias, .* requires_grad_\(False\)"),
+        (lambda: nn.Sequential(Own(), Then(cut_off)), r"torch\.no_grad\(\) and detach\(\) out of what makes"),
+        (lambda: Own(then=counting), r"Own cannot run .*F\.one_hot\(i, n\) by"),
         (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), r"1\.weight has no shape .* numbers of inputs"),
     ],
 )  # fmt: skip
@@ -109,8 +148,26 @@ def test_what_a_network_cannot_do_is_said_in_one_message(module: Callable[[], nn
     assert caught.value.field == "network"
 
 
+class Shifted(Own):
+    """A network with a weight that has no gradient and is as good as none, but for rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1e-6 * self.shift.detach()
+
+
+def test_weights_that_say_nothing_need_no_gradient() -> None:
+    x = torch.from_numpy(sequences().x)
+    _refuse_unreached(FunctionalNetwork(Shifted()), x)
+    with pytest.raises(ConfigError, match="No gradient reaches body"):
+        _refuse_unreached(FunctionalNetwork(Own(then=cut_off)), x)
+
+
 @pytest.mark.parametrize("posterior", [".*", r"head\."])
-@pytest.mark.parametrize("module", [lambda: Recurrent(nn.GRU), lambda: Own(counted)])
+@pytest.mark.parametrize("module", [lambda: Recurrent(nn.GRU), lambda: with_head_of_nought(Own(counted))])
 def test_what_a_network_may_do(module: Callable[[], nn.Module], posterior: str) -> None:
     tried(module(), posterior)
 
@@ -132,6 +189,28 @@ def test_the_users_rows_are_left_as_they_are() -> None:
     with pytest.raises(ConfigError):
         tried(Own(changes), dataset=dataset)
     np.testing.assert_array_equal(dataset.x, before)
+
+
+class Listed(Own):
+    """A network that keeps layers where torch does not look for them, one of which it knows by another name too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = [nn.Linear(4, 4), nn.Tanh()]
+        self.order = [self.body, self.head, nn.Tanh()]
+
+
+def test_frozen_parameters_are_noted() -> None:
+    module = Own()
+    module.body.requires_grad_(False)
+    (note,) = notes_on(module, False, sequences())
+    assert note.startswith("Frozen parameters stay as the network is made: body.weight, body.bias. ")
+    assert notes_on(Own().requires_grad_(False), False, sequences()) == []
+
+
+def test_layers_in_plain_lists_are_noted() -> None:
+    (note,) = notes_on(nn.Sequential(Listed()), False, sequences())
+    assert note.startswith("Layers in plain lists are not trained and stay as they are made: 0.blocks. ")
 
 
 def test_notes() -> None:
@@ -175,7 +254,16 @@ class Hoards(Own):
         return out
 
 
-def test_a_network_that_cannot_be_copied_is_told_why() -> None:
+class Locked(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("factory", "why"), [(Hoards, "Keep no tensor of forward in a list"), (Locked, "keep generators, locks")]
+)
+def test_a_network_that_cannot_be_copied_is_told_why(factory: type[nn.Module], why: str) -> None:
     dataset = sequences()
-    with pytest.raises(ConfigError, match="Keep no tensor of forward in a list"):
-        try_network(make_module(CONFIG, dataset, Hoards), ".*", False, dataset)
+    with pytest.raises(ConfigError, match=why):
+        try_network(make_module(CONFIG, dataset, factory), ".*", False, dataset)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from builder.network import import_factory
+from builder.own_network import import_factory
 from fiberwalk.cli import app
 from model_store import ModelStore
 from model_store.bundle import Bundle
