@@ -166,6 +166,13 @@ def test_weights_that_say_nothing_need_no_gradient() -> None:
         _refuse_unreached(FunctionalNetwork(Own(then=cut_off)), x)
 
 
+def test_a_layer_whose_units_are_all_off_is_no_cut() -> None:
+    module = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1))
+    nn.init.zeros_(module[0].weight)
+    nn.init.constant_(module[0].bias, -2.0)
+    _refuse_unreached(FunctionalNetwork(module), torch.randn(32, 2, generator=torch.Generator().manual_seed(0)))
+
+
 @pytest.mark.parametrize("posterior", [".*", r"head\."])
 @pytest.mark.parametrize("module", [lambda: Recurrent(nn.GRU), lambda: with_head_of_nought(Own(counted))])
 def test_what_a_network_may_do(module: Callable[[], nn.Module], posterior: str) -> None:
