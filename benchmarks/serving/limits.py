@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from benchmarks.quality.goals import Goal, make_goal
 from benchmarks.serving.measure import all_outputs, by_turns
 from benchmarks.serving.models import CASES, rows_of, serve_beside, session_of
-from builder.onnx_graph import IR_VERSION, OPSET
+from builder.onnx_graph import model_of
 from model_store.plan import draw_latents
 
 What = Literal["det", "read", "sgemm", "hot"]
@@ -117,9 +117,7 @@ def _product() -> ort.InferenceSession:
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [_SGEMM, _SGEMM]) for name in ("left", "right", "found")
     )
     node = helper.make_node("MatMul", ["left", "right"], ["found"])
-    opset = [helper.make_opsetid("", OPSET)]
-    graph = helper.make_graph([node], "product", [left, right], [found])
-    return session_of(helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION).SerializeToString())
+    return session_of(model_of([node], [left, right], [found], "product", []).SerializeToString())
 
 
 def judge_limits(found: Sequence[dict[str, Any]]) -> list[Goal]:

@@ -18,7 +18,6 @@ from scipy.stats import norm
 from sklearn.metrics import accuracy_score, log_loss, root_mean_squared_error
 from torch import nn
 
-import builder.pipeline as pipeline
 from builder.calibration import Calibrated, DecodedPosterior, Reach, SampledPosterior
 from builder.config import make_config
 from builder.data import Dataset, from_frame, prepare
@@ -30,7 +29,7 @@ from builder.trained import Trained
 from model_store.bundle import Bundle
 from model_store.manifest import LatentPlan, Metrics, RegressionTarget
 from model_store.plan import draw_latents
-from tests.builder.builds import classes, config, serve, table
+from tests.builder.builds import classes, config, serve, table, watched
 from tests.builder.decoders import Identity
 
 pytestmark = pytest.mark.usefixtures("rough_pictures")
@@ -319,14 +318,7 @@ def test_without_a_test_part_only_out_of_fold_figures_are_left(task: str) -> Non
 
 def built(folder: Path, patch: pytest.MonkeyPatch, frame: pd.DataFrame, **data: Any) -> tuple[Trained, Bundle]:
     """A small build, as torch has it and as it was published."""
-    seen: list[Trained] = []
-    publish = pipeline.publish
-
-    def keep(trained: Trained, *rest: Any) -> Bundle:
-        seen.append(trained)
-        return publish(trained, *rest)
-
-    patch.setattr(pipeline, "publish", keep)
+    seen = watched(patch)
     frame.to_csv(folder / "table.csv", index=False)
     result = run_build(config(folder, data={"test_fraction": 0.3, **data}, map={"steps": 150}))
     return seen[0], result.bundle

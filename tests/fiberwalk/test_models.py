@@ -17,17 +17,6 @@ from model_store.manifest import Metrics
 from tests import bundles
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> ModelStore:
-    """Two versions of `prices` (the first is its champion) and one of `flowers`."""
-    store = ModelStore(tmp_path / "store")
-    bundles.mixed_regression("prices").publish(store)
-    bundles.mixed_regression("prices", seed=1).publish(store)
-    bundles.classification("flowers").publish(store)
-    store.set_alias("prices", "champion", 1)
-    return store
-
-
 def run(store: ModelStore, *arguments: str, answer: str | None = None) -> Result:
     # A wide terminal, so that no cell is wrapped.
     return CliRunner(env={"COLUMNS": "240"}).invoke(app, [*arguments, "--store", str(store.root)], input=answer)

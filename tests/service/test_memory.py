@@ -15,6 +15,8 @@ from service.memory import give_back, share_arenas
 from tests import bundles
 from tests.servers import Server, serving
 
+of_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other heaps")
+
 RESIDENT = """
 def resident():
     (line,) = (l for l in open("/proc/self/status") if l.startswith("VmRSS"))
@@ -123,27 +125,27 @@ print(faults() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other heaps")
+@of_glibc
 def test_what_a_request_needed_is_at_hand_for_the_next() -> None:
     assert printed(REQUESTED) < 1000
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other heaps")
+@of_glibc
 def test_large_blocks_leave_no_holes() -> None:
     assert printed(RESIDENT + CHURNED, "apart") < 1_000_000 < printed(RESIDENT + CHURNED, "together")
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other heaps")
+@of_glibc
 def test_threads_share_two_heaps() -> None:
     assert printed(HEAPS, "shared") <= 2 < printed(HEAPS, "of their own")
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
+@of_glibc
 def test_what_was_freed_goes_back_to_the_system() -> None:
     assert printed(RESIDENT + HOLED) > 25_000_000
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
+@of_glibc
 def test_what_was_freed_goes_back_as_time_passes() -> None:
     assert printed(RESIDENT + LATER) > 25_000_000
 
